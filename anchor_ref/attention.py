@@ -1,0 +1,53 @@
+"""AnchorAttention: the three stages in order (arXiv 2505.23520)."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from anchor_ref.anchor import compute_anchor
+from anchor_ref.config import AnchorConfig
+from anchor_ref.plan import AnchorTrace
+from anchor_ref.sparse import attend_stripes
+from anchor_ref.stripes import identify_stripes
+
+
+def anchor_attention(
+    q: Float[Tensor, "B Hq Nq D"],
+    k: Float[Tensor, "B Hkv Nk D"],
+    v: Float[Tensor, "B Hkv Nk D"],
+    config: AnchorConfig | None = None,
+    scale: float | None = None,
+    cu_seqlens: Int[Tensor, "S"] | None = None,
+    *,
+    return_trace: bool = False,
+    compute_dtype: torch.dtype | None = None,
+) -> Float[Tensor, "B Hq Nq D"] | tuple[Float[Tensor, "B Hq Nq D"], AnchorTrace]:
+    """Causal attention over the initial region, the window, and the stripes that matter.
+
+    Args:
+        q: queries, `[B, Hq, Nq, D]`, float16, bfloat16, float32 or float64.
+        k: keys, `[B, Hkv, Nk, D]`, q's dtype and device; Hq a multiple of Hkv. With Nk > Nq the
+            queries are the last Nq tokens (chunked prefill).
+        v: values, k's shape.
+        config: sizes and threshold; None means `AnchorConfig()`.
+        scale: factor of q·k; None means 1/sqrt(D).
+        cu_seqlens: `[n_sequences + 1]` int32 or int64, boundaries of sequences packed one after
+            the other in a batch of 1; none attends to another.
+        return_trace: also return what the stages found.
+        compute_dtype: float32 or float64; None means float32, and float64 for float64 inputs.
+
+    Returns:
+        Output `[B, Hq, Nq, D]` in q's dtype, and an `AnchorTrace` when asked for.
+
+    Raises:
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: a shape, device or value does not fit; the message names argument and value.
+
+    NaN and Inf act as in dense attention computed block by block: a row whose scores or values
+    hold one becomes NaN, and so may rows of its own group, but never a row of an earlier group.
+    """
+    config = AnchorConfig() if config is None else config
+    state = compute_anchor(q, k, v, config, scale, cu_seqlens, compute_dtype=compute_dtype)
+    stripes = identify_stripes(q, k, state.max, config, scale, cu_seqlens)
+    out = attend_stripes(q, k, v, state, stripes, config, scale, cu_seqlens)
+    return (out, AnchorTrace(state.max, stripes)) if return_trace else out

@@ -1,0 +1,30 @@
+"""Grouped-query attention without copying a key: query heads stacked on the kv head they share."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def stack_heads(x: Float[Tensor, "B Hq N *D"], kv_heads: int) -> Float[Tensor, "B Hkv rN *D"]:
+    """Rows of the r = Hq / Hkv query heads of each kv head, one head after the other.
+
+    Query head h reads kv head h // r, so heads that share one are neighbours, and one matrix
+    product `[r·N, D] x [D, M]` scores them all.
+    """
+    return x.unflatten(1, (kv_heads, -1)).flatten(2, 3)
+
+
+def unstack_heads(x: Float[Tensor, "B Hkv rN *D"], q_heads: int) -> Float[Tensor, "B Hq N *D"]:
+    """The inverse of `stack_heads`."""
+    return x.unflatten(2, (q_heads // x.shape[1], -1)).flatten(1, 2)
+
+
+def scaled_scores(
+    q: Float[Tensor, "*batch N D"], k: Float[Tensor, "*batch M D"], scale: float
+) -> Float[Tensor, "*batch N M"]:
+    """s_ij = scale · <q_i, k_j>, natural-log units.
+
+    The factor follows the sum: equal inner products stay equal, so that ties at the threshold are
+    decided by the numbers and not by the order of rounding.
+    """
+    return torch.matmul(q, k.mT).mul_(scale)

@@ -1,0 +1,101 @@
+"""Who may look at whom: initial region, candidates, window (arXiv 2505.23520, section 3.2).
+
+For a query at position i of group g, with S = `config.group_size` and b = `config.block_size`:
+
+    initial region   keys [0, init_blocks·b)
+    window           keys [g·S − window_blocks·b, i]
+    candidates       every key between the two
+
+The three hold each of the keys 0..i exactly once. All other files ask this one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from anchor_ref.config import AnchorConfig
+
+
+@dataclass(frozen=True)
+class Group:
+    """One group of queries, with the keys of its three regions.
+
+    Every number indexes the tensors that were passed in, also for packed sequences and chunks.
+
+    Attributes:
+        rows: queries of the group, as a range of rows of q.
+        shift: the key of row r is key r + shift: its own token.
+        init: keys of the initial region, as far as they precede the window.
+        candidates: keys that stage 2 chooses from; all of them precede every query of the group.
+        window_start: row r sees keys window_start, ..., r + shift.
+        blocks: the query blocks of the group, as ranges of rows of q. Blocks start at multiples of
+            the block size counted from the start of the sequence, so the first block of a chunk
+            and the last of a sequence may be shorter.
+    """
+
+    rows: range
+    shift: int
+    init: range
+    candidates: range
+    window_start: int
+    blocks: tuple[range, ...]
+
+
+def groups(
+    config: AnchorConfig,
+    n_queries: int,
+    n_keys: int,
+    cu_seqlens: Sequence[int] | None = None,
+) -> tuple[Group, ...]:
+    """All groups that hold at least one query, in order; packed sequences one after the other.
+
+    Args:
+        config: sizes of block, group and regions.
+        n_queries: Nq. The queries are the last Nq tokens (chunked prefill when Nq < Nk).
+        n_keys: Nk, at least Nq.
+        cu_seqlens: boundaries 0 = c_0 <= c_1 <= ... = Nk of packed sequences; none attends to
+            another. An empty sequence has no group. Needs Nq = Nk.
+
+    Returns:
+        A tuple of `Group`.
+    """
+    if cu_seqlens is None:
+        return _sequence_groups(config, 0, n_keys, n_keys - n_queries)
+    bounds = [int(c) for c in cu_seqlens]
+    return tuple(
+        group
+        for start, end in zip(bounds[:-1], bounds[1:], strict=True)
+        for group in _sequence_groups(config, start, end, 0)
+    )
+
+
+def _sequence_groups(
+    config: AnchorConfig, start: int, end: int, shift: int
+) -> tuple[Group, ...]:
+    """Groups of the one sequence whose keys are [start, end) and first query is key start+shift."""
+    size, block = config.group_size, config.block_size
+    init_end = min(start + config.init_blocks * block, end)
+    first_query = start + shift
+    found = []
+    for g in range((first_query - start) // size, -(-(end - start) // size)):
+        group_start = start + g * size
+        tokens = range(max(group_start, first_query), min(group_start + size, end))
+        window_start = max(start, group_start - config.window_blocks * block)
+        found.append(
+            Group(
+                rows=_moved(tokens, -shift),
+                shift=shift,
+                init=range(start, min(init_end, window_start)),
+                candidates=range(min(init_end, window_start), window_start),
+                window_start=window_start,
+                blocks=tuple(
+                    _moved(range(max(b, tokens.start), min(b + block, tokens.stop)), -shift)
+                    for b in range(group_start, tokens.stop, block)
+                    if b + block > tokens.start
+                ),
+            )
+        )
+    return tuple(found)
+
+
+def _moved(indices: range, by: int) -> range:
+    return range(indices.start + by, indices.stop + by)

@@ -1,0 +1,80 @@
+"""Stage 3: fine-grained sparse computation (arXiv 2505.23520, section 3.4, algorithm 3).
+
+The selected keys lie scattered. Their rows are gathered into a dense little matrix, and the softmax
+that stage 1 began goes on over it. Every stripe precedes the whole group: no mask is needed.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from anchor_ref.config import AnchorConfig
+from anchor_ref.heads import scaled_scores
+from anchor_ref.inputs import check_inputs
+from anchor_ref.online_softmax import SoftmaxState, merge, normalise, partial_softmax
+from anchor_ref.plan import StripePlan
+from anchor_ref.regions import groups
+
+
+@torch.no_grad()
+def attend_stripes(
+    q: Float[Tensor, "B Hq Nq D"],
+    k: Float[Tensor, "B Hkv Nk D"],
+    v: Float[Tensor, "B Hkv Nk D"],
+    state: SoftmaxState,
+    stripes: StripePlan,
+    config: AnchorConfig,
+    scale: float | None = None,
+    cu_seqlens: Int[Tensor, "S"] | None = None,
+) -> Float[Tensor, "B Hq Nq D"]:
+    """Continue stage 1's softmax over the stripes of each group and normalise it.
+
+    out_i = softmax over A_i ∪ stripes(g) of s_ij, times v_j   for query i of group g
+
+    Args:
+        q, k, v: as in stage 1.
+        state: what `compute_anchor` returned; it is read, not changed.
+        stripes: what `identify_stripes` returned, or any plan of keys before each group.
+        config: block and group sizes.
+        scale: factor of q·k; None means 1/sqrt(D).
+        cu_seqlens: boundaries of packed sequences, see `regions.groups`.
+
+    Returns:
+        Attention output `[B, Hq, Nq, D]` in q's dtype, computed in the dtype of `state`.
+
+    Raises:
+        TypeError, ValueError: see `inputs.check_inputs`; or `state` or `stripes` do not fit q.
+    """
+    scale = check_inputs(q, k, v, scale, cu_seqlens)
+    dtype, heads_per_kv = state.acc.dtype, q.shape[1] // k.shape[1]
+    all_groups = groups(config, q.shape[2], k.shape[2], cu_seqlens)
+    _check_fit(state, stripes, q, len(all_groups))
+    out = torch.empty_like(q)
+    for b, h in _pairs(q.shape[0], q.shape[1]):
+        for g, group in enumerate(all_groups):
+            keys = stripes.keys(b, h, g)
+            k_stripes = k[b, h // heads_per_kv].index_select(0, keys).to(dtype)  # [n, D]
+            v_stripes = v[b, h // heads_per_kv].index_select(0, keys).to(dtype)
+            for rows in group.blocks:
+                block = b, h, slice(rows.start, rows.stop)
+                scores = scaled_scores(q[block].to(dtype), k_stripes, scale)  # [b, n]
+                found = merge(state[block], partial_softmax(scores, v_stripes))
+                out[block] = normalise(found)
+    return out
+
+
+def _pairs(batch: int, heads: int):
+    return ((b, h) for b in range(batch) for h in range(heads))
+
+
+def _check_fit(state: SoftmaxState, stripes: StripePlan, q: Tensor, n_groups: int) -> None:
+    if state.acc.shape != q.shape:
+        raise ValueError(
+            f"state must have q's shape {tuple(q.shape)}, got {tuple(state.acc.shape)}"
+        )
+    expected = (q.shape[0], q.shape[1], n_groups)
+    if stripes.counts.shape != expected:
+        raise ValueError(
+            f"stripes must have one list for each (batch, head, group) {expected}, "
+            f"got {tuple(stripes.counts.shape)}"
+        )
