@@ -1,0 +1,238 @@
+"""What a selection keeps and what it costs: one definition for every method.
+
+    recall       of a row: dense softmax mass on the keys kept
+    density      kept causal pairs / all causal pairs, everything kept counted
+    executed     the same with the pairs that whole tiles multiply
+    cost         of choosing: pairs scored, x 1/2 where only q·k is formed, / all causal pairs
+    error        ‖out − dense‖ / ‖dense‖
+
+All are streamed over query blocks: no N x N matrix is ever stored.
+"""
+
+from dataclasses import dataclass
+from math import ceil
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from anchor_ref.anchor import compute_anchor
+from anchor_ref.attention import anchor_attention
+from anchor_ref.config import AnchorConfig
+from anchor_ref.heads import scaled_scores, stack_heads, unstack_heads
+from anchor_ref.inputs import check_inputs
+from anchor_ref.online_softmax import normalise
+from anchor_ref.plan import AnchorTrace, StripePlan
+from anchor_ref.regions import Group, groups
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Everything the metric contract asks for, of one call on one layer.
+
+    Attributes:
+        recall: of every row, `[B, Hq, Nq]`, in [0, 1].
+        density: of every head, `[B, Hq]`, in (0, 1].
+        executed_density: `[B, Hq]`; above `density`, since tiles are computed whole.
+        identification_cost: `[B, Hq]`, pairs scored to choose, as a share of all causal pairs.
+        output_error: `[B, Hq]`, relative L2 distance to dense attention.
+        trace: anchors and stripes.
+    """
+
+    recall: Float[Tensor, "B Hq Nq"]
+    density: Float[Tensor, "B Hq"]
+    executed_density: Float[Tensor, "B Hq"]
+    identification_cost: Float[Tensor, "B Hq"]
+    output_error: Float[Tensor, "B Hq"]
+    trace: AnchorTrace
+
+
+def measure(
+    q: Float[Tensor, "B Hq Nq D"],
+    k: Float[Tensor, "B Hkv Nk D"],
+    v: Float[Tensor, "B Hkv Nk D"],
+    config: AnchorConfig,
+    scale: float | None = None,
+) -> Measurement:
+    """Run AnchorAttention and dense attention on the same tensors and compare them.
+
+    Args:
+        q, k, v, config, scale: as in `anchor_attention`.
+
+    Returns:
+        A `Measurement`. Costs as much time as dense attention, memory grows linearly in Nk.
+    """
+    out, trace = anchor_attention(q, k, v, config, scale, return_trace=True)
+    sizes = (config, q.shape[2], k.shape[2])
+    return Measurement(
+        recall=recall(q, k, trace.stripes, config, scale),
+        density=density(trace.stripes, *sizes),
+        executed_density=executed_density(trace.stripes, *sizes),
+        identification_cost=identification_cost(*sizes).expand(q.shape[:2]),
+        output_error=output_error(out, dense_attention(q, k, v, scale)),
+        trace=trace,
+    )
+
+
+def dense_attention(
+    q: Float[Tensor, "B Hq Nq D"],
+    k: Float[Tensor, "B Hkv Nk D"],
+    v: Float[Tensor, "B Hkv Nk D"],
+    scale: float | None = None,
+    cu_seqlens: Int[Tensor, "S"] | None = None,
+    *,
+    compute_dtype: torch.dtype | None = None,
+) -> Float[Tensor, "B Hq Nq D"]:
+    """Causal attention over all keys: stage 1 with a window that reaches back to the first key.
+
+    Args:
+        q, k, v, scale, cu_seqlens, compute_dtype: as in `compute_anchor`.
+
+    Returns:
+        `[B, Hq, Nq, D]` in the compute dtype, not rounded back to q's.
+    """
+    check_inputs(q, k, v, scale, cu_seqlens)
+    block = AnchorConfig().block_size
+    everything = AnchorConfig(init_blocks=0, window_blocks=ceil(k.shape[2] / block))
+    state = compute_anchor(q, k, v, everything, scale, cu_seqlens, compute_dtype=compute_dtype)
+    return normalise(state)
+
+
+@torch.no_grad()
+def recall(
+    q: Float[Tensor, "B Hq Nq D"],
+    k: Float[Tensor, "B Hkv Nk D"],
+    stripes: StripePlan,
+    config: AnchorConfig,
+    scale: float | None = None,
+    cu_seqlens: Int[Tensor, "S"] | None = None,
+) -> Float[Tensor, "B Hq Nq"]:
+    """Dense softmax mass of each row on initial region, window and stripes.
+
+    Args:
+        q, k, config, scale, cu_seqlens: as in `identify_stripes`.
+        stripes: the keys kept among the candidates.
+
+    Returns:
+        Recall in [0, 1], `[B, Hq, Nq]`, float32 (float64 for float64 inputs).
+    """
+    scale = check_inputs(q, k, None, scale, cu_seqlens)
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    found = torch.empty(q.shape[:3], dtype=dtype, device=q.device)
+    k = k.to(dtype)
+    for g, group in enumerate(groups(config, q.shape[2], k.shape[2], cu_seqlens)):
+        dropped = _dropped(stripes, g, group)  # [B, Hq, C]
+        first = group.init.start
+        candidates = slice(group.candidates.start - first, group.candidates.stop - first)
+        for rows in group.blocks:
+            q_rows = q[:, :, rows.start : rows.stop].to(dtype)
+            keys = k[:, :, first : rows.stop + group.shift]
+            scores = scaled_scores(stack_heads(q_rows, k.shape[1]), keys, scale)
+            scores = unstack_heads(scores, q.shape[1])  # [B, Hq, b, keys up to the block's last]
+            later = torch.ones(len(rows), len(rows), dtype=torch.bool, device=q.device).triu(1)
+            scores[..., -len(rows) :].masked_fill_(later, -torch.inf)
+            weights = scores.softmax(-1)
+            lost = (weights[..., candidates] * dropped.unsqueeze(2)).sum(-1)
+            found[:, :, rows.start : rows.stop] = 1 - lost
+    # Rounding may carry 1 − lost past either end by an ulp.
+    return found.clamp_(0, 1)
+
+
+def density(
+    stripes: StripePlan,
+    config: AnchorConfig,
+    n_queries: int,
+    n_keys: int,
+    cu_seqlens: Int[Tensor, "S"] | None = None,
+) -> Float[Tensor, "B Hq"]:
+    """Share of the causal pairs that is kept, for each head: float64, `[B, Hq]`."""
+    all_groups = groups(config, n_queries, n_keys, cu_seqlens)
+    rows = torch.tensor([len(group.rows) for group in all_groups])
+    causal = sum(_causal_pairs(group, group.init.start) for group in all_groups)
+    always = sum(
+        len(group.rows) * len(group.init) + _causal_pairs(group, group.window_start)
+        for group in all_groups
+    )
+    return (always + (stripes.counts.cpu() * rows).sum(-1).double()) / causal
+
+
+def executed_density(
+    stripes: StripePlan,
+    config: AnchorConfig,
+    n_queries: int,
+    n_keys: int,
+    cu_seqlens: Int[Tensor, "S"] | None = None,
+    *,
+    gather: int = 64,
+) -> Float[Tensor, "B Hq"]:
+    """Share of the causal pairs that is multiplied when only whole tiles are.
+
+    Args:
+        stripes, config, n_queries, n_keys, cu_seqlens: as in `density`.
+        gather: stripes that stage 3 loads at a time. Other tiles hold `block_size` keys, and
+            every tile `block_size` queries.
+
+    Returns:
+        float64, `[B, Hq]`.
+    """
+    block = config.block_size
+    all_groups = groups(config, n_queries, n_keys, cu_seqlens)
+    tile_rows = torch.tensor([len(group.blocks) * block for group in all_groups])
+    always = 0
+    for group in all_groups:
+        for rows in group.blocks:
+            window = rows.stop + group.shift - group.window_start
+            always += block * (_whole(len(group.init), block) + _whole(window, block))
+    gathered = (stripes.counts.cpu().double() / gather).ceil() * gather
+    causal = sum(_causal_pairs(group, group.init.start) for group in all_groups)
+    return (always + (gathered * tile_rows).sum(-1)) / causal
+
+
+def identification_cost(
+    config: AnchorConfig,
+    n_queries: int,
+    n_keys: int,
+    cu_seqlens: Int[Tensor, "S"] | None = None,
+) -> Float[Tensor, ""]:
+    """Pairs of pooled queries and candidates scored in stage 2, x 1/2: only q·k is formed.
+
+    Stage 1 counts as execution, since its result is part of the output.
+
+    Returns:
+        Share of the causal pairs, a float64 scalar, the same for each head.
+    """
+    all_groups = groups(config, n_queries, n_keys, cu_seqlens)
+    scored = sum(len(group.blocks) * len(group.candidates) for group in all_groups)
+    causal = sum(_causal_pairs(group, group.init.start) for group in all_groups)
+    return torch.tensor(scored / 2 / causal, dtype=torch.float64)
+
+
+def output_error(
+    out: Float[Tensor, "B Hq N D"], dense: Float[Tensor, "B Hq N D"]
+) -> Float[Tensor, "B Hq"]:
+    """‖out − dense‖ / ‖dense‖ over all rows of a head, float64, `[B, Hq]`."""
+    dense = dense.double()
+    return (out.double() - dense).norm(dim=(-2, -1)) / dense.norm(dim=(-2, -1))
+
+
+def _dropped(stripes: StripePlan, g: int, group: Group) -> Tensor:
+    """Candidates of group g that no stripe holds, `[B, Hq, C]`."""
+    batch, heads = stripes.counts.shape[:2]
+    dropped = torch.ones(
+        batch, heads, len(group.candidates), dtype=torch.bool, device=stripes.indices.device
+    )
+    for b in range(batch):
+        for h in range(heads):
+            dropped[b, h, stripes.keys(b, h, g).long() - group.candidates.start] = False
+    return dropped
+
+
+def _causal_pairs(group: Group, first_key: int) -> int:
+    """Pairs (row, key) of a group with first_key <= key <= the row's own."""
+    least = group.rows.start + group.shift - first_key + 1
+    most = group.rows.stop + group.shift - first_key
+    return (least + most) * len(group.rows) // 2
+
+
+def _whole(keys: int, tile: int) -> int:
+    return ceil(keys / tile) * tile
