@@ -1,0 +1,58 @@
+"""Train the byte-level BPE of the bundled model: 4096 entries, one token for each digit.
+
+    python -m training.tokenizer --corpus books.jsonl.xz --out anchor_ref/activations/model
+"""
+
+import argparse
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from training.corpus import read_books
+
+SPECIAL = ("<|bos|>", "<|eos|>", "<|pad|>")  # ids 0, 1, 2
+
+
+def train_tokenizer(texts: list[str], vocabulary: int = 4096) -> Tokenizer:
+    """Byte-level BPE whose alphabet holds all 256 bytes, so that any text can be encoded.
+
+    Digits are split first: a number is as many tokens as it has digits, which makes "five digits
+    copied exactly" one well-defined task.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    lines = (line + "\n" for text in texts for line in text.split("\n"))
+    tokenizer.train_from_iterator(lines, trainer)
+    # Every sequence starts with <|bos|>, as in training: heads use that place as a sink.
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{SPECIAL[0]} $A", special_tokens=[(SPECIAL[0], 0)]
+    )
+    return tokenizer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--corpus", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    split, _ = read_books(options.corpus)
+    tokenizer = train_tokenizer(split["train"])
+    bos, eos, pad = SPECIAL
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=bos, eos_token=eos, pad_token=pad
+    )
+    fast.save_pretrained(options.out)
+
+
+if __name__ == "__main__":
+    main()
