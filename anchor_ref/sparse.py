@@ -55,11 +55,9 @@ def attend_stripes(
             keys = stripes.keys(b, h, g)
             k_stripes = k[b, h // heads_per_kv].index_select(0, keys).to(dtype)  # [n, D]
             v_stripes = v[b, h // heads_per_kv].index_select(0, keys).to(dtype)
-            for rows in group.blocks:
-                block = b, h, slice(rows.start, rows.stop)
-                scores = scaled_scores(q[block].to(dtype), k_stripes, scale)  # [b, n]
-                found = merge(state[block], partial_softmax(scores, v_stripes))
-                out[block] = normalise(found)
+            rows = b, h, slice(group.rows.start, group.rows.stop)
+            scores = scaled_scores(q[rows].to(dtype), k_stripes, scale)  # [S, n]
+            out[rows] = normalise(merge(state[rows], partial_softmax(scores, v_stripes)))
     return out
 
 

@@ -146,6 +146,8 @@ class Run:
         self.probes = Probes(corpus, Tokenizer.from_file(str(tokenizer_file)), self.device)
         self.loss = target_losses
         if self.device == "cuda":
+            # One graph for each length; eight layers may each ask for theirs.
+            torch._dynamo.config.recompile_limit = 64
             for layer in self.model.model.layers:
                 layer.compile(dynamic=False)
             self.loss = torch.compile(target_losses, dynamic=False)
