@@ -192,7 +192,8 @@ class Tasks:
         """A list of `key: number` lines; then some of the lines again, the number to be given."""
         line = 14
         asked_share = self.rng.uniform(0.3, 0.6)
-        count = int(min(max((1 - asked_share) * length / line, 2), 600))
+        available = len(self.key_first) * len(self.key_second)
+        count = int(min(max((1 - asked_share) * length / line, 2), 600, available))
         keys = self.keys(count)
         values = [self.number() for _ in keys]
 

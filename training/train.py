@@ -167,6 +167,8 @@ class Run:
         partial = self.options.run / "checkpoint.partial"
         torch.save(state, partial)
         partial.replace(self.options.run / "checkpoint.pt")
+        if self.options.export:
+            export(self.model, self.options.tokenizer, self.options.export)
 
     def load(self) -> None:
         state = torch.load(self.options.run / "checkpoint.pt", map_location=self.device)
@@ -274,7 +276,7 @@ def main() -> None:
     parser.add_argument("--pause-after", type=float, help="stop here, to go on later")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=max((os.cpu_count() or 2) - 2, 1))
-    parser.add_argument("--export", type=Path, help="folder for the model in transformers' format")
+    parser.add_argument("--export", type=Path, help="folder for the model, for transformers")
     options = parser.parse_args()
     options.run.mkdir(parents=True, exist_ok=True)
     tokenizer_file = options.tokenizer / "tokenizer.json"
@@ -297,9 +299,8 @@ def main() -> None:
         loading_seconds=round(time.perf_counter() - began, 1),
     )
     good = run.train()
-    if options.export:
-        export(run.model, options.tokenizer, options.export)
-        run.log(event="exported", step=run.step, tokens=run.tokens)
+    run.save()
+    run.log(event="end", step=run.step, tokens=run.tokens)
     raise SystemExit(0 if good else 1)
 
 
