@@ -9,6 +9,7 @@
 All are streamed over query blocks: no N x N matrix is ever stored.
 """
 
+import time
 from dataclasses import dataclass
 from math import ceil
 
@@ -36,6 +37,7 @@ class Measurement:
         executed_density: `[B, Hq]`; above `density`, since tiles are computed whole.
         identification_cost: `[B, Hq]`, pairs scored to choose, as a share of all causal pairs.
         output_error: `[B, Hq]`, relative L2 distance to dense attention.
+        seconds: wall time of the AnchorAttention call.
         trace: anchors and stripes.
     """
 
@@ -44,6 +46,7 @@ class Measurement:
     executed_density: Float[Tensor, "B Hq"]
     identification_cost: Float[Tensor, "B Hq"]
     output_error: Float[Tensor, "B Hq"]
+    seconds: float
     trace: AnchorTrace
 
 
@@ -62,7 +65,11 @@ def measure(
     Returns:
         A `Measurement`. Costs as much time as dense attention, memory grows linearly in Nk.
     """
+    started = time.perf_counter()
     out, trace = anchor_attention(q, k, v, config, scale, return_trace=True)
+    if out.is_cuda:
+        torch.cuda.synchronize(out.device)
+    seconds = time.perf_counter() - started
     sizes = (config, q.shape[2], k.shape[2])
     return Measurement(
         recall=recall(q, k, trace.stripes, config, scale),
@@ -70,6 +77,7 @@ def measure(
         executed_density=executed_density(trace.stripes, *sizes),
         identification_cost=identification_cost(*sizes).expand(q.shape[:2]),
         output_error=output_error(out, dense_attention(q, k, v, scale)),
+        seconds=seconds,
         trace=trace,
     )
 

@@ -9,7 +9,7 @@ is the most likely next token, which is what greedy decoding would have produced
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
@@ -247,11 +247,15 @@ def _mass_at(captured: Captured, pairs: list[tuple[int, int]]) -> Tensor:
     return total / len(pairs)
 
 
-def anchored(config: AnchorConfig) -> Callable:
-    """AnchorAttention in every layer, for `replaced_attention`."""
+def anchored(config: AnchorConfig, layers: Collection[int] | None = None) -> Callable:
+    """AnchorAttention in the given layers (None: in every one), for `replaced_attention`."""
 
     def make(original):
         def attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
+            if layers is not None and module.layer_idx not in layers:
+                return original(
+                    module, query, key, value, attention_mask, scaling=scaling, **kwargs
+                )
             out = anchor_attention(query, key, value, config, scaling)
             return out.transpose(1, 2).contiguous(), None
 
@@ -294,6 +298,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=50)
     parser.add_argument("--anchor-trials", type=int, default=20, help="a depth, for each method")
     parser.add_argument("--longest", type=int, default=LENGTHS[-1])
+    parser.add_argument("--only", nargs="+", help="parts to make anew; the others are kept")
     options = parser.parse_args()
     import transformers
     from transformers import AutoModelForCausalLM
@@ -309,7 +314,9 @@ def main() -> None:
     untrained = AutoModelForCausalLM.from_config(model.config).to(device, dtype).eval()
     options.out.mkdir(parents=True, exist_ok=True)
     lengths = [length for length in LENGTHS if length <= options.longest]
-    results: dict = {
+    file = options.out / "evaluation.json"
+    kept = json.loads(file.read_text()) if options.only and file.exists() else {}
+    results: dict = kept or {
         "device": torch.cuda.get_device_name() if device == "cuda" else "CPU",
         "dtype": str(dtype),
         "torch": str(torch.__version__),
@@ -321,11 +328,13 @@ def main() -> None:
     }
 
     def record(name: str, make: Callable):
+        if options.only and name not in options.only:
+            return
         started = time.perf_counter()
         results[name] = make()
         results["seconds"][name] = round(time.perf_counter() - started, 1)
         text = json.dumps(results, indent=1)
-        (options.out / "evaluation.json").write_text(text + "\n")
+        file.write_text(text + "\n")
         print(f"{name}: {results['seconds'][name]} s", flush=True)
 
     def cell(task: str, keys: int, questions: int, length: int, trials: int, **more) -> dict:
@@ -370,8 +379,20 @@ def main() -> None:
                 rows.append({**anchor, "dense_accuracy": dense["accuracy"]})
         return rows
 
+    def by_layer() -> list[dict]:
+        """Which layers lose the needle: each alone sparse, and each alone dense."""
+        rows = []
+        for layer in range(model.config.num_hidden_layers):
+            others = set(range(model.config.num_hidden_layers)) - {layer}
+            for name, sparse in (("sparse", {layer}), ("dense", others)):
+                with replaced_attention(model, anchored(AnchorConfig(), sparse)):
+                    found = cell("single", 1, 1, 4096, options.anchor_trials)
+                rows.append({"layer": layer, "alone": name, **found})
+        return rows
+
     record("controls", controls)
     record("anchor", with_anchor)
+    record("anchor_by_layer", by_layer)
     if lengths[-1] > 2048:
         record(f"heads_{lengths[-1]}", lambda: evaluation.heads(lengths[-1]))
     record("gallery", lambda: gallery(results[f"heads_{lengths[-1]}"]))

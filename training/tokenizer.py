@@ -4,10 +4,10 @@
 """
 
 import argparse
+import json
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
 
 from training.corpus import read_books
 
@@ -40,18 +40,35 @@ def train_tokenizer(texts: list[str], vocabulary: int = 4096) -> Tokenizer:
     return tokenizer
 
 
+def save_tokenizer(tokenizer: Tokenizer, out: Path, longest: int = 32_768) -> None:
+    """Write the two files that `AutoTokenizer` reads.
+
+    The configuration is written by hand: transformers 5 would name a class that 4 does not know,
+    and the name used here means the same to both.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(out / "tokenizer.json"))
+    bos, eos, pad = SPECIAL
+    about = {
+        "bos_token": bos,
+        "clean_up_tokenization_spaces": False,
+        "eos_token": eos,
+        "model_input_names": ["input_ids", "attention_mask"],
+        "model_max_length": longest,
+        "pad_token": pad,
+        "padding_side": "left",  # generation appends on the right
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
+    (out / "tokenizer_config.json").write_text(json.dumps(about, indent=2) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--corpus", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     split, _ = read_books(options.corpus)
-    tokenizer = train_tokenizer(split["train"])
-    bos, eos, pad = SPECIAL
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=bos, eos_token=eos, pad_token=pad
-    )
-    fast.save_pretrained(options.out)
+    save_tokenizer(train_tokenizer(split["train"]), options.out)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import torch
 
+FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+
 
 def bundled_model_path() -> Path:
     """Folder with weights, configuration and tokenizer, for `from_pretrained`."""
@@ -11,7 +13,7 @@ def bundled_model_path() -> Path:
 
 
 def load_bundled(dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"):
-    """The bundled model, ready for inference, and its tokenizer.
+    """The bundled model, ready for inference, and its tokenizer; nothing is downloaded.
 
     Args:
         dtype: of the weights; they are stored in bfloat16.
@@ -23,6 +25,7 @@ def load_bundled(dtype: torch.dtype = torch.float32, device: str | torch.device 
 
     Raises:
         ImportError: transformers is not installed.
+        FileNotFoundError: the installation lacks the model's files.
     """
     try:
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -32,6 +35,11 @@ def load_bundled(dtype: torch.dtype = torch.float32, device: str | torch.device 
             "load_bundled needs transformers: pip install 'anchor-attention[models]'"
         ) from error
     path = bundled_model_path()
+    if absent := [name for name in FILES if not (path / name).is_file()]:
+        raise FileNotFoundError(
+            f"the bundled model must lie in {path}, where {', '.join(absent)} cannot be found: "
+            "install anchor-attention again"
+        )
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # a bar for 15 MiB would only clutter the notebooks
     try:

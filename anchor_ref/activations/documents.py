@@ -28,8 +28,8 @@ strong sweet tall thick thin warm weary wet white wide wild wise young""".split(
 ACTIONS = """bought carried cleaned described drew examined fetched found hid kept left lifted lost
 mended moved needed noticed painted praised remembered repaired saw sold took wanted watched
 borrowed brought chose counted""".split()
-TIMES = """in the morning|before dinner|after the rain|at noon|late at night|in the spring|during the
-war|that evening|a year later|on the third day|at last|without a word|for the first time|in
+TIMES = """in the morning|before dinner|after the rain|at noon|late at night|in the spring|during
+the war|that evening|a year later|on the third day|at last|without a word|for the first time|in
 spite of the cold|by the light of the moon|with great care|as usual|in the winter""".replace(
     "\n", " "
 ).split("|")
@@ -186,7 +186,9 @@ def make_document(
     rng = random.Random(seed)
     text = filler(n_characters, rng) if body is None else body[:n_characters]
     keys = make_keys(len(depths), rng, held_out)
-    needles = [Needle(key, make_value(rng), depth) for key, depth in zip(keys, depths, strict=True)]
+    needles = [
+        Needle(key, make_value(rng), depth) for key, depth in zip(keys, depths, strict=True)
+    ]
     parts, done = [], 0
     for needle in sorted(needles, key=lambda needle: needle.depth):
         at = _sentence_end(text, round(needle.depth * len(text)))
@@ -199,6 +201,52 @@ def make_document(
     return Document(
         "".join([*parts, text[done:], question]), wanted.value, in_order, in_order.index(wanted)
     )
+
+
+def make_prompt(
+    tokenizer,
+    n_tokens: int,
+    seed: int = 0,
+    *,
+    depths: tuple[float, ...] = (0.5,),
+    asked: int = 0,
+    held_out: bool = True,
+) -> tuple[list[int], Document]:
+    """A document cut to measure: <|bos|>, filler with needles, question, `n_tokens` in all.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        n_tokens: length of the prompt in tokens; the answer comes after it.
+        seed, depths, asked, held_out: as in `make_document`.
+
+    Returns:
+        (token ids, the `Document` they were made from). The ids are exactly `n_tokens` unless
+        filler of that very length does not exist, and then up to 16 fewer, never more.
+
+    Raises:
+        ValueError: `n_tokens` is too few for the needles and the question, or see `make_document`.
+    """
+
+    def attempt(n_characters: int) -> tuple[list[int], Document]:
+        document = make_document(
+            n_characters, seed, depths=depths, asked=asked, body=body, held_out=held_out
+        )
+        ids = tokenizer.encode(document.text, add_special_tokens=False)
+        return [tokenizer.bos_token_id, *ids], document
+
+    body = filler(8 * n_tokens, random.Random(seed))  # no English text has 8 characters a token
+    least, most = 0, len(body)
+    ids, document = attempt(0)
+    if len(ids) > n_tokens:
+        raise ValueError(f"n_tokens must be at least {len(ids)} for these needles, got {n_tokens}")
+    while most - least > 1 and len(ids) < n_tokens:
+        middle = (least + most) // 2
+        longer, found = attempt(middle)
+        if len(longer) <= n_tokens:
+            least, ids, document = middle, longer, found
+        else:
+            most = middle
+    return ids, document
 
 
 def _sentence_end(text: str, position: int) -> int:

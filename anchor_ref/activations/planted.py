@@ -6,8 +6,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+# Scores, in natural-log units, before the noise is added.
+HEAVY = 21.0  # of the sink and the planted keys, for every query
+LOCAL = 7.0  # of a query with its own key; fades over about LENGTH tokens
+LENGTH = 16.0
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Planted:
     """Inputs whose heavy keys are known.
 
@@ -23,6 +28,7 @@ class Planted:
     positions: Int[Tensor, "stripes"]
 
 
+@torch.no_grad()
 def planted_stripes(
     n: int,
     *,
@@ -34,46 +40,88 @@ def planted_stripes(
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
 ) -> Planted:
-    """Noise, plus a common direction u in every query, in the sink and in a few random keys.
+    """Scores made of three parts: a sink and stripes, a local window, and noise.
 
-    q = 24 u + noise,   k = 7 u + noise at the sink and the planted positions, else noise
+    s_ij = 21 [j = 0 or j planted] + 7 r(i − j) + noise,   r(0) = 1,  |r| <= 1,  noise ~ N(0, <= 1)
 
-    so planted keys score near 24·7 / sqrt(D) = 21 (D = 64) and all others near 0 ± 3: a threshold
-    of θ = 12 below the sink's score takes the planted keys and leaves the rest. The noise is
-    standard normal, and u's part is removed from it, which keeps the two apart at any length.
+    Each part has dimensions of its own. The first one holds a constant in every query and, in the
+    heavy keys alone, what makes the product 21. Up to half of the others hold pairs (cos ωt,
+    sin ωt) of the token's position t, in queries and keys alike: their products add up to
+    cos ω(i − j), and over frequencies ω drawn like a normal distribution to a bump about 16 tokens
+    wide. The rest is standard normal.
+
+    So the row anchor is 21 or more, and θ = 12 lies between the planted keys, at most a few units
+    below it, and all others, 14 below it before pooled noise: AnchorAttention selects exactly the
+    planted candidates, for blocks of 16 queries or more.
 
     Args:
         n: N, number of tokens, at least 1.
-        q_heads, kv_heads, head_dim: Hq, Hkv (a divisor of Hq), D.
-        density: share of all keys that is planted, in [0, 1]; they are the same for all heads.
-        seed: everything drawn follows from it, per device type.
+        q_heads, kv_heads: Hq and Hkv, Hq a multiple of Hkv; all heads share the planted keys.
+        head_dim: D, at least 1. Below 5 there is no local part.
+        density: share of all keys that is planted, in [0, 1]; of q·k pairs of a causal map, too.
+        seed: everything drawn follows from it. The positions are the same on every device and for
+            every other argument but n and `density`; the noise depends on the type of device.
         dtype, device: of q, k and v.
 
     Returns:
         The tensors and the planted positions.
 
     Raises:
-        ValueError: `density` is outside [0, 1].
+        ValueError: a number is out of its range, or Hq is not a multiple of Hkv.
+        TypeError: `dtype` is not a floating-point dtype.
     """
-    if not 0 <= density <= 1:
-        raise ValueError(f"density must be in [0, 1], got {density}")
+    _check(n, q_heads, kv_heads, head_dim, density, dtype)
+    places = torch.Generator().manual_seed(seed)
+    order = torch.randperm(n - 1, generator=places) + 1  # never the sink
+    positions = order[: round(density * n)].sort().values.to(device)
+
+    common = (HEAVY**2 * head_dim) ** 0.25  # common² / sqrt(D) = HEAVY
+    heavy = torch.zeros(n, device=device)
+    heavy[positions] = common
+    heavy[0] = common
+    local = _local_features(n, head_dim).to(device)
+
     random = torch.Generator(device).manual_seed(seed)
 
-    def noise(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=random, device=device)
+    def noise(width: int) -> Tensor:
+        return torch.randn(n, width, generator=random, device=device)
 
-    u = torch.nn.functional.normalize(noise(head_dim), dim=0)
-    positions = torch.randperm(n, generator=random, device=device)[: round(density * n)]
-    heavy = torch.zeros(n, 1, device=device)
-    heavy[positions] = 1
-    heavy[0] = 1
+    def heads(count: int, first: Tensor | float) -> Tensor:
+        x = torch.empty(1, count, n, head_dim, dtype=dtype, device=device)
+        rest = 1 + local.shape[1]
+        x[..., 0] = first
+        x[..., 1:rest] = local
+        for head in range(count):  # one at a time: the float32 draws stay small beside the result
+            x[0, head, :, rest:] = noise(head_dim - rest)
+        return x
 
-    def without_u(x: Tensor) -> Tensor:
-        return x - (x @ u).unsqueeze(-1) * u
+    q, k = heads(q_heads, common), heads(kv_heads, heavy)
+    v = torch.empty_like(k)
+    for head in range(kv_heads):
+        v[0, head] = noise(head_dim)
+    return Planted(q, k, v, positions)
 
-    # 21 is reached at any head dimension: the scale 1/sqrt(D) is made up for.
-    strength = (head_dim / 64) ** 0.5
-    q = without_u(noise(1, q_heads, n, head_dim)) + 24 * u
-    k = without_u(noise(1, kv_heads, n, head_dim)) + 7 * strength * heavy * u
-    v = noise(1, kv_heads, n, head_dim)
-    return Planted(q.to(dtype), k.to(dtype), v.to(dtype), positions.sort().values)
+
+def _local_features(n: int, head_dim: int) -> Float[Tensor, "N F"]:
+    """(cos ωt, sin ωt) for each frequency, such that <f_i, f_j> / sqrt(D) = LOCAL · r(i − j)."""
+    pairs = (head_dim - 1) // 4
+    # The middles of equal shares of a normal distribution with deviation 1 / LENGTH.
+    share = (torch.arange(pairs, dtype=torch.float64) + 0.5) / max(pairs, 1)
+    frequency = torch.special.ndtri((1 + share) / 2) / LENGTH
+    # float64: an angle near 10⁴ would lose its last digits in float32.
+    angle = torch.arange(n, dtype=torch.float64).unsqueeze(1) * frequency  # [N, pairs]
+    features = torch.cat([angle.cos(), angle.sin()], 1)
+    return (features * (LOCAL * head_dim**0.5 / max(pairs, 1)) ** 0.5).float()
+
+
+def _check(n, q_heads, kv_heads, head_dim, density, dtype) -> None:
+    sizes = {"n": n, "q_heads": q_heads, "kv_heads": kv_heads, "head_dim": head_dim}
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1, got {size}")
+    if q_heads % kv_heads:
+        raise ValueError(f"q_heads must be a multiple of kv_heads {kv_heads}, got {q_heads}")
+    if not 0 <= density <= 1:
+        raise ValueError(f"density must be in [0, 1], got {density}")
+    if not dtype.is_floating_point:
+        raise TypeError(f"dtype must be a floating-point dtype, got {dtype}")

@@ -1,0 +1,54 @@
+# Everything runs in .venv, made with $(PYTHON) and pinned by constraints.txt.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: help tour test lab notebooks lint clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make tour       run the first notebook on the bundled model: table here, page in out/"
+	@echo "make test       every test, then every notebook compared with its stored outputs"
+	@echo "make lab        open the course in JupyterLab"
+	@echo "make notebooks  re-execute and normalise every notebook in place"
+	@echo "make lint       ruff: code, notebooks, format"
+	@echo "make clean      remove .venv, out and caches"
+	@echo
+	@echo "Another Python (3.11 to 3.13):  make tour PYTHON=python3.12"
+	@echo "On Linux pip takes the CUDA build of torch. For the CPU build, a tenth of the size:"
+	@echo "  PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make tour"
+
+# bin/pip is the last file that venv writes: a .venv without it was interrupted and starts anew.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+	    { echo "Python 3.11 to 3.13 is needed, $(PYTHON) is $$($(PYTHON) --version 2>&1)." \
+	           "Name another one: make PYTHON=python3.12 tour"; exit 1; }
+	@test -x $(BIN)/pip || { echo "Making .venv; the first time takes minutes, mostly for torch."; \
+	    $(PYTHON) -m venv --clear .venv; }
+	$(BIN)/pip install --disable-pip-version-check -c constraints.txt setuptools
+	# Without isolation the build uses the pinned setuptools, not today's.
+	$(BIN)/pip install --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[all]'
+	@touch $@
+
+tour: $(INSTALLED)
+	@$(BIN)/python -m tools.tour
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout 120 \
+	    --nbval-sanitize-with tests/sanitize.cfg notebooks
+
+lab: $(INSTALLED)
+	$(BIN)/jupyter lab --notebook-dir notebooks
+
+notebooks: $(INSTALLED)
+	$(BIN)/python -m tools.notebooks
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf .venv out build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,122 @@
+"""Attention maps of long sequences: what can be seen once N is larger than the screen.
+
+A map of 8192 tokens has 64 million entries and a picture 300 thousand pixels: the reduction is the
+figure. Pooling by maximum answers "is there any heavy key here?"; averaging, which is what plain
+`imshow` does, would hide a stripe that is one key wide.
+"""
+
+import torch
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from torch import Tensor
+
+from anchor_ref.config import AnchorConfig
+from anchor_ref.figures.style import INIT, INK, MAGNITUDE, SKIPPED, STRIPE, WINDOW
+from anchor_ref.heads import scaled_scores
+from anchor_ref.plan import StripePlan
+from anchor_ref.regions import groups
+
+
+def data_attention_map(
+    q: Float[Tensor, "N D"], k: Float[Tensor, "N D"], scale: float, pixels: int = 512
+) -> dict[str, Tensor]:
+    """Softmax mass of one head, reduced to at most `pixels` x `pixels` cells, streamed by rows.
+
+    Args:
+        q, k: one head's queries and keys, `[N, D]`.
+        scale: factor of q·k.
+        pixels: cells to a side, at most.
+
+    Returns:
+        heaviest: largest single attention weight in each cell, `[cells, cells]`.
+        mass: attention mass that an average row of the cell puts there, `[cells, cells]`.
+        column_mass: mass that each cell's keys receive from an average later row, `[cells]`.
+        cell: tokens to a cell.
+    """
+    n = len(q)
+    cell = -(-n // pixels)
+    cells = -(-n // cell)
+    heaviest, mass = torch.zeros(cells, cells), torch.zeros(cells, cells)
+    keys = torch.arange(n)
+    for i in range(cells):
+        rows = slice(i * cell, min((i + 1) * cell, n))
+        scores = scaled_scores(q[rows].float(), k.float(), scale)
+        future = keys > torch.arange(n)[rows, None]
+        weights = scores.masked_fill(future, -torch.inf).softmax(-1)
+        weights = torch.nn.functional.pad(weights, (0, cells * cell - n))
+        by_cell = weights.unflatten(1, (cells, cell))
+        heaviest[i] = by_cell.amax((0, 2))
+        mass[i] = by_cell.sum(2).mean(0)
+    later_rows = torch.arange(cells, 0, -1)
+    return {
+        "heaviest": heaviest,
+        "mass": mass,
+        "column_mass": mass.sum(0) / later_rows,
+        "cell": torch.tensor(cell),
+    }
+
+
+def draw_attention_map(data: dict[str, Tensor], ax: Axes, strip: Axes | None = None) -> None:
+    """Where does this head look?"""
+    cell, cells = int(data["cell"]), len(data["heaviest"])
+    heaviest = data["heaviest"].clamp(min=1e-5).log10()
+    seen = torch.ones(cells, cells).tril().bool()
+    image = ax.imshow(
+        heaviest.masked_fill(~seen, torch.nan),
+        cmap=MAGNITUDE,
+        vmin=-5,
+        vmax=0,
+        extent=(0, cells * cell, cells * cell, 0),
+        interpolation="nearest",
+    )
+    ax.set(xlabel="key position", ylabel="query position")
+    bar = ax.figure.colorbar(image, ax=ax, shrink=0.7, pad=0.02)
+    bar.set_label("largest attention weight in the cell")
+    bar.set_ticks([-5, -4, -3, -2, -1, 0], labels=["≤ 10⁻⁵", "10⁻⁴", "10⁻³", "0.01", "0.1", "1"])
+    if strip is not None:
+        positions = (torch.arange(cells) + 0.5) * cell
+        strip.fill_between(positions, data["column_mass"].clamp(min=1e-6), 1e-6, color=INK, lw=0)
+        strip.set(yscale="log", ylim=(1e-5, 1), ylabel="mass")
+        strip.tick_params(labelbottom=False)
+
+
+def data_kept_map(
+    stripes: StripePlan, head: int, config: AnchorConfig, n: int
+) -> dict[str, Tensor | list]:
+    """Rectangles of the always-kept regions and the stripes of one head.
+
+    Returns:
+        groups: for each group (first row, end row, end of the initial region, window start).
+        keys: for each group the stripe positions, from the plan itself.
+    """
+    found = groups(config, n, n)
+    return {
+        "groups": [(g.rows.start, g.rows.stop, g.init.stop, g.window_start) for g in found],
+        "keys": [stripes.keys(0, head, g).cpu() for g in range(len(found))],
+        "n": torch.tensor(n),
+    }
+
+
+def draw_kept_map(data: dict[str, Tensor | list], ax: Axes) -> None:
+    """Which keys does each query keep?"""
+    n = int(data["n"])
+    # Stripes are drawn from their own list: as cells of an image most would fall between pixels.
+    for (start, end, init, window), keys in zip(data["groups"], data["keys"], strict=True):
+        ax.fill_between([0, window], start, end, color=SKIPPED, lw=0)
+        ax.vlines(keys, start, end, color=STRIPE, lw=0.3)
+        if window:
+            ax.fill_between([0, init], start, end, color=INIT, lw=0)
+        ax.fill([window, start, end, window], [start, start, end, end], color=WINDOW, lw=0)
+    ax.set(xlim=(0, n), ylim=(n, 0), xlabel="key position", ylabel="query position", aspect=1)
+    last = data["groups"][-1]
+    middle = (last[0] + last[1]) / 2
+    ax.annotate(
+        "initial region", (last[2] / 2, middle), (0.30, 0.42), textcoords="axes fraction",
+        ha="center", arrowprops={"arrowstyle": "-", "lw": 0.6}, bbox=_LABEL,
+    )  # fmt: skip
+    ax.annotate("window", (last[3] + (last[1] - last[3]) / 3, middle), ha="center", bbox=_LABEL)
+    ax.annotate("stripes", (last[3] * 0.85, middle), ha="center", bbox=_LABEL)
+    ax.annotate("skipped", (last[3] * 0.3, middle), ha="center", bbox=_LABEL)
+
+
+_LABEL = {"boxstyle": "round,pad=0.2", "fc": "white", "ec": "none", "alpha": 0.85}

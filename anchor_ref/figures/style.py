@@ -1,0 +1,47 @@
+"""Colours and axes that all figures share; safe for colour-blind readers and in grey."""
+
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+# Okabe and Ito's palette; in grey the four differ as well.
+INIT = "#E69F00"
+WINDOW = "#56B4E9"
+STRIPE = "#D55E00"
+SKIPPED = "#ECECEC"
+INK = "#1A1A1A"
+ACCENT = "#0072B2"
+MAGNITUDE = "cividis"
+
+
+def use_style() -> None:
+    """Set matplotlib's defaults for the course: white paper, few lines, 120 dots an inch."""
+    plt.rcParams.update(
+        {
+            "axes.spines.right": False,
+            "axes.spines.top": False,
+            "axes.titlelocation": "left",
+            "axes.titlesize": 11,
+            "axes.titleweight": "bold",
+            "axes.labelsize": 9,
+            "figure.dpi": 120,
+            "figure.facecolor": "white",
+            "figure.constrained_layout.use": True,
+            "font.size": 9,
+            "legend.frameon": False,
+            "savefig.dpi": 120,
+        }
+    )
+
+
+def caption(ax: Axes, text: str) -> None:
+    """A line of small print under the axes: reduction, model, layer, head, N, θ."""
+    ax.annotate(
+        text,
+        (0, 0),
+        (0, -32),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        fontsize=7.5,
+        color="#555555",
+        va="top",
+    )

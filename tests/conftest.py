@@ -1,0 +1,38 @@
+"""What holds for all tests: annotations are checked, draws repeat, skips are said aloud."""
+
+import os
+
+import hypothesis
+import jaxtyping
+import pytest
+
+# Before anything imports the package: its annotations are then checked at every call.
+jaxtyping.install_import_hook("anchor_ref", "beartype.beartype")
+
+# No window opens in a test run.
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+# A slow machine is no failure, so no deadline. CI draws the same cases every time.
+hypothesis.settings.register_profile(
+    "project", deadline=None, derandomize="CI" in os.environ, print_blob=True
+)
+hypothesis.settings.load_profile("project")
+
+
+def pytest_collection_modifyitems(items):
+    needs_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if not needs_gpu:
+        return
+    import torch  # a run of the packaging tests alone need not wait for it
+
+    if not torch.cuda.is_available():
+        for item in needs_gpu:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture
+def unchecked_annotations():
+    """The package as a user calls it, annotations unchecked: its own refusals must do."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

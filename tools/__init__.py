@@ -1,0 +1,1 @@
+"""What the Makefile calls: run notebooks, write the page of the tour."""

@@ -1,0 +1,166 @@
+"""Execute notebooks with a progress display, and bring them into the form they are committed in.
+
+`python -m tools.notebooks` re-executes every notebook of the course, each in a fresh kernel, and
+rewrites it with its outputs and counts. A notebook that fails is left as it was.
+"""
+
+import copy
+import hashlib
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TextIO
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellControlSignal, CellExecutionError, DeadKernelError
+from nbformat import NotebookNode
+
+ROOT = Path(__file__).resolve().parent.parent
+CELL_SECONDS = 300  # a cell that takes longer hangs
+
+KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3"}
+LANGUAGE = {
+    "file_extension": ".py",
+    "mimetype": "text/x-python",
+    "name": "python",
+    "pygments_lexer": "ipython3",
+}
+CELL_METADATA = {"tags", "jupyter"}  # what an author sets; editors and kernels add the rest
+
+
+class NotebookError(Exception):
+    """A notebook that did not run to its end, or does not hold what it should."""
+
+
+class Progress:
+    """One line that is updated on a terminal, one line a cell elsewhere."""
+
+    def __init__(self, name: str, stream: TextIO):
+        self.name, self.stream = name, stream
+        self.live = stream.isatty()
+        self.start = time.monotonic()
+
+    def show(self, text: str) -> None:
+        line = f"{self.name}  {text}"
+        self.stream.write(f"\r\033[K{line[:100]}" if self.live else f"{line}\n")
+        self.stream.flush()
+
+    def done(self, n_cells: int) -> None:
+        self.show(f"{n_cells} cells in {time.monotonic() - self.start:.0f} s")
+        if self.live:
+            self.stream.write("\n")
+
+
+def find(folder: Path = ROOT / "notebooks") -> list[Path]:
+    """Every notebook of the course, in reading order."""
+    return sorted(
+        path for path in folder.rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts
+    )
+
+
+def headings(notebook: NotebookNode) -> list[str]:
+    """For each cell the text of the heading it stands under, "" before the first."""
+    current, found = "", []
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            titles = [line for line in cell.source.splitlines() if line.startswith("#")]
+            current = titles[-1].lstrip("# ") if titles else current
+        found.append(current)
+    return found
+
+
+def execute(notebook: NotebookNode, folder: Path, name: str, stream: TextIO | None = None) -> None:
+    """Run all cells in place, in a fresh kernel of this Python, from `folder`.
+
+    Args:
+        notebook: outputs of the cells that ran are in it even after a failure.
+        folder: the kernel's working directory.
+        name: shown in front of the progress.
+        stream: where progress goes, standard output unless given.
+
+    Raises:
+        NotebookError: a cell raised, took more than `CELL_SECONDS`, or the kernel died.
+    """
+    stream = stream or sys.stdout
+    titles, progress = headings(notebook), Progress(name, stream)
+    code = [i for i, cell in enumerate(notebook.cells) if is_code(cell)]
+    last = 0
+
+    def show(cell, cell_index):
+        nonlocal last
+        last = cell_index
+        progress.show(f"cell {code.index(cell_index) + 1}/{len(code)}  {titles[cell_index]}")
+
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    client = NotebookClient(
+        notebook,
+        timeout=CELL_SECONDS,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(folder)}},
+        record_timing=False,
+        store_widget_state=False,
+        coalesce_streams=True,
+        # Kernels warn that they talk to us over an unencrypted port of this machine.
+        extra_arguments=["--log-level=ERROR"],
+        on_cell_execute=show,
+    )
+    try:
+        client.execute()
+    except (CellControlSignal, DeadKernelError) as error:
+        if progress.live:
+            stream.write("\n")
+        reason = (
+            f"{error.ename}: {error.evalue}" if isinstance(error, CellExecutionError) else error
+        )
+        source = notebook.cells[last].source
+        raise NotebookError(
+            f"{name}: cell {last} under {titles[last]!r} failed\n\n{source}\n\n{reason}"
+        ) from error
+    progress.done(len(code))
+
+
+def is_code(cell: NotebookNode) -> bool:
+    """Whether a kernel has anything to do for this cell."""
+    return cell.cell_type == "code" and bool(cell.source.strip())
+
+
+def normalised(notebook: NotebookNode) -> NotebookNode:
+    """A copy whose bytes depend on its cells and outputs alone, so that a diff shows real changes.
+
+    Cell ids come from the cells' text; metadata of editors, kernels and machines goes; outputs,
+    counts and tags stay.
+    """
+    notebook = copy.deepcopy(notebook)
+    notebook.metadata = nbformat.from_dict({"kernelspec": KERNELSPEC, "language_info": LANGUAGE})
+    notebook.nbformat, notebook.nbformat_minor = 4, 5
+    seen: dict[str, int] = {}
+    for cell in notebook.cells:
+        digest = hashlib.sha256(f"{cell.cell_type}\n{cell.source}".encode()).hexdigest()[:10]
+        seen[digest] = seen.get(digest, 0) + 1
+        cell.id = digest if seen[digest] == 1 else f"{digest}-{seen[digest]}"
+        kept = {key: value for key, value in cell.metadata.items() if key in CELL_METADATA}
+        cell.metadata = nbformat.from_dict(kept)
+    return notebook
+
+
+def main(paths: Iterable[str]) -> int:
+    """Re-execute and rewrite the notebooks given, or all of them. Returns the exit code."""
+    failed = False
+    for path in [Path(path).resolve() for path in paths] or find():
+        notebook = nbformat.read(path, as_version=4)
+        try:
+            execute(notebook, path.parent, path.name)
+        except NotebookError as error:
+            print(error, file=sys.stderr)
+            failed = True
+        else:
+            nbformat.write(normalised(notebook), path)
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
