@@ -140,8 +140,8 @@ def recall(
             later = torch.ones(len(rows), len(rows), dtype=torch.bool, device=q.device).triu(1)
             scores[..., -len(rows) :].masked_fill_(later, -torch.inf)
             weights = scores.softmax(-1)
-            lost = (weights[..., candidates] * dropped.unsqueeze(2)).sum(-1)
-            found[:, :, rows.start : rows.stop] = 1 - lost
+            lost = weights[..., candidates] @ dropped.unsqueeze(-1).to(dtype)
+            found[:, :, rows.start : rows.stop] = 1 - lost.squeeze(-1)
     # Rounding may carry 1 − lost past either end by an ulp.
     return found.clamp_(0, 1)
 

@@ -26,7 +26,9 @@ class StripePlan:
     indices: Int[Tensor, "total"]
 
     @classmethod
-    def from_lists(cls, lists: list[Int[Tensor, "_"]], shape: tuple[int, int, int]) -> "StripePlan":
+    def from_lists(
+        cls, lists: list[Int[Tensor, "_"]], shape: tuple[int, int, int]
+    ) -> "StripePlan":
         """Join one ascending list of keys for each (b, h, g), in that order.
 
         Args:

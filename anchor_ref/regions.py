@@ -68,9 +68,7 @@ def groups(
     )
 
 
-def _sequence_groups(
-    config: AnchorConfig, start: int, end: int, shift: int
-) -> tuple[Group, ...]:
+def _sequence_groups(config: AnchorConfig, start: int, end: int, shift: int) -> tuple[Group, ...]:
     """Groups of the one sequence whose keys are [start, end) and first query is key start+shift."""
     size, block = config.group_size, config.block_size
     init_end = min(start + config.init_blocks * block, end)

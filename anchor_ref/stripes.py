@@ -58,7 +58,9 @@ def identify_stripes(
         candidates = slice(group.candidates.start, group.candidates.stop)
         pooled_q = torch.stack([_mean(q, rows, dtype) for rows in group.blocks], 2)
         anchor = torch.stack([_mean(row_anchor, rows, dtype) for rows in group.blocks], 2)
-        scores = scaled_scores(stack_heads(pooled_q, kv_heads), k[:, :, candidates].to(dtype), scale)
+        scores = scaled_scores(
+            stack_heads(pooled_q, kv_heads), k[:, :, candidates].to(dtype), scale
+        )
         difference = anchor.unsqueeze(-1) - unstack_heads(scores, q_heads)  # [B, Hq, blocks, C]
         keep = ~(difference > config.theta)
         for (b, h), kept in _each_head(keep.any(2)):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -24,9 +25,12 @@ TOKENIZER = Tokenizer.from_file(str(bundled_model_path() / "tokenizer.json"))
 MIXES = {**STAGE_0, **LATER}
 
 
-def books() -> list[np.ndarray]:
+@cache
+def tasks(held_out: bool = False) -> Tasks:
+    """One for all tests: its filler takes seconds to encode."""
     rng = np.random.default_rng(0)
-    return [rng.integers(3, 4096, 9000).astype(np.uint16) for _ in range(3)]
+    books = [rng.integers(3, 4096, 9000).astype(np.uint16) for _ in range(3)]
+    return Tasks(books, TOKENIZER, 1, held_out)
 
 
 @pytest.mark.parametrize("task", MIXES)
@@ -35,8 +39,7 @@ def books() -> list[np.ndarray]:
 def test_rows_have_the_asked_length_start_with_bos_and_never_score_it(task, length, held_out):
     if task in ("needles", "key_values", "variables") and length < 256:
         pytest.skip("too short for a fact and its question")
-    tasks = Tasks(books(), TOKENIZER, 1, held_out)
-    tokens, kinds = tasks.batch({task: 1.0}, length, 8)
+    tokens, kinds = tasks(held_out).batch({task: 1.0}, length, 8)
     assert tokens.shape == kinds.shape == (8, length + 1)
     assert (tokens[:, 0] == BOS).all()
     assert not kinds[:, 0].any()
@@ -45,14 +48,13 @@ def test_rows_have_the_asked_length_start_with_bos_and_never_score_it(task, leng
 
 @pytest.mark.parametrize("length", [8192, 16384])
 def test_long_rows_of_held_out_keys_ask_for_no_more_keys_than_there_are(length):
-    tokens, _ = Tasks(books(), TOKENIZER, 1, True).batch({"key_values": 1.0}, length, 4)
+    tokens, _ = tasks(held_out=True).batch({"key_values": 1.0}, length, 4)
     assert tokens.shape == (4, length + 1)
 
 
 @pytest.mark.parametrize("task", ["needles", "key_values", "variables"])
 def test_every_answer_was_said_before(task):
-    tasks = Tasks(books(), TOKENIZER, 2)
-    tokens, kinds = tasks.batch({task: 1.0}, 2048, 4)
+    tokens, kinds = tasks().batch({task: 1.0}, 2048, 4)
     for row, kind in zip(tokens, kinds, strict=True):
         places = np.flatnonzero(kind == ANSWER)
         assert len(places)
@@ -67,7 +69,7 @@ def test_every_answer_was_said_before(task):
 
 @pytest.mark.parametrize("task", ["repeated_block", "scattered_copies", "repeated_book"])
 def test_every_copied_token_follows_its_predecessor_as_it_did_before(task):
-    tokens, kinds = Tasks(books(), TOKENIZER, 3).batch({task: 1.0}, 512, 4)
+    tokens, kinds = tasks().batch({task: 1.0}, 512, 4)
     for row, kind in zip(tokens, kinds, strict=True):
         places = np.flatnonzero(kind == COPY)
         assert len(places)

@@ -10,6 +10,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Collection
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -88,9 +89,7 @@ class Evaluation:
         losses /= windows
         edges = [0, 512, 2048, 8192, 16384]
         by_position = {
-            f"{a}-{b}": losses[a:b].mean().item()
-            for a, b in zip(edges[:-1], edges[1:], strict=True)
-            if b <= length
+            f"{a}-{b}": losses[a:b].mean().item() for a, b in pairwise(edges) if b <= length
         }
         bits = losses.mean().item() / np.log(2) / self.bytes_per_token
         return {"length": length, "windows": windows, "bits_per_byte": bits, "nats": by_position}

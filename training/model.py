@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes of a Llama with tied embeddings; the defaults are the bundled model, 7,999,744 parameters."""
+    """Sizes of a Llama with tied embeddings; the defaults are those of the bundled model."""
 
     vocabulary: int = 4096
     width: int = 256

@@ -76,7 +76,9 @@ class Tasks:
         )
         self.say, self.now = self.encode("\nNow"), self.encode(" is ")
 
-    def batch(self, mix: dict[str, float], length: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    def batch(
+        self, mix: dict[str, float], length: int, rows: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         """`rows` rows of `length` + 1 tokens, and their kinds: uint16 and uint8."""
         names = self.rng.choice(list(mix), size=rows, p=list(mix.values()))
         drawn = [getattr(self, name)(length + 1) for name in names]
@@ -152,7 +154,7 @@ class Tasks:
         return self._scatter(inserts, length)
 
     def recall_pairs(self, length: int) -> Row:
-        """Multi-query associative recall: pairs of random tokens, then the keys again, shuffled."""
+        """Multi-query associative recall: random pairs, then the keys again, shuffled."""
         pairs = int(self.rng.integers(4, max(length // 4, 5)))
         pairs = min(pairs, 512)
         symbols = self.rng.permutation(self.vocabulary - FIRST_TEXT_TOKEN)[: 2 * pairs]
@@ -186,7 +188,11 @@ class Tasks:
     def asked(self, key: np.ndarray, value: np.ndarray) -> list[tuple[np.ndarray, int]]:
         """A question about a key, with its answer."""
         before, after = self.answers
-        return [(self.asks, NOTHING), (key, NOTHING), *self._fact(before, key, value, after, ANSWER)]
+        return [
+            (self.asks, NOTHING),
+            (key, NOTHING),
+            *self._fact(before, key, value, after, ANSWER),
+        ]
 
     def key_values(self, length: int) -> Row:
         """A list of `key: number` lines; then some of the lines again, the number to be given."""
@@ -275,5 +281,3 @@ class Tasks:
             else:
                 kinds.append(np.full(len(part), kind, dtype=np.uint8))
         return Row(np.concatenate(tokens)[:length], np.concatenate(kinds)[:length])
-
-

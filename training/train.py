@@ -136,7 +136,10 @@ class Run:
         self.optimizers = [
             torch.optim.Muon(hidden, lr=0.02, momentum=0.95, nesterov=True, weight_decay=0.1),
             torch.optim.AdamW(
-                [{"params": embedding, "weight_decay": 0.1}, {"params": norms, "weight_decay": 0.0}],
+                [
+                    {"params": embedding, "weight_decay": 0.1},
+                    {"params": norms, "weight_decay": 0.0},
+                ],
                 lr=3e-3,
                 betas=(0.9, 0.95),
             ),
@@ -179,12 +182,14 @@ class Run:
         self.log(event="resumed", step=self.step, tokens=self.tokens)
 
     def rate(self) -> float:
-        """Learning rate as a share of its peak: warm-up, constant, then down over the last 35 %."""
+        """Learning rate as a share of its peak: warm-up, constant, down over the last 35 %."""
         warm = min(1.0, (self.step + 1) / 60)
         left = 1 - self.clock / self.options.seconds
         return warm * max(0.05, min(1.0, left / 0.35))
 
-    def update(self, tokens: torch.Tensor, kinds: torch.Tensor, copy_weight: float) -> torch.Tensor:
+    def update(
+        self, tokens: torch.Tensor, kinds: torch.Tensor, copy_weight: float
+    ) -> torch.Tensor:
         """One optimiser step; returns the mean loss of each kind."""
         tokens = tokens.to(self.device, non_blocking=True)
         kinds = kinds.to(self.device, non_blocking=True)
@@ -236,7 +241,9 @@ class Run:
                         step=self.step,
                         shape=list(tokens.shape),
                         tokens=self.tokens,
-                        tokens_per_second=round((self.tokens - tokens_then) / (self.clock - logged)),
+                        tokens_per_second=round(
+                            (self.tokens - tokens_then) / (self.clock - logged)
+                        ),
                         rate=round(self.rate(), 4),
                         text=text,
                         answer=answer,

@@ -1,4 +1,4 @@
-"""Queries, keys and values of any transformers causal language model, as its attention sees them."""
+"""Queries, keys and values of any transformers causal model, as its attention sees them."""
 
 import operator
 from collections.abc import Iterable
@@ -196,7 +196,7 @@ def _text_config(model):
         raise TypeError(f"model must be a transformers model, got {type(model).__name__}")
     if getattr(model.config, "is_encoder_decoder", False):
         raise ValueError(
-            f"model must be a causal language model, got the encoder-decoder {type(model).__name__}"
+            f"model must be a causal language model, got encoder-decoder {type(model).__name__}"
         )
     return model.config.get_text_config()
 

@@ -6,10 +6,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-# Scores, in natural-log units, before the noise is added.
-HEAVY = 21.0  # of the sink and the planted keys, for every query
-LOCAL = 7.0  # of a query with its own key; fades over about LENGTH tokens
+# Parts of the scores, in natural-log units.
+HEAVY = 22.0  # of the sink and the planted keys, for every query
+LOCAL = 4.0  # of a query with its own key; fades over about LENGTH tokens
 LENGTH = 16.0
+# Queries get half the keys' noise. Heavy and other keys then stay apart by θ = 12 in every single
+# row, also where a ragged last block leaves no other queries to average with.
+QUERY_NOISE = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,23 +45,22 @@ def planted_stripes(
 ) -> Planted:
     """Scores made of three parts: a sink and stripes, a local window, and noise.
 
-    s_ij = 21 [j = 0 or j planted] + 7 r(i − j) + noise,   r(0) = 1,  |r| <= 1,  noise ~ N(0, <= 1)
+    s_ij = 22 [j = 0 or j planted] + 4 r(i − j) + noise,   r(0) = 1,  |r| <= 1,  noise below 0.5
 
     Each part has dimensions of its own. The first one holds a constant in every query and, in the
-    heavy keys alone, what makes the product 21. Up to half of the others hold pairs (cos ωt,
+    heavy keys alone, what makes the product 22. Up to half of the others hold pairs (cos ωt,
     sin ωt) of the token's position t, in queries and keys alike: their products add up to
-    cos ω(i − j), and over frequencies ω drawn like a normal distribution to a bump about 16 tokens
-    wide. The rest is standard normal.
+    cos ω(i − j), and over frequencies ω spread like a normal distribution to a bump about 16
+    tokens wide. The rest is normal noise, whose products deviate by less than 0.5.
 
-    So the row anchor is 21 or more, and θ = 12 lies between the planted keys, at most a few units
-    below it, and all others, 14 below it before pooled noise: AnchorAttention selects exactly the
-    planted candidates, for blocks of 16 queries or more.
+    The row anchor is about 22. Planted keys lie at most a few units below it, all others 18 and
+    more before noise: at θ = 12 AnchorAttention selects exactly the planted candidates.
 
     Args:
         n: N, number of tokens, at least 1.
         q_heads, kv_heads: Hq and Hkv, Hq a multiple of Hkv; all heads share the planted keys.
         head_dim: D, at least 1. Below 5 there is no local part.
-        density: share of all keys that is planted, in [0, 1]; of q·k pairs of a causal map, too.
+        density: share of all keys that is planted, in [0, 1].
         seed: everything drawn follows from it. The positions are the same on every device and for
             every other argument but n and `density`; the noise depends on the type of device.
         dtype, device: of q, k and v.
@@ -86,16 +88,16 @@ def planted_stripes(
     def noise(width: int) -> Tensor:
         return torch.randn(n, width, generator=random, device=device)
 
-    def heads(count: int, first: Tensor | float) -> Tensor:
+    def heads(count: int, first: Tensor | float, deviation: float) -> Tensor:
         x = torch.empty(1, count, n, head_dim, dtype=dtype, device=device)
         rest = 1 + local.shape[1]
         x[..., 0] = first
         x[..., 1:rest] = local
         for head in range(count):  # one at a time: the float32 draws stay small beside the result
-            x[0, head, :, rest:] = noise(head_dim - rest)
+            x[0, head, :, rest:] = deviation * noise(head_dim - rest)
         return x
 
-    q, k = heads(q_heads, common), heads(kv_heads, heavy)
+    q, k = heads(q_heads, common, QUERY_NOISE), heads(kv_heads, heavy, 1.0)
     v = torch.empty_like(k)
     for head in range(kv_heads):
         v[0, head] = noise(head_dim)

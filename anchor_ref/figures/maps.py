@@ -68,16 +68,26 @@ def draw_attention_map(data: dict[str, Tensor], ax: Axes, strip: Axes | None = N
         vmax=0,
         extent=(0, cells * cell, cells * cell, 0),
         interpolation="nearest",
+        aspect="auto",
     )
     ax.set(xlabel="key position", ylabel="query position")
     bar = ax.figure.colorbar(image, ax=ax, shrink=0.7, pad=0.02)
     bar.set_label("largest attention weight in the cell")
     bar.set_ticks([-5, -4, -3, -2, -1, 0], labels=["≤ 10⁻⁵", "10⁻⁴", "10⁻³", "0.01", "0.1", "1"])
     if strip is not None:
-        positions = (torch.arange(cells) + 0.5) * cell
-        strip.fill_between(positions, data["column_mass"].clamp(min=1e-6), 1e-6, color=INK, lw=0)
-        strip.set(yscale="log", ylim=(1e-5, 1), ylabel="mass")
+        # Steps, not a line: a line would taper the one-cell spike of a sink to nothing.
+        edges = torch.arange(cells + 1) * cell
+        strip.stairs(data["column_mass"].clamp(min=1e-6), edges, color=INK, fill=True)
+        strip.set(yscale="log", ylim=(1e-4, 1), ylabel="mass")
         strip.tick_params(labelbottom=False)
+        strip.annotate(
+            f"sink: the first {cell} keys get {data['column_mass'][0]:.0%} of all attention",
+            (cell, data["column_mass"][0]),
+            (8, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+        )
 
 
 def data_kept_map(
@@ -108,15 +118,23 @@ def draw_kept_map(data: dict[str, Tensor | list], ax: Axes) -> None:
             ax.fill_between([0, init], start, end, color=INIT, lw=0)
         ax.fill([window, start, end, window], [start, start, end, end], color=WINDOW, lw=0)
     ax.set(xlim=(0, n), ylim=(n, 0), xlabel="key position", ylabel="query position", aspect=1)
-    last = data["groups"][-1]
-    middle = (last[0] + last[1]) / 2
+    start, end, init, window = data["groups"][-1]
+    middle = (start + end) / 2
+    for text, key in (
+        ("window", window + (end - window) / 3),
+        ("stripes", 0.85 * window),
+        ("skipped", 0.35 * window),
+    ):
+        ax.text(key, middle, text, ha="center", va="center", bbox=_LABEL)
     ax.annotate(
-        "initial region", (last[2] / 2, middle), (0.30, 0.42), textcoords="axes fraction",
-        ha="center", arrowprops={"arrowstyle": "-", "lw": 0.6}, bbox=_LABEL,
-    )  # fmt: skip
-    ax.annotate("window", (last[3] + (last[1] - last[3]) / 3, middle), ha="center", bbox=_LABEL)
-    ax.annotate("stripes", (last[3] * 0.85, middle), ha="center", bbox=_LABEL)
-    ax.annotate("skipped", (last[3] * 0.3, middle), ha="center", bbox=_LABEL)
+        "initial region",
+        (init, start + (end - start) / 5),
+        (10, 0),
+        textcoords="offset points",
+        va="center",
+        arrowprops={"arrowstyle": "-", "lw": 0.8, "shrinkB": 0},
+        bbox=_LABEL,
+    )
 
 
 _LABEL = {"boxstyle": "round,pad=0.2", "fc": "white", "ec": "none", "alpha": 0.85}

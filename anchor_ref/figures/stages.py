@@ -76,7 +76,8 @@ def data_difference(
     best = torch.full((len(candidates),), torch.inf)
     for block in found.blocks:
         rows = slice(block.start, block.stop)
-        scores = scaled_scores(q[rows].float().mean(0), k[candidates].float(), scale)
+        pooled = q[rows].float().mean(0, keepdim=True)
+        scores = scaled_scores(pooled, k[candidates].float(), scale)[0]
         best = torch.minimum(best, row_anchor[rows].float().mean() - scores)
     return {"key": candidates, "difference": best, "theta": torch.tensor(config.theta)}
 

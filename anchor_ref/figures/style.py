@@ -1,7 +1,7 @@
 """Colours and axes that all figures share; safe for colour-blind readers and in grey."""
 
 from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 # Okabe and Ito's palette; in grey the four differ as well.
 INIT = "#E69F00"
@@ -14,7 +14,7 @@ MAGNITUDE = "cividis"
 
 
 def use_style() -> None:
-    """Set matplotlib's defaults for the course: white paper, few lines, 120 dots an inch."""
+    """Set matplotlib's defaults for the course: white paper, few lines, 100 dots an inch."""
     plt.rcParams.update(
         {
             "axes.spines.right": False,
@@ -23,25 +23,16 @@ def use_style() -> None:
             "axes.titlesize": 11,
             "axes.titleweight": "bold",
             "axes.labelsize": 9,
-            "figure.dpi": 120,
+            "figure.dpi": 100,
             "figure.facecolor": "white",
             "figure.constrained_layout.use": True,
             "font.size": 9,
             "legend.frameon": False,
-            "savefig.dpi": 120,
+            "savefig.dpi": 100,
         }
     )
 
 
-def caption(ax: Axes, text: str) -> None:
-    """A line of small print under the axes: reduction, model, layer, head, N, θ."""
-    ax.annotate(
-        text,
-        (0, 0),
-        (0, -32),
-        xycoords="axes fraction",
-        textcoords="offset points",
-        fontsize=7.5,
-        color="#555555",
-        va="top",
-    )
+def caption(figure: Figure, text: str) -> None:
+    """A line of small print under the figure: reduction, model, layer, head, N, θ."""
+    figure.supxlabel(text, x=0.01, ha="left", fontsize=7.5, color="#555555")

@@ -1,0 +1,97 @@
+"""The numbers behind the figures, against the plain N x N computation; drawing must not fail."""
+
+import pytest
+import torch
+from matplotlib import pyplot as plt
+
+from anchor_ref import AnchorConfig, anchor_attention
+from anchor_ref.activations import planted_stripes
+from anchor_ref.figures import maps, stages, style
+
+N = 300  # no multiple of the cells or blocks used below
+CONFIG = AnchorConfig(block_size=16, step=4, theta=12.0)
+SCALE = 0.125
+
+
+@pytest.fixture(scope="module")
+def head():
+    """One head's q and k, its trace, and its dense attention weights."""
+    inputs = planted_stripes(N, q_heads=2, kv_heads=1, density=0.05)
+    _, trace = anchor_attention(inputs.q, inputs.k, inputs.v, CONFIG, return_trace=True)
+    q, k = inputs.q[0, 1], inputs.k[0, 0]
+    scores = (q @ k.T * SCALE).masked_fill(~torch.ones(N, N).tril().bool(), -torch.inf)
+    return q, k, trace, scores
+
+
+def test_map_cells_hold_the_largest_weight_and_the_mass(head):
+    q, k, _, scores = head
+    data = maps.data_attention_map(q, k, SCALE, pixels=50)
+    cell = int(data["cell"])
+    weights = scores.softmax(-1)
+    assert cell == 6
+    for i, j in ((0, 0), (10, 3), (49, 0), (49, 49), (20, 30)):
+        part = weights[i * cell : (i + 1) * cell, j * cell : (j + 1) * cell]
+        torch.testing.assert_close(data["heaviest"][i, j], part.max())
+        torch.testing.assert_close(data["mass"][i, j], part.sum() / len(part))
+
+
+def test_map_loses_no_mass_and_keeps_a_one_key_stripe(head):
+    q, k, trace, _ = head
+    data = maps.data_attention_map(q, k, SCALE, pixels=50)
+    torch.testing.assert_close(data["mass"].sum(1), torch.ones(50))
+    last_row = data["heaviest"][-1]
+    seen = {int(key) // int(data["cell"]) for key in trace.stripes.keys(0, 1, 4)}
+    others = set(range(3, 42)) - seen  # cells of candidates that hold no stripe
+    assert min(last_row[list(seen)]) > max(last_row[list(others)])
+
+
+def test_a_map_of_fewer_tokens_than_pixels_shows_each_pair(head):
+    q, k, _, scores = head
+    data = maps.data_attention_map(q[:40], k[:40], SCALE, pixels=64)
+    torch.testing.assert_close(data["heaviest"], scores[:40, :40].softmax(-1))
+
+
+def test_kept_map_draws_the_plan_itself(head):
+    _, _, trace, _ = head
+    data = maps.data_kept_map(trace.stripes, 1, CONFIG, N)
+    assert [len(keys) for keys in data["keys"]] == trace.stripes.counts[0, 1].tolist()
+    assert data["groups"][-1] == (256, 300, 16, 256)
+
+
+def test_anchor_gap_is_true_maximum_minus_anchor(head):
+    q, k, trace, scores = head
+    data = stages.data_anchor_gap(q, k, trace.row_anchor[0, 1], SCALE)
+    expected = scores.amax(-1) - trace.row_anchor[0, 1]
+    torch.testing.assert_close(data["gap"], expected.clamp(min=0), atol=1e-4, rtol=0)
+    assert (data["gap"][:64] < 1e-4).all()  # the first group sees everything
+
+
+def test_difference_of_the_figure_selects_what_the_plan_holds(head):
+    q, k, trace, _ = head
+    data = stages.data_difference(q, k, trace.row_anchor[0, 1], CONFIG, 4, SCALE)
+    selected = data["key"][data["difference"] <= data["theta"]]
+    assert selected.tolist() == trace.stripes.keys(0, 1, 4).tolist()
+
+
+def test_recall_is_summed_up_by_blocks():
+    data = stages.data_recall(torch.linspace(0, 1, 256), block=128)
+    assert data["position"].tolist() == [0, 128]
+    assert data["median"][0] < data["p10"][1] < data["median"][1]
+    torch.testing.assert_close(data["mean"], torch.tensor(0.5, dtype=torch.float64))
+
+
+def test_every_figure_draws(head):
+    q, k, trace, _ = head
+    style.use_style()
+    anchor = trace.row_anchor[0, 1]
+    rows = [{"layer": 0, "head": h, "recall": 0.9 + h / 20, "density": 0.5} for h in range(2)]
+    figure, axes = plt.subplots(2, 4, figsize=(16, 8))
+    maps.draw_attention_map(maps.data_attention_map(q, k, SCALE), axes[0, 0], axes[1, 0])
+    maps.draw_kept_map(maps.data_kept_map(trace.stripes, 1, CONFIG, N), axes[0, 1])
+    stages.draw_anchor_gap(stages.data_anchor_gap(q, k, anchor, SCALE), axes[0, 2])
+    stages.draw_difference(stages.data_difference(q, k, anchor, CONFIG, 4, SCALE), axes[0, 3])
+    stages.draw_recall(stages.data_recall(torch.rand(N)), axes[1, 1])
+    stages.draw_heads(stages.data_heads(rows), axes[1, 2])
+    style.caption(figure, "small print")
+    figure.canvas.draw()
+    plt.close(figure)
