@@ -1,4 +1,4 @@
-"""The few numbers that define AnchorAttention (arXiv 2505.23520, section 3)."""
+"""The few numbers that define AnchorAttention (arXiv 2505.23520)."""
 
 import math
 from dataclasses import dataclass

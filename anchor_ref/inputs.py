@@ -1,6 +1,7 @@
 """The one place that refuses what attention cannot be computed from."""
 
 import math
+from itertools import pairwise
 from numbers import Real
 
 import torch
@@ -110,7 +111,7 @@ def _check_cu_seqlens(cu_seqlens: Tensor, q: Tensor, k: Tensor) -> None:
             f"got q {tuple(q.shape)} and k {tuple(k.shape)}"
         )
     bounds = cu_seqlens.tolist()
-    rising = all(a <= b for a, b in zip(bounds[:-1], bounds[1:], strict=True))
+    rising = all(a <= b for a, b in pairwise(bounds))
     if bounds[0] != 0 or bounds[-1] != q.shape[2] or not rising:
         raise ValueError(
             f"cu_seqlens must rise from 0 to the number of tokens {q.shape[2]}, got {bounds}"

@@ -1,4 +1,4 @@
-"""Who may look at whom: initial region, candidates, window (arXiv 2505.23520, section 3.2).
+"""Who may look at whom: initial region, candidates, window (arXiv 2505.23520, component 1).
 
 For a query at position i of group g, with S = `config.group_size` and b = `config.block_size`:
 
@@ -11,6 +11,7 @@ The three hold each of the keys 0..i exactly once. All other files ask this one.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from anchor_ref.config import AnchorConfig
 
@@ -63,13 +64,13 @@ def groups(
     bounds = [int(c) for c in cu_seqlens]
     return tuple(
         group
-        for start, end in zip(bounds[:-1], bounds[1:], strict=True)
+        for start, end in pairwise(bounds)
         for group in _sequence_groups(config, start, end, 0)
     )
 
 
 def _sequence_groups(config: AnchorConfig, start: int, end: int, shift: int) -> tuple[Group, ...]:
-    """Groups of the one sequence whose keys are [start, end) and first query is key start+shift."""
+    """Groups of one sequence: its keys are [start, end), its first query is key start + shift."""
     size, block = config.group_size, config.block_size
     init_end = min(start + config.init_blocks * block, end)
     first_query = start + shift

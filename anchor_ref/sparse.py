@@ -1,6 +1,6 @@
-"""Stage 3: fine-grained sparse computation (arXiv 2505.23520, section 3.4, algorithm 3).
+"""Stage 3: fine-grained sparse computation (arXiv 2505.23520, component 3).
 
-The selected keys lie scattered. Their rows are gathered into a dense little matrix, and the softmax
+The selected keys lie scattered. Their rows are gathered into a small dense matrix, and the softmax
 that stage 1 began goes on over it. Every stripe precedes the whole group: no mask is needed.
 """
 

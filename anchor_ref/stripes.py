@@ -1,8 +1,8 @@
-"""Stage 2: difference-aware stripe sparsity identification (arXiv 2505.23520, section 3.3, algorithm 2).
+"""Stage 2: difference-aware stripe sparsity identification (arXiv 2505.23520, component 2).
 
-A key whose score lies θ below the row's largest score weighs at most e^(−θ) of that key. The anchor
-stands in for the largest score, and the mean query of a block for all its queries; so one small
-matrix product per group decides which of the keys in between still matter.
+A key whose score lies θ below the row's largest score weighs at most e^(−θ) of that key. The
+anchor stands in for the largest score, and the mean query of a block for all its queries; so one
+small matrix product per group decides which of the keys in between still matter.
 """
 
 import torch

@@ -84,11 +84,11 @@ def test_scores_have_the_parts_they_were_made_of():
     heavy[p.positions] = True
     heavy[0] = True
     distance = torch.arange(2000).unsqueeze(1) - torch.arange(2000)
-    # Noise deviates by less than 0.5, and each mean is over 1900 scores or more.
-    assert scores[:, heavy][distance[:, heavy] > 100].mean() == pytest.approx(22, abs=0.2)
+    # Noise deviates by less than 0.25, and each mean is over 1900 scores or more.
+    assert scores[:, heavy][distance[:, heavy] > 100].mean() == pytest.approx(21, abs=0.2)
     assert scores[:, ~heavy][distance[:, ~heavy] > 100].mean() == pytest.approx(0, abs=0.2)
     own, further = scores.diagonal()[~heavy], scores.diagonal(-16)[~heavy[:-16]]
-    assert own.mean() == pytest.approx(4, abs=0.1)
+    assert own.mean() == pytest.approx(3, abs=0.1)
     assert further.mean() < own.mean() / 1.5
 
 

@@ -7,12 +7,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 # Parts of the scores, in natural-log units.
-HEAVY = 22.0  # of the sink and the planted keys, for every query
-LOCAL = 4.0  # of a query with its own key; fades over about LENGTH tokens
+HEAVY = 21.0  # of the sink and the planted keys, for every query
+LOCAL = 3.0  # of a query with its own key; fades over about LENGTH tokens
 LENGTH = 16.0
-# Queries get half the keys' noise. Heavy and other keys then stay apart by θ = 12 in every single
+# Queries get a quarter of the keys' noise. Heavy and other keys then stay apart by θ = 12 in every single
 # row, also where a ragged last block leaves no other queries to average with.
-QUERY_NOISE = 0.5
+QUERY_NOISE = 0.25
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,16 +45,17 @@ def planted_stripes(
 ) -> Planted:
     """Scores made of three parts: a sink and stripes, a local window, and noise.
 
-    s_ij = 22 [j = 0 or j planted] + 4 r(i − j) + noise,   r(0) = 1,  |r| <= 1,  noise below 0.5
+    s_ij = 21 [j = 0 or j planted] + 3 r(i − j) + noise,   r(0) = 1,  |r| <= 1
 
     Each part has dimensions of its own. The first one holds a constant in every query and, in the
-    heavy keys alone, what makes the product 22. Up to half of the others hold pairs (cos ωt,
+    heavy keys alone, what makes the product 21. Up to half of the others hold pairs (cos ωt,
     sin ωt) of the token's position t, in queries and keys alike: their products add up to
     cos ω(i − j), and over frequencies ω spread like a normal distribution to a bump about 16
-    tokens wide. The rest is normal noise, whose products deviate by less than 0.5.
+    tokens wide. The rest is normal noise, whose products deviate by 0.25 at
+    most.
 
-    The row anchor is about 22. Planted keys lie at most a few units below it, all others 18 and
-    more before noise: at θ = 12 AnchorAttention selects exactly the planted candidates.
+    The row anchor is about 21. Planted keys lie at most a few units below it, all others 18 before
+    noise: at θ = 12 AnchorAttention selects exactly the planted candidates.
 
     Args:
         n: N, number of tokens, at least 1.

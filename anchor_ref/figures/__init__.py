@@ -1,1 +1,1 @@
-"""Every figure of the course: a `data_*` function with its numbers, a `draw_*` function for them."""
+"""Every figure of the course: `data_*` makes its numbers, `draw_*` the picture."""

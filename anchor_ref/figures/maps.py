@@ -7,7 +7,6 @@ figure. Pooling by maximum answers "is there any heavy key here?"; averaging, wh
 
 import torch
 from jaxtyping import Float
-from matplotlib.axes import Axes
 from torch import Tensor
 
 from anchor_ref.config import AnchorConfig
@@ -56,7 +55,7 @@ def data_attention_map(
     }
 
 
-def draw_attention_map(data: dict[str, Tensor], ax: Axes, strip: Axes | None = None) -> None:
+def draw_attention_map(data: dict[str, Tensor], ax, strip=None) -> None:
     """Where does this head look?"""
     cell, cells = int(data["cell"]), len(data["heaviest"])
     heaviest = data["heaviest"].clamp(min=1e-5).log10()
@@ -107,7 +106,7 @@ def data_kept_map(
     }
 
 
-def draw_kept_map(data: dict[str, Tensor | list], ax: Axes) -> None:
+def draw_kept_map(data: dict[str, Tensor | list], ax) -> None:
     """Which keys does each query keep?"""
     n = int(data["n"])
     # Stripes are drawn from their own list: as cells of an image most would fall between pixels.

@@ -2,7 +2,6 @@
 
 import torch
 from jaxtyping import Float
-from matplotlib.axes import Axes
 from torch import Tensor
 
 from anchor_ref.config import AnchorConfig
@@ -39,7 +38,7 @@ def data_anchor_gap(
     return {"position": keys, "gap": (true_max - row_anchor.float()).clamp(min=0)}
 
 
-def draw_anchor_gap(data: dict[str, Tensor], ax: Axes) -> None:
+def draw_anchor_gap(data: dict[str, Tensor], ax) -> None:
     """How near is the anchor to the row's true maximum?"""
     gap, position = data["gap"], data["position"]
     exact = gap < 1e-4
@@ -82,7 +81,7 @@ def data_difference(
     return {"key": candidates, "difference": best, "theta": torch.tensor(config.theta)}
 
 
-def draw_difference(data: dict[str, Tensor], ax: Axes) -> None:
+def draw_difference(data: dict[str, Tensor], ax) -> None:
     """Which keys come within θ of the anchor?"""
     key, difference, theta = data["key"], data["difference"], float(data["theta"])
     kept = difference <= theta
@@ -119,7 +118,7 @@ def data_recall(recall: Float[Tensor, "N"], block: int = 128) -> dict[str, Tenso
     }
 
 
-def draw_recall(data: dict[str, Tensor], ax: Axes) -> None:
+def draw_recall(data: dict[str, Tensor], ax) -> None:
     """How much of each row's attention mass is kept?"""
     position = data["position"]
     ax.fill_between(position, data["p10"], data["median"], color=ACCENT, alpha=0.25, lw=0)
@@ -146,7 +145,7 @@ def data_heads(rows: list[dict]) -> dict[str, Tensor]:
     }
 
 
-def draw_heads(data: dict[str, Tensor], ax: Axes) -> None:
+def draw_heads(data: dict[str, Tensor], ax) -> None:
     """Which heads can do with less?"""
     points = ax.scatter(
         data["density"], data["recall"], c=data["layer"], cmap="cividis", s=22, lw=0.4, ec="white"

@@ -1,8 +1,5 @@
 """Colours and axes that all figures share; safe for colour-blind readers and in grey."""
 
-from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
-
 # Okabe and Ito's palette; in grey the four differ as well.
 INIT = "#E69F00"
 WINDOW = "#56B4E9"
@@ -15,6 +12,8 @@ MAGNITUDE = "cividis"
 
 def use_style() -> None:
     """Set matplotlib's defaults for the course: white paper, few lines, 100 dots an inch."""
+    from matplotlib import pyplot as plt
+
     plt.rcParams.update(
         {
             "axes.spines.right": False,
@@ -33,6 +32,6 @@ def use_style() -> None:
     )
 
 
-def caption(figure: Figure, text: str) -> None:
+def caption(figure, text: str) -> None:
     """A line of small print under the figure: reduction, model, layer, head, N, θ."""
     figure.supxlabel(text, x=0.01, ha="left", fontsize=7.5, color="#555555")
