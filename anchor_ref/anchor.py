@@ -16,7 +16,6 @@ from anchor_ref.online_softmax import SoftmaxState, empty_state, merge, partial_
 from anchor_ref.regions import groups
 
 
-@torch.no_grad()
 def compute_anchor(
     q: Float[Tensor, "B Hq Nq D"],
     k: Float[Tensor, "B Hkv Nk D"],

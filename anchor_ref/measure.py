@@ -106,7 +106,6 @@ def dense_attention(
     return normalise(state)
 
 
-@torch.no_grad()
 def recall(
     q: Float[Tensor, "B Hq Nq D"],
     k: Float[Tensor, "B Hkv Nk D"],

@@ -9,9 +9,11 @@ For a query at position i of group g, with S = `config.group_size` and b = `conf
 The three hold each of the keys 0..i exactly once. All other files ask this one.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+
+from jaxtyping import Int
+from torch import Tensor
 
 from anchor_ref.config import AnchorConfig
 
@@ -45,7 +47,7 @@ def groups(
     config: AnchorConfig,
     n_queries: int,
     n_keys: int,
-    cu_seqlens: Sequence[int] | None = None,
+    cu_seqlens: Int[Tensor, "S"] | None = None,
 ) -> tuple[Group, ...]:
     """All groups that hold at least one query, in order; packed sequences one after the other.
 
@@ -61,10 +63,9 @@ def groups(
     """
     if cu_seqlens is None:
         return _sequence_groups(config, 0, n_keys, n_keys - n_queries)
-    bounds = [int(c) for c in cu_seqlens]
     return tuple(
         group
-        for start, end in pairwise(bounds)
+        for start, end in pairwise(cu_seqlens.tolist())
         for group in _sequence_groups(config, start, end, 0)
     )
 

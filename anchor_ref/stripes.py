@@ -16,7 +16,6 @@ from anchor_ref.plan import StripePlan
 from anchor_ref.regions import groups
 
 
-@torch.no_grad()
 def identify_stripes(
     q: Float[Tensor, "B Hq Nq D"],
     k: Float[Tensor, "B Hkv Nk D"],

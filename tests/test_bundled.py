@@ -103,7 +103,7 @@ def test_its_heads_can_be_captured(loaded, tokens):
 
 def test_a_missing_transformers_is_named_with_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ImportError, match=r"pip install 'anchor-attention\[models\]'"):
+    with pytest.raises(ImportError, match=r"pip install '\.\[models\]'"):
         load_bundled()
 
 

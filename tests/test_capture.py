@@ -262,8 +262,12 @@ def test_the_model_is_left_as_it_was_after_an_exception(when, tmp_path):
 
 def test_outputs_asked_for_in_the_configuration_survive_a_capture():
     model, ids = tiny("Llama", output_hidden_states=True), prompt()
+    # transformers 4 collects them through replaced methods, which must not stay behind.
+    logits(model, ids)
+    methods = [vars(module).get("forward") for module in model.modules()]
     with left_as_it_was(model):
         capture_qkv(model, ids, [0])
+        assert [vars(module).get("forward") for module in model.modules()] == methods
     assert len(model(ids).hidden_states) == LAYERS + 1
 
 

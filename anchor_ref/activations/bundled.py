@@ -31,7 +31,7 @@ def load_bundled(dtype: torch.dtype = torch.float32, device: str | torch.device 
         from transformers import AutoModelForCausalLM, AutoTokenizer
         from transformers.utils import logging
     except ImportError as error:
-        raise ImportError("load_bundled needs transformers: pip install -e '.[models]'") from error
+        raise ImportError("load_bundled needs transformers: pip install '.[models]'") from error
     path = bundled_model_path()
     if absent := [name for name in FILES if not (path / name).is_file()]:
         raise FileNotFoundError(

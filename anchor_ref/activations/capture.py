@@ -262,9 +262,10 @@ def _copy(x: Tensor, heads: list[int], dtype: torch.dtype | None) -> Tensor:
 
 
 def _switched_off(config) -> dict[str, bool]:
-    """Further outputs that the configuration asks for; collecting them does not bear an early end.
+    """Further outputs that the configuration asks for, refused for this run.
 
-    Only those are named: a model that knows of none would not take the argument.
+    transformers 4 collects them by wrapping the layers, and an early end would leave the wrapping
+    on. Only what is asked for is named: a model that knows of none would not take the argument.
     """
     names = ("output_attentions", "output_hidden_states")
     return {name: False for name in names if getattr(config, name, False)}

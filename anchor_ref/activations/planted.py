@@ -10,7 +10,7 @@ from torch import Tensor
 HEAVY = 21.0  # of the sink and the planted keys, for every query
 LOCAL = 3.0  # of a query with its own key; fades over about LENGTH tokens
 LENGTH = 16.0
-# Queries get a quarter of the keys' noise. Heavy and other keys then stay apart by θ = 12 in every single
+# Queries get a quarter of the keys' noise. θ = 12 then tells heavy keys from others in each single
 # row, also where a ragged last block leaves no other queries to average with.
 QUERY_NOISE = 0.25
 
@@ -51,8 +51,7 @@ def planted_stripes(
     heavy keys alone, what makes the product 21. Up to half of the others hold pairs (cos ωt,
     sin ωt) of the token's position t, in queries and keys alike: their products add up to
     cos ω(i − j), and over frequencies ω spread like a normal distribution to a bump about 16
-    tokens wide. The rest is normal noise, whose products deviate by 0.25 at
-    most.
+    tokens wide. The rest is normal noise, whose products deviate by 0.25 at most.
 
     The row anchor is about 21. Planted keys lie at most a few units below it, all others 18 before
     noise: at θ = 12 AnchorAttention selects exactly the planted candidates.
