@@ -48,7 +48,7 @@ def brute_masks(q, k, config, scale):
 def brute_force(q, k, v, config, scale=None):
     """Float64 output, kept pairs `[B, Hq, Nq, Nk]`, and how near the closest call was."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    scores, causal, always, candidates, difference = brute_masks(q, k, config, scale)
+    scores, _, always, candidates, difference = brute_masks(q, k, config, scale)
     kept = always.expand_as(scores).clone()
     group = (torch.arange(q.shape[2]) + k.shape[2] - q.shape[2]) // config.group_size
     for g in group.unique():

@@ -20,7 +20,8 @@ def replaced_attention(model, make: Callable[[Callable], Callable]) -> Iterator[
     Args:
         model: a transformers model whose attention goes through `AttentionInterface`.
         make: gets a function with the interface's signature that does what the model did before,
-            and returns the function to call instead, with the same signature.
+            and returns the function to call instead, with the same signature. It is called once
+            for each implementation in use: the parts of a model may differ.
 
     Raises:
         ValueError: the model does not use the attention interface.
@@ -29,36 +30,63 @@ def replaced_attention(model, make: Callable[[Callable], Callable]) -> Iterator[
     """
     from transformers import AttentionInterface, AttentionMaskInterface
 
-    functions, masks = AttentionInterface(), AttentionMaskInterface()
     configs = _configs(model)
     before = [config._attn_implementation for config in configs]
-    implementation = model.config._attn_implementation
-    if implementation is None or not _uses_interface(model):
+    if model.config._attn_implementation is None or not model._can_set_attn_implementation():
         raise ValueError(
-            "model must compute attention through transformers' AttentionInterface, "
-            f"got {type(model).__name__} with attention implementation {implementation!r}"
+            "model must compute attention through transformers' AttentionInterface, got "
+            f"{type(model).__name__} with attention implementation "
+            f"{model.config._attn_implementation!r}"
         )
+    # A name of its own for each use, so that uses can be nested.
+    number = next(_numbers)
+    names = {
+        old: f"anchor_ref_{number}_{place}" for place, old in enumerate(dict.fromkeys(before))
+    }
+    masks = AttentionMaskInterface()
+    try:
+        for implementation, name in names.items():
+            AttentionInterface.register(name, make(_original(implementation)))
+            # An implementation without one gets the mask as the caller gave it.
+            if implementation in masks:
+                AttentionMaskInterface.register(name, masks[implementation])
+        for config, implementation in zip(configs, before, strict=True):
+            config._attn_implementation_internal = names[implementation]
+        yield
+    finally:
+        for config, implementation in zip(configs, before, strict=True):
+            config._attn_implementation_internal = implementation
+        for name in names.values():
+            AttentionInterface._global_mapping.pop(name, None)
+            AttentionMaskInterface._global_mapping.pop(name, None)
+
+
+def _original(implementation: str) -> Callable:
+    """What a module with that implementation calls for its attention."""
+    from transformers import AttentionInterface
 
     def original(module, *args, **kwargs):
         if implementation == "eager":
-            # Eager attention is no entry of the interface: each model's file has its own.
-            return sys.modules[type(module).__module__].eager_attention_forward(
-                module, *args, **kwargs
-            )
-        return functions[implementation](module, *args, **kwargs)
+            function = _eager(module)
+        else:
+            function = AttentionInterface()[implementation]
+        # Flash attention looks up there which of its kernels to call.
+        replaced = module.config._attn_implementation
+        module.config._attn_implementation_internal = implementation
+        try:
+            return function(module, *args, **kwargs)
+        finally:
+            module.config._attn_implementation_internal = replaced
 
-    # A name of its own for each use, so that uses can be nested.
-    name = f"anchor_ref_{next(_numbers)}"
-    AttentionInterface.register(name, make(original))
-    AttentionMaskInterface.register(name, masks[implementation])
-    try:
-        model.set_attn_implementation(name)
-        yield
-    finally:
-        for config, name_before in zip(configs, before, strict=True):
-            config._attn_implementation_internal = name_before
-        AttentionInterface._global_mapping.pop(name, None)
-        AttentionMaskInterface._global_mapping.pop(name, None)
+    return original
+
+
+def _eager(module) -> Callable:
+    """Eager attention is no entry of the interface: the file of each model has its own."""
+    for kind in type(module).__mro__:  # a class derived elsewhere uses its parent's
+        if function := getattr(sys.modules[kind.__module__], "eager_attention_forward", None):
+            return function
+    raise ValueError(f"{type(module).__name__} must have an eager attention, found none")
 
 
 def _configs(model) -> list:
@@ -69,7 +97,3 @@ def _configs(model) -> list:
 
 def _has_config(module) -> bool:
     return hasattr(getattr(module, "config", None), "_attn_implementation")
-
-
-def _uses_interface(model) -> bool:
-    return bool(model._can_set_attn_implementation())
