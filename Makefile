@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help tour test lab notebooks lint clean
+.PHONY: help tour test lab notebooks evaluate-model lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -12,6 +12,7 @@ help:
 	@echo "make test       every test, then every notebook compared with its stored outputs"
 	@echo "make lab        open the course in JupyterLab"
 	@echo "make notebooks  re-execute and normalise every notebook in place"
+	@echo "make evaluate-model CORPUS=books.jsonl.xz   every number of the model card; wants a GPU"
 	@echo "make lint       ruff: code, notebooks, format"
 	@echo "make clean      remove .venv, out and caches"
 	@echo
@@ -44,6 +45,11 @@ lab: $(INSTALLED)
 
 notebooks: $(INSTALLED)
 	$(BIN)/python -m tools.notebooks
+
+evaluate-model: $(INSTALLED)
+	@test -n "$(CORPUS)" || { echo "Name the held-out books: make evaluate-model CORPUS=FILE"; exit 1; }
+	$(BIN)/python -m training.evaluate --corpus $(CORPUS) --out benchmarks/model
+	$(BIN)/python -m training.card
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
