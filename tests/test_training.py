@@ -15,12 +15,14 @@ from tokenizers import Tokenizer
 
 from anchor_ref.activations import bundled_model_path, load_bundled
 from anchor_ref.activations.documents import make_prompt
+from training import evaluate
 from training.card import read_log
 from training.export import export
 from training.model import Llama, ModelConfig, target_losses
 from training.tasks import ANSWER, BOS, COPY, LATER, STAGE_0, TEXT, Tasks
 from training.train import PRESETS
 
+ROOT = Path(__file__).resolve().parent.parent
 TOKENIZER = Tokenizer.from_file(str(bundled_model_path() / "tokenizer.json"))
 MIXES = {**STAGE_0, **LATER}
 
@@ -189,3 +191,20 @@ def test_the_model_finds_needles_at_2k_and_not_where_there_are_none(bundled):
         blank = [BOS, *tokenizer.encode(told, add_special_tokens=False)]
         given = model(torch.tensor([blank + digits])).logits[0, len(blank) - 1 : -1].argmax(-1)
         assert given.tolist() != digits
+
+
+def test_committed_tables_are_what_the_evaluation_says(tmp_path):
+    folder = ROOT / "benchmarks" / "model"
+    evaluate.write_tables(json.loads((folder / "evaluation.json").read_text()), tmp_path)
+    for name in ("needles.csv", "heads.csv", "causes.csv"):
+        assert (tmp_path / name).read_text() == (folder / name).read_text(), name
+
+
+def test_the_first_rule_that_holds_names_a_head():
+    nothing = {"needle": 0.0, "induction": 0.0, "sink": 0.0, "local": 0.0, "entropy": 0.0}
+    assert evaluate.role(nothing) == "mixed"
+    assert evaluate.role({**nothing, "needle": 0.5, "sink": 0.9}) == "retrieval"
+    assert evaluate.role({**nothing, "induction": 0.2, "local": 0.6}) == "induction"
+    assert evaluate.role({**nothing, "sink": 0.3, "entropy": 0.9}) == "sink"
+    assert evaluate.role({**nothing, "local": 0.5}) == "local"
+    assert evaluate.role({**nothing, "entropy": 0.8}) == "diffuse"

@@ -99,6 +99,15 @@ def against_dense(cells: list[dict], trials: int) -> str:
     return table(header, rows) + f"\n\n{trials} prompts a depth."
 
 
+def causes(cells: list[dict]) -> str:
+    """Accuracy by where AnchorAttention runs and with which configuration."""
+    rows = [
+        [cell["sparse"], f"{100 * cell['accuracy']:.0f}", f"{cell['density']:.2f}"]
+        for cell in cells
+    ]
+    return table(["AnchorAttention in", "found, %", "density of these heads"], rows)
+
+
 def heads(rows: list[dict]) -> str:
     """What the heads do, counted."""
     strongest = max(rows, key=lambda row: row["sink"])
@@ -217,8 +226,17 @@ Controls, which must fail:
 
 {against_dense(found["anchor"], found["anchor_trials"])}
 
-A needle is lost where it is neither in the initial region nor in the window. `training/explain.py`
-measures why: few rows of a block ask for it, and the test looks at the mean of the block.
+A needle is lost where it is neither in the initial region nor in the window. What it takes to lose
+it, or to keep it ({found["causes"][0]["asked"]} prompts of {
+        found["causes"][0]["length"]
+    } tokens for
+each line, needle at a quarter and at half of the text; dense attention in all other heads):
+
+{causes(found["causes"])}
+
+So the retrieval heads lose it, they alone, and pooling is the cause: few rows of a block ask, and
+the test looks at the mean of the block's queries. `training/explain.py` measures the same from the
+other side: how far the needle's score lies from the anchor for the row, and for the mean.
 
 ## Limits
 

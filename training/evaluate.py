@@ -7,9 +7,10 @@ is the most likely next token, which is what greedy decoding would have produced
 """
 
 import argparse
+import csv
 import json
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -246,17 +247,41 @@ def _mass_at(captured: Captured, pairs: list[tuple[int, int]]) -> Tensor:
     return total / len(pairs)
 
 
-def anchored(config: AnchorConfig, layers: Collection[int] | None = None) -> Callable:
-    """AnchorAttention in the given layers (None: in every one), for `replaced_attention`."""
+def anchored(
+    config: AnchorConfig,
+    heads: Collection[tuple[int, int]] | None = None,
+    densities: list[float] | None = None,
+) -> Callable:
+    """AnchorAttention in the given (layer, head)s, for `replaced_attention`.
+
+    Args:
+        config: of AnchorAttention.
+        heads: where it runs, dense attention elsewhere; None means everywhere.
+        densities: gets the mean density of the sparse heads of each call, when given.
+    """
 
     def make(original):
         def attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
-            if layers is not None and module.layer_idx not in layers:
+            layer, n_heads = module.layer_idx, query.shape[1]
+            sparse = [h for h in range(n_heads) if heads is None or (layer, h) in heads]
+
+            def dense():
                 return original(
                     module, query, key, value, attention_mask, scaling=scaling, **kwargs
                 )
-            out = anchor_attention(query, key, value, config, scaling)
-            return out.transpose(1, 2).contiguous(), None
+
+            if not sparse:
+                return dense()
+            out, trace = anchor_attention(query, key, value, config, scaling, return_trace=True)
+            out = out.transpose(1, 2)  # [B, N, Hq, D], as the interface wants it
+            if densities is not None:
+                share = density(trace.stripes, config, query.shape[2], key.shape[2])
+                densities.append(float(share[:, sparse].mean()))
+            if len(sparse) < n_heads:
+                mixed = dense()[0].clone()
+                mixed[:, :, sparse] = out[:, :, sparse]
+                out = mixed
+            return out.contiguous(), None
 
         return attention
 
@@ -269,6 +294,62 @@ def wilson(right: int, asked: int) -> tuple[float, float]:
     middle = (share + z * z / (2 * asked)) / (1 + z * z / asked)
     half = z / (1 + z * z / asked) * (share * (1 - share) / asked + (z / 2 / asked) ** 2) ** 0.5
     return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def role(row: dict) -> str:
+    """What a head does, by its measurements: the first of these that holds.
+
+    retrieval: at least half of its mass on the digit that is about to be said; induction: a fifth
+    on the token that followed last time; sink: 0.3 on key 0; local: half on the last 128 keys;
+    diffuse: entropy at least 0.8 of the largest possible; else mixed.
+    """
+    for name, holds in (
+        ("retrieval", row["needle"] >= 0.5),
+        ("induction", row["induction"] >= 0.2),
+        ("sink", row["sink"] >= 0.3),
+        ("local", row["local"] >= 0.5),
+        ("diffuse", row["entropy"] >= 0.8),
+    ):
+        if holds:
+            return name
+    return "mixed"
+
+
+def write_tables(results: dict, folder: Path) -> None:
+    """The evaluation as tables: needles.csv, heads.csv with the role of each head, causes.csv."""
+    heads = [
+        {**row, "role": role(row)}
+        for name in results
+        if name.startswith("heads_")
+        for row in results[name]
+    ]
+    with_anchor = [{**cell, "attention": "anchor, θ = 12"} for cell in results["anchor"]]
+    dense = [
+        {**cell, "attention": "dense"} for cell in (*results["needles"], *results["controls"])
+    ]
+    columns = ("attention", "task", "length", "depth", "accuracy", "low", "high", "prompts")
+    cells = [
+        (cell["attention"], cell["task"], cell["length"], depth, share, *wilson_of(share, n), n)
+        for cell in (*dense, *with_anchor)
+        for n in (cell["asked"] // len(cell["by_depth"]),)
+        for depth, share in cell["by_depth"].items()
+    ]
+    with (folder / "needles.csv").open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([columns, *cells])
+    names = ("sparse", "task", "length", "accuracy", "density", "asked")
+    for name, rows, fields in (
+        ("heads.csv", heads, tuple(heads[0])),
+        ("causes.csv", results["causes"], names),
+    ):
+        with (folder / name).open("w", newline="") as file:
+            writer = csv.DictWriter(file, fields, extrasaction="ignore", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def wilson_of(share: float, asked: int) -> tuple[float, float]:
+    low, high = wilson(round(share * asked), asked)
+    return round(low, 4), round(high, 4)
 
 
 def gallery(rows: list[dict]) -> dict[str, dict]:
@@ -336,10 +417,18 @@ def main() -> None:
         file.write_text(text + "\n")
         print(f"{name}: {results['seconds'][name]} s", flush=True)
 
-    def cell(task: str, keys: int, questions: int, length: int, trials: int, **more) -> dict:
+    def cell(
+        task: str,
+        keys: int,
+        questions: int,
+        length: int,
+        trials: int,
+        depths: Sequence[float] = DEPTHS,
+        **more,
+    ) -> dict:
         counts = {
             str(depth): evaluation.needles(length, depth, keys, questions, trials, **more)
-            for depth in DEPTHS
+            for depth in depths
         }
         right, asked = (sum(pair[i] for pair in counts.values()) for i in (0, 1))
         return {
@@ -378,23 +467,43 @@ def main() -> None:
                 rows.append({**anchor, "dense_accuracy": dense["accuracy"]})
         return rows
 
-    def by_layer() -> list[dict]:
-        """Which layers lose the needle: each alone sparse, and each alone dense."""
+    def causes() -> list[dict]:
+        """What it takes to lose, or keep, a needle beyond initial region and window."""
+        length = min(8192, lengths[-1])
+        table = results[f"heads_{lengths[-1]}"]
+        every = {(row["layer"], row["head"]) for row in table}
+        retrieval = {(row["layer"], row["head"]) for row in table if row["needle"] >= 0.5}
+        cases = [
+            ("every head", AnchorConfig(), every),
+            ("all but the retrieval heads", AnchorConfig(), every - retrieval),
+            ("the retrieval heads alone", AnchorConfig(), retrieval),
+        ]
+        for layer in sorted({layer for layer, _ in every}):
+            own = {head for head in every if head[0] == layer}
+            cases.append((f"layer {layer} alone", AnchorConfig(), own))
+        for theta in (16.0, 20.0, 24.0):
+            cases.append((f"every head, θ = {theta:g}", AnchorConfig(theta=theta), every))
+        for block in (32, 8):
+            # Groups and initial region as before: only fewer queries are pooled into one.
+            config = AnchorConfig(block, 2048 // block, init_blocks=128 // block)
+            cases.append((f"every head, blocks of {block}", config, every))
         rows = []
-        for layer in range(model.config.num_hidden_layers):
-            others = set(range(model.config.num_hidden_layers)) - {layer}
-            for name, sparse in (("sparse", {layer}), ("dense", others)):
-                with replaced_attention(model, anchored(AnchorConfig(), sparse)):
-                    found = cell("single", 1, 1, 4096, options.anchor_trials)
-                rows.append({"layer": layer, "alone": name, **found})
+        for name, config, heads in cases:
+            densities: list[float] = []
+            with replaced_attention(model, anchored(config, heads, densities)):
+                found = cell("single", 1, 1, length, options.trials, depths=(0.25, 0.5))
+            share = float(np.mean(densities))
+            rows.append({**found, "sparse": name, "density": share})
+            print(f"  {name}: {found['accuracy']:.2f} at density {share:.2f}", flush=True)
         return rows
 
     record("controls", controls)
     record("anchor", with_anchor)
-    record("anchor_by_layer", by_layer)
     if lengths[-1] > 2048:
         record(f"heads_{lengths[-1]}", lambda: evaluation.heads(lengths[-1]))
     record("gallery", lambda: gallery(results[f"heads_{lengths[-1]}"]))
+    record("causes", causes)
+    write_tables(results, options.out)
 
 
 if __name__ == "__main__":
