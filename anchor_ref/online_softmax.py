@@ -82,11 +82,6 @@ def normalise(state: SoftmaxState) -> Float[Tensor, "*rows D"]:
     return state.acc / state.sum.unsqueeze(-1)
 
 
-def log_sum_exp(state: SoftmaxState) -> Float[Tensor, "*rows"]:
-    """m + log l: the logarithm of all the mass seen so far, natural-log units."""
-    return state.max + state.sum.log()
-
-
 def _exponent_origin(row_max: Tensor) -> Tensor:
     # A row that saw no key has the maximum -inf, and -inf − (-inf) is NaN: measure from 0 instead.
     return row_max.masked_fill(row_max == -torch.inf, 0.0)
