@@ -9,6 +9,9 @@ import pytest
 # Before anything imports the package: its annotations are then checked at every call.
 jaxtyping.install_import_hook("anchor_ref", "beartype.beartype")
 
+# Most tests are small: threads would wait for each other, for minutes when the cores are shared.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # No window opens in a test run.
 os.environ.setdefault("MPLBACKEND", "Agg")
 

@@ -88,12 +88,18 @@ class Evaluation:
             logits = self.model(row[None, :-1], use_cache=False).logits[0]
             losses += F.cross_entropy(logits.float(), row[1:], reduction="none")
         losses /= windows
-        edges = [0, 512, 2048, 8192, 16384]
+        edges = [0, 512, 2048, 8192, 16384, 32768]
         by_position = {
             f"{a}-{b}": losses[a:b].mean().item() for a, b in pairwise(edges) if b <= length
         }
         bits = losses.mean().item() / np.log(2) / self.bytes_per_token
-        return {"length": length, "windows": windows, "bits_per_byte": bits, "nats": by_position}
+        return {
+            "length": length,
+            "windows": windows,
+            "device": str(self.device),
+            "bits_per_byte": bits,
+            "nats": by_position,
+        }
 
     @torch.no_grad()
     def induction(self, length: int, rows: int = 4) -> float:
@@ -503,6 +509,16 @@ def main() -> None:
         record(f"heads_{lengths[-1]}", lambda: evaluation.heads(lengths[-1]))
     record("gallery", lambda: gallery(results[f"heads_{lengths[-1]}"]))
     record("causes", causes)
+
+    def beyond() -> dict:
+        """Twice the longest length: is it tolerated?"""
+        length = 2 * lengths[-1]
+        return {
+            **evaluation.text(length, 1),
+            "single": cell("single", 1, 1, length, min(options.trials, 10), depths=(0.25, 0.75)),
+        }
+
+    record("beyond", beyond)
     write_tables(results, options.out)
 
 
