@@ -139,6 +139,7 @@ def card(log_file: Path, evaluation_file: Path, weights: Path) -> str:
     """The text of the model card."""
     log, resumed = read_log(log_file)
     found = json.loads(evaluation_file.read_text())
+    beyond, single = found["beyond"], found["beyond"]["single"]
     start = next(entry for entry in log if entry.get("event") == "start")
     end = [entry for entry in log if "tokens" in entry][-1]
     longest = max(int(name.removeprefix("heads_")) for name in found if name.startswith("heads_"))
@@ -241,8 +242,13 @@ other side: how far the needle's score lies from the anchor for the row, and for
 ## Limits
 
 One seed. The needle sentences and the question come from a handful of templates. The books are
-English novels and long non-fiction from before 1929. Contexts above {longest} tokens were trained
-on but are not evaluated here.
+English novels and long non-fiction from before 1929. At {
+        beyond["length"]
+    } tokens, twice the longest
+length above, there is a glance only, on {beyond["device"]}: {beyond["bits_per_byte"]:.3f} bits per
+byte in {beyond["windows"]} window(s), {100 * single["accuracy"]:.0f} % of {
+        single["asked"]
+    } needles found.
 """
 
 
