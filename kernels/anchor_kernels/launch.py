@@ -1,0 +1,107 @@
+"""Tile sizes of each kernel: for a dtype, a head size and a target.
+
+Chosen by measurement where a device was at hand (`benchmarks/kernels.md`), elsewhere by what the
+compiler says: no spills, and shared memory within the target's limit
+(`benchmarks/compile_report.md`). A plain function, not an autotuner: the same call runs the same
+code on every day, and the interpreter can run it too.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+
+from anchor_kernels.support import target_of
+
+
+@dataclass(frozen=True)
+class AttentionLaunch:
+    """Stages 1 and 3: tiles of `block_m` queries times `block_n` keys."""
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+    max_registers: int | None = None
+
+
+@dataclass(frozen=True)
+class SelectLaunch:
+    """Stage 2: `rows` pooled queries times `block_n` keys, over `chunk` keys by one program."""
+
+    rows: int
+    block_n: int
+    chunk: int
+    num_warps: int
+    num_stages: int
+
+
+def padded_head_dim(head_dim: int) -> int:
+    """The power of two, at least 16, in which a head of any size finds room."""
+    return max(16, triton.next_power_of_2(head_dim))
+
+
+def anchor_launch(q: Tensor) -> AttentionLaunch:
+    """Tiles of stage 1 for q's dtype, head size and device."""
+    return anchor_launch_for(q.dtype, q.shape[-1], target_of(q))
+
+
+def sparse_launch(q: Tensor) -> AttentionLaunch:
+    """Tiles of stage 3 for q's dtype, head size and device."""
+    return sparse_launch_for(q.dtype, q.shape[-1], target_of(q))
+
+
+def select_launch(q: Tensor) -> SelectLaunch:
+    """Tiles of stage 2 for q's dtype, head size and device."""
+    return select_launch_for(q.dtype, q.shape[-1], target_of(q))
+
+
+def anchor_launch_for(dtype: torch.dtype, head_dim: int, target: GPUTarget) -> AttentionLaunch:
+    width = padded_head_dim(head_dim)
+    if dtype == torch.float32:
+        return _float32_launch(width)
+    if _is_hopper_or_later(target):
+        if width <= 128:
+            return AttentionLaunch(128, 128, 8, 3 if width <= 64 else 2)
+        return AttentionLaunch(128, 64, 8, 2)
+    return _small_launch(width, target)
+
+
+def sparse_launch_for(dtype: torch.dtype, head_dim: int, target: GPUTarget) -> AttentionLaunch:
+    width = padded_head_dim(head_dim)
+    if dtype == torch.float32:
+        return _float32_launch(width)
+    if _is_hopper_or_later(target):
+        if width <= 128:
+            return AttentionLaunch(256, 64, 8, 3 if width <= 64 else 2)
+        return AttentionLaunch(128, 64, 8, 2)
+    return _small_launch(width, target)
+
+
+def select_launch_for(dtype: torch.dtype, head_dim: int, target: GPUTarget) -> SelectLaunch:
+    width = padded_head_dim(head_dim)
+    if dtype == torch.float32:
+        return SelectLaunch(32, 32 if width > 128 else 64, 4096, 4, 2)
+    if _is_hopper_or_later(target):
+        return SelectLaunch(64, 128 if width <= 128 else 64, 4096, 4, 3)
+    return SelectLaunch(64, 64, 4096, 4, 2 if width <= 128 else 1)
+
+
+def _is_hopper_or_later(target: GPUTarget) -> bool:
+    return target.backend == "cuda" and target.arch >= 90
+
+
+def _small_launch(width: int, target: GPUTarget) -> AttentionLaunch:
+    """GPUs whose matrix instructions read registers: sm_80, and AMD with 64 KiB to share."""
+    if target.backend == "hip":
+        return AttentionLaunch(128, 64 if width <= 128 else 32, 4, 1)
+    if width <= 128:
+        return AttentionLaunch(128, 64, 8, 2)
+    return AttentionLaunch(128, 32, 8, 2)
+
+
+def _float32_launch(width: int) -> AttentionLaunch:
+    """float32 is for verification: products on plain arithmetic units, all operands in reach."""
+    return AttentionLaunch(32, 32, 4, 1) if width <= 128 else AttentionLaunch(16, 32, 4, 1)

@@ -1,0 +1,226 @@
+"""Stage 3: gather the stripes and finish the softmax. Mirrors `anchor_ref.sparse`."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from anchor_kernels.anchor import AnchorState
+from anchor_kernels.launch import AttentionLaunch, padded_head_dim, sparse_launch
+from anchor_kernels.online_softmax import LOG2E, score_factor, softmax_step
+from anchor_kernels.support import check_call
+from anchor_kernels.tables import GROUP_FIELDS, ROWS_END, ROWS_START, Tables, make_tables
+from anchor_ref.config import AnchorConfig
+from anchor_ref.plan import StripePlan
+
+
+def attend_stripes(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    state: AnchorState,
+    stripes: StripePlan,
+    config: AnchorConfig,
+    scale: float | None = None,
+    cu_seqlens: Tensor | None = None,
+    *,
+    launch: AttentionLaunch | None = None,
+) -> Tensor:
+    """Continue stage 1's softmax over the stripes of each group and normalise it.
+
+    out_i = softmax over A_i ∪ stripes(g) of s_ij, times v_j   for query i of group g
+
+    Args:
+        q, k, v: as in stage 1.
+        state: what `compute_anchor` returned; it is read, not changed.
+        stripes: what `identify_stripes` returned, or any plan of keys before each group.
+        config: block and group sizes.
+        scale: factor of q·k; None means 1/sqrt(D).
+        cu_seqlens: boundaries of packed sequences, see `anchor_ref.regions.groups`.
+        launch: tile sizes, when another choice than the shipped one is to be tried.
+
+    Returns:
+        Attention output `[B, Hq, Nq, D]` in q's dtype. Scores, softmax and sums are formed in
+        float32; the weights are rounded to v's dtype before they meet v.
+
+    Raises:
+        TypeError, ValueError: see `anchor_ref.inputs.check_inputs`; or `state` or `stripes` do not
+            fit q.
+        UnsupportedError: the kernels cannot run here or on these inputs; the message says why.
+    """
+    return continue_softmax(
+        q, k, v, state, stripes, config, scale, cu_seqlens, out=torch.empty_like(q), launch=launch
+    )
+
+
+def continue_softmax(
+    q, k, v, state, stripes, config, scale, cu_seqlens, *, out: Tensor, launch=None
+) -> Tensor:
+    """`attend_stripes` into `out`, which may be `state.out`: tiles are read, then written."""
+    scale = check_call(q, k, v, scale, cu_seqlens)
+    launch = launch or sparse_launch(q)
+    tables = make_tables(config, q.shape[2], k.shape[2], cu_seqlens, q.device)
+    _check_fit(state, stripes, q, tables)
+    # The longest lists start first: one that starts last would leave most of the device idle.
+    order = stripes.counts.flatten().argsort(descending=True, stable=True)
+    factor, sign = score_factor(scale)
+    tiles = triton.cdiv(tables.longest, launch.block_m)
+    with torch.cuda.device_of(q):
+        sparse_kernel[(len(order) * tiles,)](
+            q,
+            k,
+            v,
+            state.out,
+            state.lse,
+            out,
+            stripes.indices,
+            stripes.offsets,
+            stripes.counts,
+            order,
+            tables.groups,
+            factor,
+            *q.stride(),
+            *k.stride(),
+            *v.stride(),
+            *state.out.stride(),
+            *out.stride(),
+            q.shape[2],
+            tables.n_groups,
+            tiles,
+            SIGN=sign,
+            Q_HEADS=q.shape[1],
+            HEADS_PER_KV=q.shape[1] // k.shape[1],
+            D=q.shape[3],
+            BLOCK_D=padded_head_dim(q.shape[3]),
+            BLOCK_M=launch.block_m,
+            BLOCK_N=launch.block_n,
+            num_warps=launch.num_warps,
+            num_stages=launch.num_stages,
+            maxnreg=launch.max_registers,
+        )
+    return out
+
+
+@triton.jit
+def sparse_kernel(
+    q,
+    k,
+    v,
+    first_out,
+    first_lse,
+    out,
+    indices,
+    offsets,
+    counts,
+    order,
+    groups,
+    scale,
+    q_b,
+    q_h,
+    q_n,
+    q_d,
+    k_b,
+    k_h,
+    k_n,
+    k_d,
+    v_b,
+    v_h,
+    v_n,
+    v_d,
+    first_b,
+    first_h,
+    first_n,
+    first_d,
+    out_b,
+    out_h,
+    out_n,
+    out_d,
+    n_queries,
+    n_groups,
+    tiles,
+    SIGN: tl.constexpr,
+    Q_HEADS: tl.constexpr,
+    HEADS_PER_KV: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """One program: one tile of BLOCK_M rows of one group and query head, all stripes of it."""
+    # Tiles of a group are neighbours: they read the same stripes at the same time.
+    pid = tl.program_id(0)
+    tile = pid % tiles
+    bhg = tl.load(order + pid // tiles)  # int64
+    g = bhg % n_groups
+    q_head = bhg // n_groups % Q_HEADS
+    b = bhg // n_groups // Q_HEADS
+
+    group = groups + g * GROUP_FIELDS
+    rows_end = tl.load(group + ROWS_END)
+    row_start = tl.load(group + ROWS_START) + tile * BLOCK_M
+    if row_start >= rows_end:
+        return
+    stripes = indices + tl.load(offsets + bhg)
+    count = tl.load(counts + bhg)
+
+    rows = row_start + tl.arange(0, BLOCK_M)  # [M]
+    dims = tl.arange(0, BLOCK_D)  # [D]
+    keys = tl.arange(0, BLOCK_N)  # [N]
+    real_dim = dims < D
+    real = (rows < rows_end)[:, None] & real_dim[None, :]
+    long_rows = rows.to(tl.int64)[:, None]
+    q += b * q_b + q_head * q_h + long_rows * q_n + dims[None, :] * q_d
+    q_tile = tl.load(q, mask=real, other=0.0)  # [M, D]
+    if SIGN != 1:
+        q_tile = (q_tile * SIGN).to(q_tile.dtype)
+    k += b * k_b + q_head // HEADS_PER_KV * k_h + dims[:, None] * k_d  # [D, 1]
+    v += b * v_b + q_head // HEADS_PER_KV * v_h + dims[None, :] * v_d  # [1, D]
+
+    # What stage 1 left is (max, sum, acc) = (lse, 1, out): a state like any other.
+    scale_log2 = scale * LOG2E
+    lse = tl.load(first_lse + (b * Q_HEADS + q_head) * n_queries + rows, mask=rows < rows_end)
+    row_max = lse / scale  # in units of q·k
+    row_sum = tl.where(lse == float("-inf"), 0.0, 1.0)
+    first_out += b * first_b + q_head * first_h + long_rows * first_n + dims[None, :] * first_d
+    acc = tl.load(first_out, mask=real, other=0.0).to(tl.float32)  # [M, D]
+
+    whole = count // BLOCK_N * BLOCK_N
+    for start in range(0, whole, BLOCK_N):
+        key = tl.load(stripes + start + keys).to(tl.int64)  # [N]
+        if D == BLOCK_D:
+            k_part = tl.load(k + key[None, :] * k_n)  # [D, N]
+            v_part = tl.load(v + key[:, None] * v_n)  # [N, D]
+        else:
+            k_part = tl.load(k + key[None, :] * k_n, mask=real_dim[:, None], other=0.0)
+            v_part = tl.load(v + key[:, None] * v_n, mask=real_dim[None, :], other=0.0)
+        products = tl.dot(q_tile, k_part, input_precision="ieee")  # [M, N]
+        row_max, row_sum, acc = softmax_step(products, v_part, row_max, row_sum, acc, scale_log2)
+    if whole < count:
+        here = whole + keys < count
+        key = tl.load(stripes + whole + keys, mask=here, other=0).to(tl.int64)
+        k_mask = here[None, :] & real_dim[:, None]
+        v_mask = here[:, None] & real_dim[None, :]
+        k_part = tl.load(k + key[None, :] * k_n, mask=k_mask, other=0.0)
+        v_part = tl.load(v + key[:, None] * v_n, mask=v_mask, other=0.0)
+        products = tl.dot(q_tile, k_part, input_precision="ieee")
+        products = tl.where(here[None, :], products, float("-inf"))
+        row_max, row_sum, acc = softmax_step(products, v_part, row_max, row_sum, acc, scale_log2)
+
+    out += b * out_b + q_head * out_h + long_rows * out_n + dims[None, :] * out_d
+    tl.store(out, (acc / row_sum[:, None]).to(out.dtype.element_ty), mask=real)
+
+
+def _check_fit(state: AnchorState, stripes: StripePlan, q: Tensor, tables: Tables) -> None:
+    if state.out.shape != q.shape or state.out.dtype != q.dtype or state.out.device != q.device:
+        raise ValueError(
+            f"state must have q's shape {tuple(q.shape)}, dtype {q.dtype} and device {q.device}, "
+            f"got {tuple(state.out.shape)}, {state.out.dtype} and {state.out.device}"
+        )
+    expected = (q.shape[0], q.shape[1], tables.n_groups)
+    if stripes.counts.shape != expected:
+        raise ValueError(
+            f"stripes must have one list for each (batch, head, group) {expected}, "
+            f"got {tuple(stripes.counts.shape)}"
+        )
+    if stripes.counts.device != q.device:
+        raise ValueError(f"stripes must be on q's device {q.device}, got {stripes.counts.device}")

@@ -1,0 +1,383 @@
+"""Stage 2: the difference test, and its decisions as a ragged list. Mirrors `anchor_ref.stripes`.
+
+Four steps, none with a buffer wider than one bit per candidate:
+
+    pool      mean query and mean anchor of every block
+    select    one bit for each candidate of each list, 32 in a word, and how many are set
+    offsets   prefix sums of those counts: where each list begins
+    compact   words to key positions
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from anchor_kernels.launch import SelectLaunch, padded_head_dim, select_launch
+from anchor_kernels.support import check_call
+from anchor_kernels.tables import (
+    FIRST_BLOCK,
+    GROUP_FIELDS,
+    N_BLOCKS,
+    Chunks,
+    Tables,
+    make_chunks,
+    make_tables,
+)
+from anchor_ref.config import AnchorConfig
+from anchor_ref.plan import StripePlan
+
+WORD = tl.constexpr(32)  # decisions in a word
+
+
+def identify_stripes(
+    q: Tensor,
+    k: Tensor,
+    row_anchor: Tensor,
+    config: AnchorConfig,
+    scale: float | None = None,
+    cu_seqlens: Tensor | None = None,
+    *,
+    launch: SelectLaunch | None = None,
+) -> StripePlan:
+    """Select the candidates that lie within θ of the anchor for at least one block of the group.
+
+    keep key j for group g   when   ā_t − scale · <q̄_t, k_j> <= θ   for some block t of g
+
+    with ā_t and q̄_t the means of a_i and q_i over the queries of block t that exist.
+
+    Args:
+        q: queries, `[B, Hq, Nq, D]`, float16, bfloat16 or float32, D at most 256, any strides.
+        k: keys, `[B, Hkv, Nk, D]`.
+        row_anchor: a_i from stage 1, `[B, Hq, Nq]` float32, natural-log units.
+        config: block and group sizes, and θ.
+        scale: factor of q·k; None means 1/sqrt(D).
+        cu_seqlens: boundaries of packed sequences, see `anchor_ref.regions.groups`.
+        launch: tile sizes, when another choice than the shipped one is to be tried.
+
+    Returns:
+        One ascending list of keys for every batch entry, query head and group.
+
+    Raises:
+        TypeError, ValueError: see `anchor_ref.inputs.check_inputs`; or `row_anchor` does not fit
+            q.
+        UnsupportedError: the kernels cannot run here or on these inputs; the message says why.
+
+    Means and comparisons are float32. For a half-precision k, q̄_t is split into a rounded part and
+    a rounded rest: two products on the matrix units, each exact before it is summed in float32.
+    A comparison with NaN keeps the key, as in the reference.
+    """
+    scale = check_call(q, k, None, scale, cu_seqlens)
+    _check_row_anchor(row_anchor, q)
+    launch = launch or select_launch(q)
+    tables = make_tables(config, q.shape[2], k.shape[2], cu_seqlens, q.device)
+    chunks = make_chunks(tables, launch.chunk)
+    with torch.cuda.device_of(q):
+        pooled_q, pooled_anchor = _pool(q, row_anchor, tables)
+        words, counts = _select(pooled_q, pooled_anchor, k, scale, config, tables, chunks, launch)
+        return _compact(words, counts, chunks)
+
+
+def _pool(q: Tensor, row_anchor: Tensor, tables: Tables) -> tuple[Tensor, Tensor]:
+    """Means over each query block: `[B, Hq, blocks, D]` and `[B, Hq, blocks]`, float32."""
+    batch, q_heads, n_queries, head_dim = q.shape
+    pooled_q = q.new_empty(batch, q_heads, tables.n_blocks, head_dim, dtype=torch.float32)
+    pooled_anchor = row_anchor.new_empty(batch, q_heads, tables.n_blocks)
+    pool_kernel[(batch * q_heads * tables.n_blocks,)](
+        q,
+        row_anchor.contiguous(),
+        pooled_q,
+        pooled_anchor,
+        tables.blocks,
+        *q.stride(),
+        n_queries,
+        tables.n_blocks,
+        Q_HEADS=q_heads,
+        D=head_dim,
+        BLOCK_D=padded_head_dim(head_dim),
+        BLOCK_M=64,
+        num_warps=4,
+    )
+    return pooled_q, pooled_anchor
+
+
+@triton.jit
+def pool_kernel(
+    q,
+    row_anchor,
+    pooled_q,
+    pooled_anchor,
+    blocks,
+    q_b,
+    q_h,
+    q_n,
+    q_d,
+    n_queries,
+    n_blocks,
+    Q_HEADS: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    """One program: one query block of one query head."""
+    pid = tl.program_id(0)
+    block = pid % n_blocks
+    head = (pid // n_blocks).to(tl.int64)  # of all heads of the batch
+    start = tl.load(blocks + 2 * block)
+    end = tl.load(blocks + 2 * block + 1)
+    dims = tl.arange(0, BLOCK_D)
+    q += head // Q_HEADS * q_b + head % Q_HEADS * q_h + dims[None, :] * q_d
+    q_sum = tl.zeros([BLOCK_D], tl.float32)
+    anchor_sum = tl.zeros([BLOCK_M], tl.float32)
+    for first in range(start, end, BLOCK_M):
+        rows = first + tl.arange(0, BLOCK_M)
+        real = (rows < end)[:, None] & (dims < D)[None, :]
+        part = tl.load(q + rows.to(tl.int64)[:, None] * q_n, mask=real, other=0.0)  # [M, D]
+        q_sum += tl.sum(part.to(tl.float32), 0)
+        anchor_sum += tl.load(row_anchor + head * n_queries + rows, mask=rows < end, other=0.0)
+    # The block's own length: a ragged last block holds fewer queries.
+    length = (end - start).to(tl.float32)
+    tl.store(pooled_q + (head * n_blocks + block) * D + dims, q_sum / length, mask=dims < D)
+    tl.store(pooled_anchor + head * n_blocks + block, tl.sum(anchor_sum, 0) / length)
+
+
+def _select(
+    pooled_q: Tensor,
+    pooled_anchor: Tensor,
+    k: Tensor,
+    scale: float,
+    config: AnchorConfig,
+    tables: Tables,
+    chunks: Chunks,
+    launch: SelectLaunch,
+) -> tuple[Tensor, Tensor]:
+    """Decisions `[B, Hq, slots, chunk / 32]` int32, bit by bit, and their number by slot."""
+    batch, q_heads = pooled_q.shape[:2]
+    heads_per_kv = q_heads // k.shape[1]
+    # Query heads that share keys and blocks that share a group are stacked to one tile of rows,
+    # so that a key is read once for all of them.
+    step_tile = min(triton.next_power_of_2(config.step), launch.rows)
+    heads = min(triton.next_power_of_2(heads_per_kv), launch.rows // step_tile)
+    # Matrix instructions take 16 rows or more.
+    step_tile = max(step_tile, 16 // heads)
+    words = torch.empty(
+        batch,
+        q_heads,
+        chunks.n_slots,
+        launch.chunk // WORD.value,
+        dtype=torch.int32,
+        device=k.device,
+    )
+    counts = torch.empty(batch, q_heads, chunks.n_slots, dtype=torch.int32, device=k.device)
+    head_tiles = triton.cdiv(heads_per_kv, heads)
+    select_kernel[(batch * k.shape[1] * chunks.n_slots * head_tiles,)](
+        pooled_q,
+        pooled_anchor,
+        k,
+        words,
+        counts,
+        tables.groups,
+        chunks.slots,
+        chunks.order,
+        scale,
+        config.theta,
+        *k.stride(),
+        tables.n_blocks,
+        chunks.n_slots,
+        Q_HEADS=q_heads,
+        HEADS_PER_KV=heads_per_kv,
+        D=k.shape[3],
+        BLOCK_D=padded_head_dim(k.shape[3]),
+        HEADS=heads,
+        STEP_TILE=step_tile,
+        ONE_TILE=config.step <= step_tile,
+        SPLIT=k.dtype != torch.float32,
+        BLOCK_N=launch.block_n,
+        CHUNK=launch.chunk,
+        num_warps=launch.num_warps,
+        num_stages=launch.num_stages,
+    )
+    return words, counts
+
+
+@triton.jit
+def select_kernel(
+    pooled_q,
+    pooled_anchor,
+    k,
+    words,
+    counts,
+    groups,
+    slots,
+    order,
+    scale,
+    theta,
+    k_b,
+    k_h,
+    k_n,
+    k_d,
+    n_blocks,
+    n_slots,
+    Q_HEADS: tl.constexpr,
+    HEADS_PER_KV: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    HEADS: tl.constexpr,
+    STEP_TILE: tl.constexpr,
+    ONE_TILE: tl.constexpr,
+    SPLIT: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """One program: HEADS query heads of one kv head, one group, one chunk of its candidates."""
+    HEAD_TILES: tl.constexpr = (HEADS_PER_KV + HEADS - 1) // HEADS
+    KV_HEADS: tl.constexpr = Q_HEADS // HEADS_PER_KV
+    pid = tl.program_id(0)
+    slot = tl.load(order + pid // HEAD_TILES % n_slots)
+    kv = pid // HEAD_TILES // n_slots
+    b = (kv // KV_HEADS).to(tl.int64)
+    kv_head = (kv % KV_HEADS).to(tl.int64)
+    g = tl.load(slots + 3 * slot)
+    first = tl.load(slots + 3 * slot + 1)
+    end = tl.load(slots + 3 * slot + 2)
+    blocks_start = tl.load(groups + g * GROUP_FIELDS + FIRST_BLOCK)
+    group_blocks = tl.load(groups + g * GROUP_FIELDS + N_BLOCKS)
+
+    head_in_kv = pid % HEAD_TILES * HEADS + tl.arange(0, HEADS)
+    real_head = head_in_kv < HEADS_PER_KV
+    head = b * Q_HEADS + kv_head * HEADS_PER_KV + head_in_kv  # [HEADS], of all heads of the batch
+    # Rows of the tile: the blocks of one head, then those of the next.
+    row_head = tl.arange(0, HEADS * STEP_TILE) // STEP_TILE
+    row_block = tl.arange(0, HEADS * STEP_TILE) % STEP_TILE
+    row_head = pid % HEAD_TILES * HEADS + row_head
+    row_first = (b * Q_HEADS + kv_head * HEADS_PER_KV + row_head) * n_blocks + blocks_start
+    dims = tl.arange(0, BLOCK_D)
+    keys = tl.arange(0, BLOCK_N)
+    k += b * k_b + kv_head * k_h + dims[:, None] * k_d
+    words += ((head * n_slots + slot) * (CHUNK // WORD))[:, None]
+    found = tl.zeros([HEADS], tl.int32)
+
+    real_row = (row_head < HEADS_PER_KV) & (row_block < group_blocks)
+    if ONE_TILE:  # the pooled queries stay where they are
+        high, low, anchor = load_pooled(
+            pooled_q, pooled_anchor, row_first + row_block, real_row, dims, D, k.dtype.element_ty
+        )
+    for start in range(first, end, BLOCK_N):
+        real_key = start + keys < end
+        k_mask = real_key[None, :] & (dims < D)[:, None]
+        k_part = tl.load(
+            k + (start + keys).to(tl.int64)[None, :] * k_n, mask=k_mask, other=0.0
+        )  # [D, N]
+        if ONE_TILE:
+            kept = any_block_keeps(
+                high, low, anchor, k_part, real_row, scale, theta, HEADS, STEP_TILE, SPLIT
+            )  # [HEADS, N] int32
+        else:
+            kept = tl.zeros([HEADS, BLOCK_N], tl.int32)
+            for t in range(0, group_blocks, STEP_TILE):
+                real_row = (row_head < HEADS_PER_KV) & (t + row_block < group_blocks)
+                high, low, anchor = load_pooled(
+                    pooled_q,
+                    pooled_anchor,
+                    row_first + t + row_block,
+                    real_row,
+                    dims,
+                    D,
+                    k.dtype.element_ty,
+                )
+                kept |= any_block_keeps(
+                    high, low, anchor, k_part, real_row, scale, theta, HEADS, STEP_TILE, SPLIT
+                )
+        kept = tl.where(real_key[None, :], kept, 0)
+        found += tl.sum(kept, 1)
+        bits = tl.reshape(kept, [HEADS, BLOCK_N // WORD, WORD])
+        packed = tl.sum(bits << tl.arange(0, WORD)[None, None, :], 2)  # [HEADS, N / 32]
+        word = (start - first) // WORD + tl.arange(0, BLOCK_N // WORD)
+        tl.store(words + word[None, :], packed, mask=real_head[:, None])
+    tl.store(counts + head * n_slots + slot, found, mask=real_head)
+
+
+@triton.jit
+def load_pooled(pooled_q, pooled_anchor, at, real_row, dims, D: tl.constexpr, dtype: tl.constexpr):
+    """Pooled queries `[M, D]` as rounded part and rounded rest, and pooled anchors `[M]`."""
+    mask = real_row[:, None] & (dims < D)[None, :]
+    pooled = tl.load(pooled_q + at[:, None] * D + dims[None, :], mask=mask, other=0.0)
+    anchor = tl.load(pooled_anchor + at, mask=real_row, other=0.0)
+    high = pooled.to(dtype)
+    low = (pooled - high.to(tl.float32)).to(dtype)
+    return high, low, anchor
+
+
+@triton.jit
+def any_block_keeps(
+    high,
+    low,
+    anchor,
+    k_part,
+    real_row,
+    scale,
+    theta,
+    HEADS: tl.constexpr,
+    STEP_TILE: tl.constexpr,
+    SPLIT: tl.constexpr,
+):
+    """Does any block of a head keep the key? `[HEADS, N]` int32."""
+    products = tl.dot(high, k_part, input_precision="ieee")  # [M, N]
+    if SPLIT:
+        products = tl.dot(low, k_part, products)
+    difference = anchor[:, None] - products * scale
+    # Not "difference <= theta": NaN is kept.
+    keep = (real_row[:, None] & ~(difference > theta)).to(tl.int32)
+    return tl.max(tl.reshape(keep, [HEADS, STEP_TILE, keep.shape[1]]), 1)
+
+
+def _compact(words: Tensor, counts: Tensor, chunks: Chunks) -> StripePlan:
+    """The words as lists of keys, one after the other."""
+    ends = counts.flatten().cumsum(0, dtype=torch.int64).view(counts.shape)
+    starts = ends - counts
+    total = int(ends[-1, -1, -1])  # the one place where the host waits for the device
+    indices = torch.empty(total, dtype=torch.int32, device=words.device)
+    if total:
+        compact_kernel[(starts.numel(),)](
+            words,
+            starts,
+            indices,
+            chunks.slots,
+            chunks.n_slots,
+            WORDS=words.shape[-1],
+            num_warps=4,
+        )
+    offsets = starts[..., chunks.first_slot]
+    return StripePlan((ends[..., chunks.last_slot] - offsets).to(torch.int32), offsets, indices)
+
+
+@triton.jit
+def compact_kernel(words, starts, indices, slots, n_slots, WORDS: tl.constexpr):
+    """One program: one slot of one query head, its set bits written as key positions."""
+    pid = tl.program_id(0).to(tl.int64)
+    slot = pid % n_slots
+    first = tl.load(slots + 3 * slot + 1)
+    end = tl.load(slots + 3 * slot + 2)
+    word = tl.arange(0, WORDS)
+    lane = tl.arange(0, WORD)
+    # A word after the last candidate was never written.
+    packed = tl.load(words + pid * WORDS + word, mask=first + word * WORD < end, other=0)
+    bits = (packed[:, None] >> lane[None, :]) & 1  # [WORDS, 32]
+    within = tl.cumsum(bits, 1)
+    in_word = tl.sum(bits, 1)
+    before = tl.cumsum(in_word, 0) - in_word
+    at = tl.load(starts + pid) + before[:, None] + within - 1
+    key = first + word[:, None] * WORD + lane[None, :]
+    tl.store(indices + at, key, mask=bits != 0)
+
+
+def _check_row_anchor(row_anchor: Tensor, q: Tensor) -> None:
+    if row_anchor.dtype != torch.float32:
+        raise TypeError(f"row_anchor must be float32, got {row_anchor.dtype}")
+    if row_anchor.shape != q.shape[:3]:
+        raise ValueError(
+            f"row_anchor must have shape {tuple(q.shape[:3])} (batch, heads, queries), "
+            f"got {tuple(row_anchor.shape)}"
+        )
+    if row_anchor.device != q.device:
+        raise ValueError(f"row_anchor must be on q's device {q.device}, got {row_anchor.device}")

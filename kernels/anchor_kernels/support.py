@@ -1,0 +1,73 @@
+"""What the kernels can run on, and clear words where they cannot."""
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+
+from anchor_ref.inputs import check_inputs
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+MAX_HEAD_DIM = 256
+
+
+class UnsupportedError(RuntimeError):
+    """The kernels cannot run on these inputs here; the reference in `anchor_ref` can."""
+
+
+def why_unsupported(q: Tensor) -> str | None:
+    """What keeps the kernels from running on inputs like q; None when nothing does."""
+    if q.dtype not in DTYPES:
+        return f"q must be float16, bfloat16 or float32, got {q.dtype}"
+    if q.shape[-1] > MAX_HEAD_DIM:
+        return f"head_dim must be at most {MAX_HEAD_DIM}, got {q.shape[-1]}"
+    if interpreted():
+        # The interpreter computes with NumPy, which knows no bfloat16: wrong numbers, no error.
+        if q.dtype == torch.bfloat16:
+            return "Triton's interpreter does not compute in bfloat16, use float16 or float32"
+        return None
+    if not q.is_cuda:
+        return (
+            f"q must be on a GPU, got {q.device}; "
+            "TRITON_INTERPRET=1, set before Triton is imported, runs the kernels on a CPU, slowly"
+        )
+    if torch.version.hip is None and torch.cuda.get_device_capability(q.device) < (8, 0):
+        major, minor = torch.cuda.get_device_capability(q.device)
+        return f"the GPU must have compute capability 8.0 or later, got {major}.{minor}"
+    return None
+
+
+def check_call(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor | None,
+    scale: float | None,
+    cu_seqlens: Tensor | None,
+) -> float:
+    """Refuse what does not fit together or cannot run here.
+
+    Returns:
+        The scale to use.
+
+    Raises:
+        TypeError, ValueError: see `anchor_ref.inputs.check_inputs`.
+        UnsupportedError: the inputs are sound, but the kernels cannot take them here.
+    """
+    scale = check_inputs(q, k, v, scale, cu_seqlens)
+    reason = why_unsupported(q)
+    if reason is not None:
+        raise UnsupportedError(f"anchor_kernels cannot run: {reason}")
+    return scale
+
+
+def interpreted() -> bool:
+    """Does Triton interpret kernels, on the CPU, in place of compiling them?"""
+    return triton.knobs.runtime.interpret
+
+
+def target_of(q: Tensor) -> GPUTarget:
+    """The GPU that q is on. The interpreter has none and takes what is shipped for sm_90."""
+    if interpreted():
+        return GPUTarget("cuda", 90, 32)
+    with torch.cuda.device_of(q):
+        return triton.runtime.driver.active.get_current_target()

@@ -1,0 +1,134 @@
+"""The regions as tables on the device: what a program reads to know its rows and keys.
+
+`anchor_ref.regions` alone decides who may look at whom. Its groups are written into two integer
+tables, so that the kernels need no rule of their own and packed sequences, chunks and odd sizes
+are no special cases.
+"""
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from anchor_ref.config import AnchorConfig
+from anchor_ref.regions import groups
+
+# Columns of the table of groups; the names are those of `regions.Group`.
+ROWS_START = tl.constexpr(0)
+ROWS_END = tl.constexpr(1)
+SHIFT = tl.constexpr(2)
+INIT_START = tl.constexpr(3)
+INIT_END = tl.constexpr(4)
+CANDIDATES_START = tl.constexpr(5)
+CANDIDATES_END = tl.constexpr(6)
+WINDOW_START = tl.constexpr(7)
+FIRST_BLOCK = tl.constexpr(8)
+N_BLOCKS = tl.constexpr(9)
+GROUP_FIELDS = tl.constexpr(10)
+
+
+@dataclass(frozen=True, eq=False)
+class Tables:
+    """Groups and query blocks of one call.
+
+    Attributes:
+        n_groups: G.
+        n_blocks: number of query blocks in all groups.
+        longest: rows of the longest group.
+        groups: `[G, 10]` int32, one `Group` a row; columns as named above.
+        blocks: `[n_blocks, 2]` int32: first row of each query block and the row after its last.
+        candidates: the candidates of each group, on the host.
+    """
+
+    n_groups: int
+    n_blocks: int
+    longest: int
+    groups: Tensor
+    blocks: Tensor
+    candidates: tuple[range, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Chunks:
+    """Candidates of all groups, cut into chunks of keys.
+
+    A *slot* is one chunk of one group, counted group by group; each group has at least one, if
+    only an empty one.
+
+    Attributes:
+        n_slots: W.
+        slots: `[W, 3]` int32: group, first key, key after the last.
+        order: `[W]` int32: slots in the order in which to visit them. Chunks of the same keys
+            follow each other, whatever their group, so that a key is read from memory once and
+            from the cache by all other groups.
+        first_slot, last_slot: `[G]` int64, of each group.
+    """
+
+    n_slots: int
+    slots: Tensor
+    order: Tensor
+    first_slot: Tensor
+    last_slot: Tensor
+
+
+def make_tables(
+    config: AnchorConfig, n_queries: int, n_keys: int, cu_seqlens: Tensor | None, device
+) -> Tables:
+    """Tables for these sizes; the same sizes give the same tables without new work."""
+    bounds = None if cu_seqlens is None else tuple(cu_seqlens.tolist())
+    # θ changes no region.
+    return _tables(replace(config, theta=0.0), n_queries, n_keys, bounds, torch.device(device))
+
+
+@lru_cache(maxsize=32)
+def _tables(config, n_queries, n_keys, bounds, device) -> Tables:
+    cu_seqlens = None if bounds is None else torch.tensor(bounds)
+    found = groups(config, n_queries, n_keys, cu_seqlens)
+    rows, blocks = [], []
+    for group in found:
+        rows.append(
+            (
+                group.rows.start,
+                group.rows.stop,
+                group.shift,
+                group.init.start,
+                group.init.stop,
+                group.candidates.start,
+                group.candidates.stop,
+                group.window_start,
+                len(blocks),
+                len(group.blocks),
+            )
+        )
+        blocks += [(block.start, block.stop) for block in group.blocks]
+    return Tables(
+        n_groups=len(found),
+        n_blocks=len(blocks),
+        longest=max(len(group.rows) for group in found),
+        groups=torch.tensor(rows, dtype=torch.int32, device=device),
+        blocks=torch.tensor(blocks, dtype=torch.int32, device=device),
+        candidates=tuple(group.candidates for group in found),
+    )
+
+
+@lru_cache(maxsize=32)
+def make_chunks(tables: Tables, chunk: int) -> Chunks:
+    """The candidates of `tables` in chunks of `chunk` keys."""
+    slots, first, last = [], [], []
+    for g, candidates in enumerate(tables.candidates):
+        first.append(len(slots))
+        # max: no candidates are one empty slot.
+        for start in range(candidates.start, max(candidates.stop, candidates.start + 1), chunk):
+            slots.append((g, start, min(start + chunk, candidates.stop)))
+        last.append(len(slots) - 1)
+    order = sorted(range(len(slots)), key=lambda slot: (slots[slot][1], slots[slot][0]))
+    device = tables.groups.device
+    return Chunks(
+        n_slots=len(slots),
+        slots=torch.tensor(slots, dtype=torch.int32, device=device),
+        order=torch.tensor(order, dtype=torch.int32, device=device),
+        first_slot=torch.tensor(first, device=device),
+        last_slot=torch.tensor(last, device=device),
+    )
