@@ -13,7 +13,14 @@ import triton.language as tl
 from torch import Tensor
 
 from anchor_kernels.launch import AttentionLaunch, anchor_launch, padded_head_dim
-from anchor_kernels.online_softmax import LN2, LOG2E, score_factor, softmax_step
+from anchor_kernels.online_softmax import (
+    LN2,
+    LOG2E,
+    load_rows,
+    overflowed,
+    score_factor,
+    softmax_step,
+)
 from anchor_kernels.support import check_call
 from anchor_kernels.tables import (
     GROUP_FIELDS,
@@ -95,34 +102,41 @@ def compute_anchor(
     out = torch.empty_like(q)
     row_anchor = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     lse = torch.empty_like(row_anchor)
+    factor, sign = score_factor(scale)
     tiles = triton.cdiv(tables.longest, launch.block_m)
+    programs = batch * q_heads * tables.n_groups * tiles
+    redo = torch.zeros(programs, dtype=torch.int8, device=q.device)
     with torch.cuda.device_of(q):
-        anchor_kernel[(batch * q_heads * tables.n_groups * tiles,)](
-            q,
-            k,
-            v,
-            out,
-            row_anchor,
-            lse,
-            tables.groups,
-            *score_factor(scale),
-            *q.stride(),
-            *k.stride(),
-            *v.stride(),
-            *out.stride(),
-            n_queries,
-            tables.n_groups,
-            tiles,
-            Q_HEADS=q_heads,
-            HEADS_PER_KV=q_heads // k.shape[1],
-            D=head_dim,
-            BLOCK_D=padded_head_dim(head_dim),
-            BLOCK_M=launch.block_m,
-            BLOCK_N=launch.block_n,
-            num_warps=launch.num_warps,
-            num_stages=launch.num_stages,
-            maxnreg=launch.max_registers,
-        )
+        for online in (False, True):  # first all tiles the short way, then the few that need it
+            anchor_kernel[(programs,)](
+                q,
+                k,
+                v,
+                out,
+                row_anchor,
+                lse,
+                redo,
+                tables.groups,
+                factor,
+                *q.stride(),
+                *k.stride(),
+                *v.stride(),
+                *out.stride(),
+                n_queries,
+                tables.n_groups,
+                tiles,
+                SIGN=sign,
+                Q_HEADS=q_heads,
+                HEADS_PER_KV=q_heads // k.shape[1],
+                D=head_dim,
+                BLOCK_D=padded_head_dim(head_dim),
+                BLOCK_M=launch.block_m,
+                BLOCK_N=launch.block_n,
+                ONLINE=online,
+                num_warps=launch.num_warps,
+                num_stages=launch.num_stages,
+                maxnreg=launch.max_registers,
+            )
     return AnchorState(row_anchor, lse, out)
 
 
@@ -134,9 +148,9 @@ def anchor_kernel(
     out,
     row_anchor,
     lse,
+    redo,
     groups,
     scale,
-    SIGN: tl.constexpr,
     q_b,
     q_h,
     q_n,
@@ -156,16 +170,21 @@ def anchor_kernel(
     n_queries,
     n_groups,
     tiles,
+    SIGN: tl.constexpr,
     Q_HEADS: tl.constexpr,
     HEADS_PER_KV: tl.constexpr,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    ONLINE: tl.constexpr,
 ):
     """One program: one query head, one tile of BLOCK_M rows of one group."""
-    # Heads that share keys are neighbours, then the tiles of a group, its longest first.
     pid = tl.program_id(0)
+    if ONLINE:
+        if tl.load(redo + pid) == 0:
+            return
+    # Heads that share keys are neighbours, then the tiles of a group, its longest first.
     KV_HEADS: tl.constexpr = Q_HEADS // HEADS_PER_KV
     head = pid % HEADS_PER_KV
     tile = tiles - 1 - (pid // HEADS_PER_KV) % tiles
@@ -194,51 +213,30 @@ def anchor_kernel(
     if SIGN != 1:
         q_tile = (q_tile * SIGN).to(q_tile.dtype)
 
-    keys = tl.arange(0, BLOCK_N)
-    k += b * k_b + kv_head * k_h
-    v += b * v_b + kv_head * v_h
-    k_tile = keys.to(tl.int64)[None, :] * k_n + dims[:, None] * k_d  # [D, N]
-    v_tile = keys.to(tl.int64)[:, None] * v_n + dims[None, :] * v_d  # [N, D]
-
-    scale_log2 = scale * LOG2E
-    row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)  # largest q·k so far
-    row_sum = tl.zeros([BLOCK_M], tl.float32)
-    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-
-    # Whole tiles that every row sees: initial region, then the window up to the first row's key.
-    init_tiles = (init_end - init_start) // BLOCK_N
-    window_tiles = (row_start + shift + 1 - window_start) // BLOCK_N
-    for i in range(init_tiles + window_tiles):
-        start = tl.where(
-            i < init_tiles, init_start + i * BLOCK_N, window_start + (i - init_tiles) * BLOCK_N
-        ).to(tl.int64)
-        if D == BLOCK_D:
-            k_part = tl.load(k + start * k_n + k_tile)
-            v_part = tl.load(v + start * v_n + v_tile)
-        else:
-            k_part = tl.load(k + start * k_n + k_tile, mask=real_dim[:, None], other=0.0)
-            v_part = tl.load(v + start * v_n + v_tile, mask=real_dim[None, :], other=0.0)
-        products = tl.dot(q_tile, k_part, input_precision="ieee")  # [M, N]
-        row_max, row_sum, acc = softmax_step(products, v_part, row_max, row_sum, acc, scale_log2)
-
-    # What is left of the initial region, then the diagonal: the tiles that need a mask.
-    init_rest = init_start + init_tiles * BLOCK_N
-    window_rest = window_start + window_tiles * BLOCK_N
-    last = tl.minimum(row_start + BLOCK_M, rows_end) + shift  # after the last row's own key
-    rest_tiles = tl.where(init_rest < init_end, 1, 0)
-    for i in range(rest_tiles + tl.cdiv(last - window_rest, BLOCK_N)):
-        in_init = i < rest_tiles
-        start = tl.where(in_init, init_rest, window_rest + (i - rest_tiles) * BLOCK_N)
-        end = tl.where(in_init, init_end, last)
-        real_key = start + keys < end
-        k_mask = real_key[None, :] & real_dim[:, None]
-        v_mask = real_key[:, None] & real_dim[None, :]
-        k_part = tl.load(k + start.to(tl.int64) * k_n + k_tile, mask=k_mask, other=0.0)
-        v_part = tl.load(v + start.to(tl.int64) * v_n + v_tile, mask=v_mask, other=0.0)
-        products = tl.dot(q_tile, k_part, input_precision="ieee")
-        seen = real_key[None, :] & ((start + keys)[None, :] <= (rows + shift)[:, None])
-        products = tl.where(seen, products, float("-inf"))
-        row_max, row_sum, acc = softmax_step(products, v_part, row_max, row_sum, acc, scale_log2)
+    k += b * k_b + kv_head * k_h + dims[None, :] * k_d  # [1, D]
+    v += b * v_b + kv_head * v_h + dims[None, :] * v_d  # [1, D]
+    row_max, origin, row_sum, acc = attend_regions(
+        q_tile,
+        k,
+        v,
+        k_n,
+        v_n,
+        rows + shift,
+        row_start + shift,
+        rows_end + shift,
+        init_start,
+        init_end,
+        window_start,
+        scale * LOG2E,
+        real_dim,
+        D,
+        BLOCK_D,
+        BLOCK_M,
+        BLOCK_N,
+        ONLINE,
+    )
+    if not ONLINE:
+        tl.store(redo + pid, overflowed(row_sum, acc, q.dtype.element_ty))
 
     # row_sum is NaN when a score was; the maximum alone would hide it.
     anchor = tl.where(
@@ -246,8 +244,76 @@ def anchor_kernel(
     )
     row = (b * Q_HEADS + q_head) * n_queries + rows
     tl.store(row_anchor + row, anchor, mask=real_row)
-    tl.store(lse + row, row_max * scale + tl.log2(row_sum) * LN2, mask=real_row)
+    tl.store(lse + row, origin * scale + tl.log2(row_sum) * LN2, mask=real_row)
     out += b * out_b + q_head * out_h + rows.to(tl.int64)[:, None] * out_n + dims[None, :] * out_d
     # A row that saw no finite score has no output yet; stage 3 may still find it one.
-    result = tl.where(row_sum[:, None] == 0, 0.0, acc / row_sum[:, None])
+    result = acc * tl.where(row_sum == 0, 0.0, 1 / row_sum)[:, None]
     tl.store(out, result.to(out.dtype.element_ty), mask=real_row[:, None] & real_dim[None, :])
+
+
+@triton.jit
+def attend_regions(
+    q_tile,
+    k,
+    v,
+    k_n,
+    v_n,
+    own_key,
+    first_own,
+    end,
+    init_start,
+    init_end,
+    window_start,
+    scale_log2,
+    real_dim,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    ONLINE: tl.constexpr,
+):
+    """A tile of rows over initial region and window: (row_max, origin, row_sum, acc).
+
+    row_max `[M]` is the largest q·k, and the weights are measured from origin `[M]`: the largest
+    one too if ONLINE, otherwise the largest of the initial region and the diagonal.
+    """
+    row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    row_sum = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    keys = tl.arange(0, BLOCK_N)
+
+    # The tiles that need a mask: the initial region, and the window's end, the diagonal.
+    whole = (first_own + 1 - window_start) // BLOCK_N
+    diagonal = window_start + whole * BLOCK_N
+    last = tl.minimum(first_own + BLOCK_M, end)  # after the last row's own key
+    init_tiles = tl.cdiv(init_end - init_start, BLOCK_N)
+    for i in range(init_tiles + tl.cdiv(last - diagonal, BLOCK_N)):
+        in_init = i < init_tiles
+        start = tl.where(in_init, init_start + i * BLOCK_N, diagonal + (i - init_tiles) * BLOCK_N)
+        seen = tl.where(in_init, init_end, own_key + 1)  # [M], keys before it are
+        # Beyond the end stands its last key once more, hidden.
+        at = start + keys
+        key = tl.minimum(at, tl.where(in_init, init_end, last) - 1).to(tl.int64)
+        k_part = load_rows(k + key[:, None] * k_n, real_dim, D, BLOCK_D)  # [N, D]
+        v_part = load_rows(v + key[:, None] * v_n, real_dim, D, BLOCK_D)
+        products = tl.dot(q_tile, tl.trans(k_part), input_precision="ieee")  # [M, N]
+        products = tl.where(at[None, :] < seen[:, None], products, float("-inf"))
+        row_max, row_sum, acc = softmax_step(
+            products, v_part, row_max, row_sum, acc, scale_log2, True
+        )
+
+    # The rest of the window: whole tiles that every row sees.
+    origin = row_max
+    for i in range(whole):
+        key = (window_start + i * BLOCK_N + keys).to(tl.int64)
+        k_part = load_rows(k + key[:, None] * k_n, real_dim, D, BLOCK_D)
+        v_part = load_rows(v + key[:, None] * v_n, real_dim, D, BLOCK_D)
+        products = tl.dot(q_tile, tl.trans(k_part), input_precision="ieee")
+        if not ONLINE:
+            row_max = tl.maximum(row_max, tl.max(products, 1))
+        origin, row_sum, acc = softmax_step(
+            products, v_part, origin, row_sum, acc, scale_log2, ONLINE
+        )
+    if ONLINE:
+        row_max = origin
+    return row_max, origin, row_sum, acc

@@ -17,17 +17,52 @@ def score_factor(scale: float) -> tuple[float, int]:
 
 
 @triton.jit
-def softmax_step(products, v, row_max, row_sum, acc, scale_log2):
+def load_rows(rows, real_dim, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Keys or values `[N, D]` at the addresses `rows`, 0 beyond the head's own size."""
+    return tl.load(rows) if D == BLOCK_D else tl.load(rows, mask=real_dim[None, :], other=0.0)
+
+
+@triton.jit
+def softmax_step(products, v, row_max, row_sum, acc, scale_log2, ONLINE: tl.constexpr):
     """The state (row_max, row_sum, acc) of BLOCK_M rows takes in one tile of keys.
 
     products `[M, N]` are q·k, -inf for a hidden key, and row_max `[M]` their maximum so far: the
     scale comes in as the factor of an FMA that is needed anyway.
+
+    Not ONLINE, row_max stays what it is and nothing is rescaled: weights above 1 are as good as
+    any, as long as they stay finite (`overflowed`). That takes a third of the work off the
+    arithmetic units, and the product with v needs no answer before the next tile.
     """
-    new_max = tl.maximum(row_max, tl.max(products, 1))
-    # A row that saw no key has the maximum -inf, and -inf − (-inf) is NaN: measure from 0 instead.
-    origin = tl.where(new_max == float("-inf"), 0.0, new_max * scale_log2)
-    weights = tl.exp2(products * scale_log2 - origin[:, None])  # [M, N]
-    shrink = tl.exp2(row_max * scale_log2 - origin)
-    row_sum = row_sum * shrink + tl.sum(weights, 1)
-    acc = tl.dot(weights.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
+    new_max = row_max
+    if ONLINE:
+        new_max = tl.maximum(row_max, tl.max(products, 1))
+        shrink = rescale(row_max, new_max, scale_log2)
+        row_sum *= shrink
+        acc *= shrink[:, None]
+    weights = tl.exp2(products * scale_log2 - exponent_origin(new_max, scale_log2)[:, None])
+    row_sum += tl.sum(weights, 1)
+    acc = tl.dot(weights.to(v.dtype), v, acc, input_precision="ieee")
     return new_max, row_sum, acc
+
+
+@triton.jit
+def exponent_origin(row_max, scale_log2):
+    """Where weights are measured from, in log2 units."""
+    # A row that saw no key has the maximum -inf, and -inf − (-inf) is NaN: measure from 0 instead.
+    return tl.where(row_max == float("-inf"), 0.0, row_max * scale_log2)
+
+
+@triton.jit
+def rescale(old_max, new_max, scale_log2):
+    """The factor that takes sums over weights measured from old_max to new_max."""
+    return tl.exp2(old_max * scale_log2 - exponent_origin(new_max, scale_log2))
+
+
+@triton.jit
+def overflowed(row_sum, acc, dtype: tl.constexpr):
+    """Did a weight or a sum of a tile outgrow its dtype? True for NaN too."""
+    # No weight exceeds the sum of all. float16 ends at 2^16, and 2^64 leaves room for values.
+    LIMIT: tl.constexpr = 2.0**15 if dtype == tl.float16 else 2.0**64
+    rows = tl.max((~(row_sum <= LIMIT)).to(tl.int32), 0)
+    values = tl.max(tl.max((~(tl.abs(acc) < float("inf"))).to(tl.int32), 1), 0)
+    return (rows | values) != 0

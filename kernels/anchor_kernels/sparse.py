@@ -7,7 +7,14 @@ from torch import Tensor
 
 from anchor_kernels.anchor import AnchorState
 from anchor_kernels.launch import AttentionLaunch, padded_head_dim, sparse_launch
-from anchor_kernels.online_softmax import LOG2E, score_factor, softmax_step
+from anchor_kernels.online_softmax import (
+    LOG2E,
+    load_rows,
+    overflowed,
+    rescale,
+    score_factor,
+    softmax_step,
+)
 from anchor_kernels.support import check_call
 from anchor_kernels.tables import GROUP_FIELDS, ROWS_END, ROWS_START, Tables, make_tables
 from anchor_ref.config import AnchorConfig
@@ -65,39 +72,44 @@ def continue_softmax(
     order = stripes.counts.flatten().argsort(descending=True, stable=True)
     factor, sign = score_factor(scale)
     tiles = triton.cdiv(tables.longest, launch.block_m)
+    programs = len(order) * tiles
+    redo = torch.zeros(programs, dtype=torch.int8, device=q.device)
     with torch.cuda.device_of(q):
-        sparse_kernel[(len(order) * tiles,)](
-            q,
-            k,
-            v,
-            state.out,
-            state.lse,
-            out,
-            stripes.indices,
-            stripes.offsets,
-            stripes.counts,
-            order,
-            tables.groups,
-            factor,
-            *q.stride(),
-            *k.stride(),
-            *v.stride(),
-            *state.out.stride(),
-            *out.stride(),
-            q.shape[2],
-            tables.n_groups,
-            tiles,
-            SIGN=sign,
-            Q_HEADS=q.shape[1],
-            HEADS_PER_KV=q.shape[1] // k.shape[1],
-            D=q.shape[3],
-            BLOCK_D=padded_head_dim(q.shape[3]),
-            BLOCK_M=launch.block_m,
-            BLOCK_N=launch.block_n,
-            num_warps=launch.num_warps,
-            num_stages=launch.num_stages,
-            maxnreg=launch.max_registers,
-        )
+        for online in (False, True):  # first all tiles the short way, then the few that need it
+            sparse_kernel[(programs,)](
+                q,
+                k,
+                v,
+                state.out,
+                state.lse,
+                out,
+                stripes.indices,
+                stripes.offsets,
+                stripes.counts,
+                order,
+                redo,
+                tables.groups,
+                factor,
+                *q.stride(),
+                *k.stride(),
+                *v.stride(),
+                *state.out.stride(),
+                *out.stride(),
+                q.shape[2],
+                tables.n_groups,
+                tiles,
+                SIGN=sign,
+                Q_HEADS=q.shape[1],
+                HEADS_PER_KV=q.shape[1] // k.shape[1],
+                D=q.shape[3],
+                BLOCK_D=padded_head_dim(q.shape[3]),
+                BLOCK_M=launch.block_m,
+                BLOCK_N=launch.block_n,
+                ONLINE=online,
+                num_warps=launch.num_warps,
+                num_stages=launch.num_stages,
+                maxnreg=launch.max_registers,
+            )
     return out
 
 
@@ -113,6 +125,7 @@ def sparse_kernel(
     offsets,
     counts,
     order,
+    redo,
     groups,
     scale,
     q_b,
@@ -145,10 +158,14 @@ def sparse_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    ONLINE: tl.constexpr,
 ):
     """One program: one tile of BLOCK_M rows of one group and query head, all stripes of it."""
-    # Tiles of a group are neighbours: they read the same stripes at the same time.
     pid = tl.program_id(0)
+    if ONLINE:
+        if tl.load(redo + pid) == 0:
+            return
+    # Tiles of a group are neighbours: they read the same stripes at the same time.
     tile = pid % tiles
     bhg = tl.load(order + pid // tiles)  # int64
     g = bhg % n_groups
@@ -165,7 +182,6 @@ def sparse_kernel(
 
     rows = row_start + tl.arange(0, BLOCK_M)  # [M]
     dims = tl.arange(0, BLOCK_D)  # [D]
-    keys = tl.arange(0, BLOCK_N)  # [N]
     real_dim = dims < D
     real = (rows < rows_end)[:, None] & real_dim[None, :]
     long_rows = rows.to(tl.int64)[:, None]
@@ -173,41 +189,88 @@ def sparse_kernel(
     q_tile = tl.load(q, mask=real, other=0.0)  # [M, D]
     if SIGN != 1:
         q_tile = (q_tile * SIGN).to(q_tile.dtype)
-    k += b * k_b + q_head // HEADS_PER_KV * k_h + dims[:, None] * k_d  # [D, 1]
+    k += b * k_b + q_head // HEADS_PER_KV * k_h + dims[None, :] * k_d  # [1, D]
     v += b * v_b + q_head // HEADS_PER_KV * v_h + dims[None, :] * v_d  # [1, D]
 
-    # What stage 1 left is (max, sum, acc) = (lse, 1, out): a state like any other.
-    scale_log2 = scale * LOG2E
-    lse = tl.load(first_lse + (b * Q_HEADS + q_head) * n_queries + rows, mask=rows < rows_end)
-    row_max = lse / scale  # in units of q·k
-    row_sum = tl.where(lse == float("-inf"), 0.0, 1.0)
+    # What stage 1 left is (max, sum, acc) = (lse, 1, out): a state like any other. Its acc waits
+    # in memory until the end.
+    first_lse += (b * Q_HEADS + q_head) * n_queries + rows
+    lse = tl.load(first_lse, mask=rows < rows_end, other=float("inf"))  # inf: weights of 0
+    first_max = lse / scale  # in units of q·k
+    first_sum = tl.where(lse == float("-inf"), 0.0, 1.0)
+    row_max, row_sum, acc = attend_list(
+        q_tile,
+        k,
+        v,
+        k_n,
+        v_n,
+        stripes,
+        count,
+        first_max,
+        first_sum,
+        scale * LOG2E,
+        real_dim,
+        D,
+        BLOCK_M,
+        BLOCK_D,
+        BLOCK_N,
+        ONLINE,
+    )
     first_out += b * first_b + q_head * first_h + long_rows * first_n + dims[None, :] * first_d
-    acc = tl.load(first_out, mask=real, other=0.0).to(tl.float32)  # [M, D]
+    first_acc = tl.load(first_out, mask=real, other=0.0).to(tl.float32)  # [M, D]
+    if ONLINE:
+        acc += first_acc * rescale(first_max, row_max, scale * LOG2E)[:, None]
+    else:  # the origin is still where stage 1 put it
+        acc += first_acc
+        again = overflowed(row_sum, acc, q.dtype.element_ty)
+        tl.store(redo + pid, again)
+        real = real & ~again  # what is there is needed once more
+    out += b * out_b + q_head * out_h + long_rows * out_n + dims[None, :] * out_d
+    tl.store(out, (acc * (1 / row_sum)[:, None]).to(out.dtype.element_ty), mask=real)
 
+
+@triton.jit
+def attend_list(
+    q_tile,
+    k,
+    v,
+    k_n,
+    v_n,
+    stripes,
+    count,
+    row_max,
+    row_sum,
+    scale_log2,
+    real_dim,
+    D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    ONLINE: tl.constexpr,
+):
+    """A tile of rows over `count` gathered keys, from a state whose acc is 0."""
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     whole = count // BLOCK_N * BLOCK_N
     for start in range(0, whole, BLOCK_N):
-        key = tl.load(stripes + start + keys).to(tl.int64)  # [N]
-        if D == BLOCK_D:
-            k_part = tl.load(k + key[None, :] * k_n)  # [D, N]
-            v_part = tl.load(v + key[:, None] * v_n)  # [N, D]
-        else:
-            k_part = tl.load(k + key[None, :] * k_n, mask=real_dim[:, None], other=0.0)
-            v_part = tl.load(v + key[:, None] * v_n, mask=real_dim[None, :], other=0.0)
-        products = tl.dot(q_tile, k_part, input_precision="ieee")  # [M, N]
-        row_max, row_sum, acc = softmax_step(products, v_part, row_max, row_sum, acc, scale_log2)
+        key = tl.load(stripes + start + tl.arange(0, BLOCK_N)).to(tl.int64)  # [N]
+        k_part = load_rows(k + key[:, None] * k_n, real_dim, D, BLOCK_D)  # [N, D]
+        v_part = load_rows(v + key[:, None] * v_n, real_dim, D, BLOCK_D)
+        products = tl.dot(q_tile, tl.trans(k_part), input_precision="ieee")  # [M, N]
+        row_max, row_sum, acc = softmax_step(
+            products, v_part, row_max, row_sum, acc, scale_log2, ONLINE
+        )
     if whole < count:
-        here = whole + keys < count
-        key = tl.load(stripes + whole + keys, mask=here, other=0).to(tl.int64)
-        k_mask = here[None, :] & real_dim[:, None]
-        v_mask = here[:, None] & real_dim[None, :]
-        k_part = tl.load(k + key[None, :] * k_n, mask=k_mask, other=0.0)
-        v_part = tl.load(v + key[:, None] * v_n, mask=v_mask, other=0.0)
-        products = tl.dot(q_tile, k_part, input_precision="ieee")
-        products = tl.where(here[None, :], products, float("-inf"))
-        row_max, row_sum, acc = softmax_step(products, v_part, row_max, row_sum, acc, scale_log2)
-
-    out += b * out_b + q_head * out_h + long_rows * out_n + dims[None, :] * out_d
-    tl.store(out, (acc / row_sum[:, None]).to(out.dtype.element_ty), mask=real)
+        # Beyond the end stands the last stripe once more, hidden.
+        at = whole + tl.arange(0, BLOCK_N)
+        key = tl.load(stripes + tl.minimum(at, count - 1)).to(tl.int64)
+        k_part = load_rows(k + key[:, None] * k_n, real_dim, D, BLOCK_D)
+        v_part = load_rows(v + key[:, None] * v_n, real_dim, D, BLOCK_D)
+        products = tl.dot(q_tile, tl.trans(k_part), input_precision="ieee")
+        products = tl.where((at < count)[None, :], products, float("-inf"))
+        row_max, row_sum, acc = softmax_step(
+            products, v_part, row_max, row_sum, acc, scale_log2, ONLINE
+        )
+    return row_max, row_sum, acc
 
 
 def _check_fit(state: AnchorState, stripes: StripePlan, q: Tensor, tables: Tables) -> None:
