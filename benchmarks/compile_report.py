@@ -138,7 +138,9 @@ def compile_launch(found: Launch, target_name: str, dtype: torch.dtype, head_dim
             if isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0):
                 attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constants, attributes)
-    binary = triton.compile(source, target=TARGETS[target_name], options=_options(found, target_name))
+    binary = triton.compile(
+        source, target=TARGETS[target_name], options=_options(found, target_name)
+    )
     read = _read_amd if TARGETS[target_name].backend == "hip" else _read_nvidia
     registers, spilled = read(binary, target_name)
     text = binary.asm.get("ptx") or binary.asm["amdgcn"]

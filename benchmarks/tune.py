@@ -23,10 +23,7 @@ def pairs(config: AnchorConfig, n: int, stripes) -> dict[str, int]:
     found = groups(config, n, n)
     heads = stripes.counts.shape[0] * stripes.counts.shape[1]
     rows = torch.tensor([len(g.rows) for g in found], device=stripes.counts.device)
-    anchor = sum(
-        len(g.init) * len(g.rows) + sum(r + g.shift + 1 - g.window_start for g_r in [g] for r in g.rows)
-        for g in found
-    )
+    anchor = sum(len(g.init) + row + g.shift + 1 - g.window_start for g in found for row in g.rows)
     return {
         "anchor": heads * anchor,
         "select": heads * sum(len(g.candidates) * len(g.blocks) for g in found),
@@ -78,9 +75,12 @@ def main() -> None:
                 lambda s=stage, at=launch: runs[s](at), warmup=20, rep=150, return_mode="median"
             )
             rate = needed[stage] * flop[stage] * args.head_dim / ms / 1e9
-            print(f"{stage:7} {ms:8.3f} ms {rate:6.0f} TFLOP/s  error {error:.1e}  {launch}", flush=True)
+            print(
+                f"{stage:7} {ms:8.3f} ms {rate:6.0f} TFLOP/s  error {error:.1e}  {launch}",
+                flush=True,
+            )
         except Exception as problem:
-            print(f"{stage:7} {launch}: {type(problem).__name__} {str(problem)[:150]}", flush=True)
+            print(f"{stage:7} {launch}: {type(problem).__name__} {str(problem)[:150]}")
 
 
 if __name__ == "__main__":

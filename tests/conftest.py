@@ -9,6 +9,10 @@ import pytest
 # Before anything imports the package: its annotations are then checked at every call.
 jaxtyping.install_import_hook("anchor_ref", "beartype.beartype")
 
+# Before anything imports Triton: where no device is, its interpreter runs the kernels.
+if not any(os.path.exists(device) for device in ("/dev/nvidiactl", "/dev/kfd")):
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # Most tests are small: threads would wait for each other, for minutes when the cores are shared.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

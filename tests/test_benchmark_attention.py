@@ -1,6 +1,7 @@
 """The GPU benchmark without a GPU: what it counts, plans, keeps and writes."""
 
 import json
+import sys
 from math import inf, isclose
 
 import pytest
@@ -740,6 +741,83 @@ def test_results_are_not_overwritten_without_a_word(monkeypatch, capsys, tmp_pat
     assert bench.main(["--out", str(out)]) == 2
     assert "add --resume, or name another --out" in capsys.readouterr().err
     assert out.read_text() == "precious"
+
+
+@pytest.fixture
+def command(monkeypatch, tmp_path):
+    """The command on a pretended device: the reference, small tensors, a clock that is told."""
+
+    class Instruments(FakeInstruments):
+        def __init__(self, budget_s):
+            super().__init__()
+
+        def rates(self):
+            return RATES
+
+    device = {"name": "a device"}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setitem(sys.modules, "anchor_kernels", anchor_ref)
+    monkeypatch.setattr(bench, "CudaInstruments", Instruments)
+    monkeypatch.setattr(bench, "describe", lambda *_: ABOUT | {"device": device["name"]})
+    monkeypatch.setattr(
+        bench, "case_maker", lambda *_: lambda cell: small_case(cell.n, density=cell.density)
+    )
+    out = tmp_path / "a.json"
+
+    def call(*arguments: str, device_name: str = "a device") -> tuple[int, dict]:
+        device["name"] = device_name
+        code = bench.main(["--out", str(out), "--densities", "0.05", *arguments])
+        return code, json.loads(out.read_text())
+
+    return call
+
+
+def test_a_resumed_run_adds_what_is_missing_and_nothing_else(command, capsys):
+    first = ["--lengths", "100", "--methods", "anchor", "stage1"]
+    assert command(*first)[0] == 0
+    longer = ["--resume", "--lengths", "100", "200", "--methods", "anchor", "sdpa-flash"]
+    code, results = command(*longer, "--dense-to", "150")
+    assert code == 0
+    found = [(c["n"], c["method"], c["run"], c["status"]) for c in results["cells"]]
+    assert found == [
+        (100, "anchor", 0, "ok"),
+        (100, "stage1", 0, "ok"),
+        (100, "sdpa-flash", 1, found[2][3]),  # "ok" where the CPU has that backend
+        (200, "anchor", 1, "ok"),
+        (200, "sdpa-flash", 1, "skipped"),
+    ]
+    assert len(results["runs"]) == 2
+    capsys.readouterr()
+    assert command(*longer, "--dense-to", "150") == (0, results)
+    assert capsys.readouterr().out.endswith("a.json holds all of it.\n")
+
+
+def test_failed_cells_are_measured_again_only_when_asked(command, monkeypatch):
+    def broken(case):
+        raise RuntimeError("not today")
+
+    once = ["--lengths", "100", "--methods", "anchor"]
+    methods = bench.make_methods()
+    monkeypatch.setattr(bench, "make_methods", lambda: methods | {"anchor": broken})
+    assert command(*once)[1]["cells"][0]["status"] == "error"
+    monkeypatch.setattr(bench, "make_methods", lambda: methods)
+    assert command(*once, "--resume")[1]["cells"][0]["status"] == "error"
+    assert [c["status"] for c in command(*once, "--resume", "--retry")[1]["cells"]] == ["ok"]
+
+
+def test_results_of_two_devices_are_not_mixed(command, capsys):
+    _, before = command("--lengths", "100", "--methods", "anchor")
+    options = ["--resume", "--lengths", "200", "--methods", "anchor"]
+    assert command(*options, device_name="another") == (2, before)
+    assert "holds results of a device" in capsys.readouterr().err
+
+
+def test_a_used_up_budget_says_how_to_go_on(command, capsys):
+    # Nothing is measured in no time, so there is no file yet either.
+    with pytest.raises(FileNotFoundError):
+        command("--lengths", "100", "--methods", "anchor", "stage1", "--budget-s", "0")
+    expected = "Budget of 0 s used: 2 cells left, go on with --resume.\n"
+    assert capsys.readouterr().out == expected
 
 
 def test_the_table_is_written_beside_the_results(results, tmp_path, capsys):

@@ -16,6 +16,7 @@ from anchor_kernels.launch import AttentionLaunch, anchor_launch, padded_head_di
 from anchor_kernels.online_softmax import (
     LN2,
     LOG2E,
+    exponent_origin,
     load_rows,
     overflowed,
     score_factor,
@@ -135,7 +136,7 @@ def compute_anchor(
                 ONLINE=online,
                 num_warps=launch.num_warps,
                 num_stages=launch.num_stages,
-                maxnreg=launch.max_registers,
+                maxnreg=None if online else launch.max_registers,
             )
     return AnchorState(row_anchor, lse, out)
 
@@ -236,7 +237,7 @@ def anchor_kernel(
         ONLINE,
     )
     if not ONLINE:
-        tl.store(redo + pid, overflowed(row_sum, acc, q.dtype.element_ty))
+        tl.store(redo + pid, overflowed(row_sum, q.dtype.element_ty))
 
     # row_sum is NaN when a score was; the maximum alone would hide it.
     anchor = tl.where(
@@ -244,7 +245,8 @@ def anchor_kernel(
     )
     row = (b * Q_HEADS + q_head) * n_queries + rows
     tl.store(row_anchor + row, anchor, mask=real_row)
-    tl.store(lse + row, origin * scale + tl.log2(row_sum) * LN2, mask=real_row)
+    log2_sum = exponent_origin(origin, scale * LOG2E) + tl.log2(row_sum)
+    tl.store(lse + row, log2_sum * LN2, mask=real_row)
     out += b * out_b + q_head * out_h + rows.to(tl.int64)[:, None] * out_n + dims[None, :] * out_d
     # A row that saw no finite score has no output yet; stage 3 may still find it one.
     result = acc * tl.where(row_sum == 0, 0.0, 1 / row_sum)[:, None]
@@ -283,7 +285,8 @@ def attend_regions(
     keys = tl.arange(0, BLOCK_N)
 
     # The tiles that need a mask: the initial region, and the window's end, the diagonal.
-    whole = (first_own + 1 - window_start) // BLOCK_N
+    # The diagonal holds the first row's own key at least, so that every row has an origin.
+    whole = (first_own - window_start) // BLOCK_N
     diagonal = window_start + whole * BLOCK_N
     last = tl.minimum(first_own + BLOCK_M, end)  # after the last row's own key
     init_tiles = tl.cdiv(init_end - init_start, BLOCK_N)

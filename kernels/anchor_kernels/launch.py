@@ -18,7 +18,11 @@ from anchor_kernels.support import target_of
 
 @dataclass(frozen=True)
 class AttentionLaunch:
-    """Stages 1 and 3: tiles of `block_m` queries times `block_n` keys."""
+    """Stages 1 and 3: tiles of `block_m` queries times `block_n` keys.
+
+    `max_registers` a thread, where it lets two programs share a multiprocessor: while one waits
+    for its products, the other does its exponentials.
+    """
 
     block_m: int
     block_n: int
@@ -59,49 +63,35 @@ def select_launch(q: Tensor) -> SelectLaunch:
 
 
 def anchor_launch_for(dtype: torch.dtype, head_dim: int, target: GPUTarget) -> AttentionLaunch:
-    width = padded_head_dim(head_dim)
-    if dtype == torch.float32:
-        return _float32_launch(width)
-    if _is_hopper_or_later(target):
-        if width <= 128:
-            return AttentionLaunch(128, 128, 8, 3 if width <= 64 else 2)
-        return AttentionLaunch(128, 64, 8, 2)
-    return _small_launch(width, target)
+    """Tiles of stage 1."""
+    return _attention_launch(dtype, padded_head_dim(head_dim), target)
 
 
 def sparse_launch_for(dtype: torch.dtype, head_dim: int, target: GPUTarget) -> AttentionLaunch:
-    width = padded_head_dim(head_dim)
-    if dtype == torch.float32:
-        return _float32_launch(width)
-    if _is_hopper_or_later(target):
-        if width <= 128:
-            return AttentionLaunch(256, 64, 8, 3 if width <= 64 else 2)
-        return AttentionLaunch(128, 64, 8, 2)
-    return _small_launch(width, target)
+    """Tiles of stage 3; those of stage 1 so far, on every target that was looked at."""
+    return _attention_launch(dtype, padded_head_dim(head_dim), target)
 
 
 def select_launch_for(dtype: torch.dtype, head_dim: int, target: GPUTarget) -> SelectLaunch:
+    """Tiles of stage 2."""
     width = padded_head_dim(head_dim)
     if dtype == torch.float32:
-        return SelectLaunch(32, 32 if width > 128 else 64, 4096, 4, 2)
-    if _is_hopper_or_later(target):
-        return SelectLaunch(64, 128 if width <= 128 else 64, 4096, 4, 3)
-    return SelectLaunch(64, 64, 4096, 4, 2 if width <= 128 else 1)
-
-
-def _is_hopper_or_later(target: GPUTarget) -> bool:
-    return target.backend == "cuda" and target.arch >= 90
-
-
-def _small_launch(width: int, target: GPUTarget) -> AttentionLaunch:
-    """GPUs whose matrix instructions read registers: sm_80, and AMD with 64 KiB to share."""
-    if target.backend == "hip":
-        return AttentionLaunch(128, 64 if width <= 128 else 32, 4, 1)
+        return SelectLaunch(32, 64 if width <= 64 else 32, 4096, 4, 2)
+    if target.backend == "cuda" and target.arch >= 90:
+        return SelectLaunch(64, 64, 4096, 4, 4 if width <= 128 else 2)
     if width <= 128:
-        return AttentionLaunch(128, 64, 8, 2)
-    return AttentionLaunch(128, 32, 8, 2)
+        return SelectLaunch(64, 64, 4096, 4, 2)
+    return SelectLaunch(32, 32, 4096, 4, 2)
 
 
-def _float32_launch(width: int) -> AttentionLaunch:
-    """float32 is for verification: products on plain arithmetic units, all operands in reach."""
-    return AttentionLaunch(32, 32, 4, 1) if width <= 128 else AttentionLaunch(16, 32, 4, 1)
+def _attention_launch(dtype: torch.dtype, width: int, target: GPUTarget) -> AttentionLaunch:
+    if dtype == torch.float32:
+        # For verification: products on plain arithmetic units, all operands in reach.
+        return AttentionLaunch(16, 32, 4 if width <= 64 or target.backend == "hip" else 8, 1)
+    if target.backend == "hip":  # 64 KiB to share
+        return AttentionLaunch(128, 64, 4, 1) if width <= 128 else AttentionLaunch(64, 32, 4, 1)
+    if target.arch < 90:
+        return AttentionLaunch(128, 64, 8, 2) if width <= 128 else AttentionLaunch(64, 32, 8, 2)
+    if width > 128:
+        return AttentionLaunch(128 if target.arch == 90 else 64, 32, 8, 2)
+    return AttentionLaunch(128, 32, 8, 3, 128 if target.arch == 90 else None)

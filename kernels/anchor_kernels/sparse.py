@@ -108,7 +108,7 @@ def continue_softmax(
                 ONLINE=online,
                 num_warps=launch.num_warps,
                 num_stages=launch.num_stages,
-                maxnreg=launch.max_registers,
+                maxnreg=None if online else launch.max_registers,
             )
     return out
 
@@ -222,7 +222,7 @@ def sparse_kernel(
         acc += first_acc * rescale(first_max, row_max, scale * LOG2E)[:, None]
     else:  # the origin is still where stage 1 put it
         acc += first_acc
-        again = overflowed(row_sum, acc, q.dtype.element_ty)
+        again = overflowed(row_sum, q.dtype.element_ty)
         tl.store(redo + pid, again)
         real = real & ~again  # what is there is needed once more
     out += b * out_b + q_head * out_h + long_rows * out_n + dims[None, :] * out_d
@@ -250,27 +250,87 @@ def attend_list(
 ):
     """A tile of rows over `count` gathered keys, from a state whose acc is 0."""
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    whole = count // BLOCK_N * BLOCK_N
+    # Whole tiles need no mask. Wide heads and float32 have no registers for two kinds of tiles.
+    PEEL: tl.constexpr = q_tile.dtype != tl.float32 and BLOCK_D <= 128
+    whole = count // BLOCK_N * BLOCK_N if PEEL else count
     for start in range(0, whole, BLOCK_N):
-        key = tl.load(stripes + start + tl.arange(0, BLOCK_N)).to(tl.int64)  # [N]
-        k_part = load_rows(k + key[:, None] * k_n, real_dim, D, BLOCK_D)  # [N, D]
-        v_part = load_rows(v + key[:, None] * v_n, real_dim, D, BLOCK_D)
-        products = tl.dot(q_tile, tl.trans(k_part), input_precision="ieee")  # [M, N]
-        row_max, row_sum, acc = softmax_step(
-            products, v_part, row_max, row_sum, acc, scale_log2, ONLINE
+        row_max, row_sum, acc = gather_step(
+            q_tile,
+            k,
+            v,
+            k_n,
+            v_n,
+            stripes,
+            start,
+            count,
+            row_max,
+            row_sum,
+            acc,
+            scale_log2,
+            real_dim,
+            D,
+            BLOCK_D,
+            BLOCK_N,
+            ONLINE,
+            not PEEL,
         )
     if whole < count:
-        # Beyond the end stands the last stripe once more, hidden.
-        at = whole + tl.arange(0, BLOCK_N)
-        key = tl.load(stripes + tl.minimum(at, count - 1)).to(tl.int64)
-        k_part = load_rows(k + key[:, None] * k_n, real_dim, D, BLOCK_D)
-        v_part = load_rows(v + key[:, None] * v_n, real_dim, D, BLOCK_D)
-        products = tl.dot(q_tile, tl.trans(k_part), input_precision="ieee")
-        products = tl.where((at < count)[None, :], products, float("-inf"))
-        row_max, row_sum, acc = softmax_step(
-            products, v_part, row_max, row_sum, acc, scale_log2, ONLINE
+        row_max, row_sum, acc = gather_step(
+            q_tile,
+            k,
+            v,
+            k_n,
+            v_n,
+            stripes,
+            whole,
+            count,
+            row_max,
+            row_sum,
+            acc,
+            scale_log2,
+            real_dim,
+            D,
+            BLOCK_D,
+            BLOCK_N,
+            ONLINE,
+            True,
         )
     return row_max, row_sum, acc
+
+
+@triton.jit
+def gather_step(
+    q_tile,
+    k,
+    v,
+    k_n,
+    v_n,
+    stripes,
+    start,
+    count,
+    row_max,
+    row_sum,
+    acc,
+    scale_log2,
+    real_dim,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    ONLINE: tl.constexpr,
+    MAY_END: tl.constexpr,
+):
+    """Gather the stripes from `start` on, a tile of them, and take them into the state."""
+    at = start + tl.arange(0, BLOCK_N)
+    if MAY_END:  # beyond the end stands the last stripe once more, hidden
+        key = tl.load(stripes + tl.minimum(at, count - 1)).to(tl.int64)  # [N]
+    else:
+        key = tl.load(stripes + at).to(tl.int64)
+    k_part = load_rows(k + key[:, None] * k_n, real_dim, D, BLOCK_D)  # [N, D]
+    v_part = load_rows(v + key[:, None] * v_n, real_dim, D, BLOCK_D)
+    products = tl.dot(q_tile, tl.trans(k_part), input_precision="ieee")  # [M, N]
+    if MAY_END:
+        products = tl.where((at < count)[None, :], products, float("-inf"))
+    return softmax_step(products, v_part, row_max, row_sum, acc, scale_log2, ONLINE)
 
 
 def _check_fit(state: AnchorState, stripes: StripePlan, q: Tensor, tables: Tables) -> None:
