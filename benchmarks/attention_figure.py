@@ -4,23 +4,25 @@ python -m benchmarks.attention_figure        attention.json -> attention.png, bo
 """
 
 import argparse
+import itertools
 import json
 from math import inf
 from pathlib import Path
 
 from anchor_ref.figures.style import ACCENT, INIT, INK, SKIPPED, STRIPE, WINDOW, caption, use_style
-from benchmarks.attention import (
-    HERE,
+from benchmarks.attention_tables import (
+    Row,
     by_density,
     by_inputs,
     by_length,
     crossing,
     is_ok,
-    number,
+    of_captures,
     percent,
     reference_density,
 )
 
+HERE = Path(__file__).parent
 STAGES = ("stage1", "stage2", "stage3")
 # Name, colour and line of each method that has times of its own.
 LINES = {
@@ -35,65 +37,43 @@ def data_times(results: dict) -> dict:
     """Times by length at the reference density.
 
     Returns:
-        lines: by method, (lengths, median ms) where it has a result.
-        floor: (lengths, ms) of AnchorAttention's least work.
+        lines, floor: see `data_lines`.
         break_even: the length from which on it takes less than cuDNN; 0 or inf beyond the
             measured ones.
-        ratio: cuDNN's time over AnchorAttention's at `ratio_at`, the longest length with both;
-            None without one.
     """
     rows = by_inputs(results)
-    lengths = by_length(rows)
-
-    def measured(method: str) -> list[int]:
-        return [n for n, row in lengths.items() if is_ok(row, method)]
-
-    lines = {
-        method: (measured(method), [lengths[n][method]["ms"]["median"] for n in measured(method)])
-        for method in LINES
-        if measured(method)
-    }
-    ours = measured("anchor")
     break_even, both = crossing(rows, "sdpa-cudnn")
-    last = lengths[both[-1]] if both else None
+    return {**data_lines(by_length(rows)), "break_even": break_even if both else inf}
+
+
+def data_densities(results: dict) -> dict:
+    """Times by stripe density, at the length `n` where densities were compared; `data_lines`."""
+    n, rows = by_density(by_inputs(results))
+    return {**data_lines(rows), "n": n}
+
+
+def data_lines(rows: dict[float, Row]) -> dict:
+    """Medians of every method.
+
+    Returns:
+        lines: by method, (keys of `rows`, ms) where it has a result.
+        floor: the same of AnchorAttention's least work.
+    """
+
+    def measured(method: str, value) -> tuple[list, list]:
+        found = {x: value(row[method]) for x, row in rows.items() if is_ok(row, method)}
+        return list(found), list(found.values())
+
+    lines = {method: measured(method, lambda cell: cell["ms"]["median"]) for method in LINES}
     return {
-        "lines": lines,
-        "floor": (ours, [lengths[n]["anchor"]["floor_ms"] for n in ours]),
-        "break_even": break_even if both else inf,
-        "ratio": last and last["sdpa-cudnn"]["ms"]["median"] / last["anchor"]["ms"]["median"],
-        "ratio_at": both[-1] if both else None,
-        "density": reference_density(rows),
+        "lines": {method: line for method, line in lines.items() if line[0]},
+        "floor": measured("anchor", lambda cell: cell["floor_ms"]),
     }
 
 
 def draw_times(data: dict, ax) -> None:
-    """From which length on does it take less than dense attention?"""
-    for method, (lengths, times) in data["lines"].items():
-        name, colour, style = LINES[method]
-        ax.plot(lengths, times, style, color=colour, lw=1.6, marker="o", ms=3)
-        # Left of its end is free above the slower line alone; right of it, faster ones go on.
-        slow = method == "flex"
-        ax.annotate(
-            name,
-            (lengths[-1], times[-1]),
-            (-7, 6) if slow else (5, 0),
-            textcoords="offset points",
-            color=colour,
-            ha="right" if slow else "left",
-            va="center",
-            annotation_clip=False,
-        )
-    lengths, times = data["floor"]
-    if lengths:
-        ax.plot(lengths, times, ":", color=STRIPE, lw=1.2)
-        ax.annotate(
-            "its floor",
-            (lengths[-1], times[-1]),
-            (5, -3),
-            textcoords="offset points",
-            color=STRIPE,
-            va="center",
-        )
+    """From which length on is it faster than dense attention?"""
+    draw_lines(data, ax, _short)
     if 0 < data["break_even"] < inf:
         ax.axvline(data["break_even"], color="#9A9A9A", lw=0.8)
         ax.annotate(
@@ -105,11 +85,49 @@ def draw_times(data: dict, ax) -> None:
             va="top",
             color="#555555",
         )
-    ax.set(xscale="log", yscale="log", xlabel="N, tokens", ylabel="ms a call")
-    ticks = sorted({n for lengths, _ in data["lines"].values() for n in lengths})
-    ax.set_xticks(ticks, [_short(n) for n in ticks])
-    ax.set_xticks([], minor=True)
+    ax.set(xlabel="N, tokens", ylabel="ms a call")
     ax.set_title(draw_times.__doc__)
+
+
+def draw_densities(data: dict, ax) -> None:
+    """How dense may the stripes be?"""
+    draw_lines(data, ax, percent)
+    ax.set(xlabel=f"stripes, N = {data['n']}", ylabel="ms a call")
+    ax.set_title(draw_densities.__doc__)
+
+
+def draw_lines(data: dict, ax, name_of) -> None:
+    """Every method's times over logarithmic axes, each line named at its end."""
+    ticks = sorted({place for places, _ in data["lines"].values() for place in places})
+    for method, (places, times) in data["lines"].items():
+        name, colour, style = LINES[method]
+        ax.plot(places, times, style, color=colour, lw=1.6, marker="o", ms=3)
+        # Where others go on to the right, it is named to the left of its end.
+        inside = method == "flex" and places[-1] < ticks[-1]
+        ax.annotate(
+            name,
+            (places[-1], times[-1]),
+            (-7, 6) if inside else (5, 0),
+            textcoords="offset points",
+            color=colour,
+            ha="right" if inside else "left",
+            va="center",
+            annotation_clip=False,
+        )
+    places, times = data["floor"]
+    if places:
+        ax.plot(places, times, ":", color=STRIPE, lw=1.2)
+        ax.annotate(
+            "its floor",
+            (places[-1], times[-1]),
+            (5, -3),
+            textcoords="offset points",
+            color=STRIPE,
+            va="center",
+        )
+    ax.set(xscale="log", yscale="log")
+    ax.set_xticks(ticks, [name_of(place) for place in ticks])
+    ax.set_xticks([], minor=True)
 
 
 def data_stages(results: dict) -> dict:
@@ -119,28 +137,22 @@ def data_stages(results: dict) -> dict:
         n: that length.
         density: those at which all stages have a result.
         stages: ms of each stage, a list by density for each.
-        end_to_end, floor: ms by density; None where there is no result.
-        dense: ms of cuDNN, or None.
+        floor: ms of the whole by density; None where there is no result.
     """
     n, rows = by_density(by_inputs(results))
     rows = {density: row for density, row in rows.items() if is_ok(row, *STAGES)}
-
-    def of_anchor(row: dict, value) -> float | None:
-        return value(row["anchor"]) if is_ok(row, "anchor") else None
-
-    dense = [r["sdpa-cudnn"]["ms"]["median"] for r in rows.values() if is_ok(r, "sdpa-cudnn")]
     return {
         "n": n,
         "density": list(rows),
         "stages": [[row[stage]["ms"]["median"] for row in rows.values()] for stage in STAGES],
-        "end_to_end": [of_anchor(row, lambda c: c["ms"]["median"]) for row in rows.values()],
-        "floor": [of_anchor(row, lambda c: c["floor_ms"]) for row in rows.values()],
-        "dense": dense[0] if dense else None,
+        "floor": [
+            row["anchor"]["floor_ms"] if is_ok(row, "anchor") else None for row in rows.values()
+        ],
     }
 
 
 def draw_stages(data: dict, ax) -> None:
-    """What do more stripes cost, and where?"""
+    """Which stage do more stripes make longer?"""
     places = range(len(data["density"]))
     below = [0.0] * len(data["density"])
     for i, (times, colour) in enumerate(
@@ -158,15 +170,48 @@ def draw_stages(data: dict, ax) -> None:
     for place, floor in zip(places, data["floor"], strict=True):
         if floor is not None:
             ax.plot([place - 0.38, place + 0.38], [floor, floor], color=INK, lw=1.4)
-    text = "black line: floor of the whole"
-    if data["dense"] is not None:
-        text += f"\ncuDNN, all keys: {number(data['dense'])} ms"
-    ax.annotate(text, (0.02, 0.98), xycoords="axes fraction", va="top")
+    ax.annotate("black line: floor of the whole", (0.02, 0.98), xycoords="axes fraction", va="top")
     ax.set_xticks(places, [percent(density) for density in data["density"]])
     ax.set(xlabel=f"stripes, N = {data['n']}", ylabel="ms a call")
     ax.grid(axis="y", color=SKIPPED)
     ax.set_axisbelow(True)
     ax.set_title(draw_stages.__doc__)
+
+
+def data_captures(results: dict) -> dict:
+    """Layers of models: what is kept, and what that gains.
+
+    Returns:
+        By (model, length), ascending: (shares of the pairs kept, cuDNN's times over
+        AnchorAttention's, layers), where both have a result.
+    """
+    found: dict[tuple[str, int], tuple[list, list, list]] = {}
+    for (model, n, layer), row in of_captures(by_inputs(results)).items():
+        if is_ok(row, "anchor", "sdpa-cudnn"):
+            kept, gain, layers = found.setdefault((model, n), ([], [], []))
+            kept.append(row["anchor"]["kept"])
+            gain.append(row["sdpa-cudnn"]["ms"]["median"] / row["anchor"]["ms"]["median"])
+            layers.append(layer)
+    return found
+
+
+def draw_captures(data: dict, ax) -> None:
+    """What does it gain on a real model's layers?"""
+    ax.axhline(1, color="#9A9A9A", lw=0.8)
+    colours = (ACCENT, STRIPE, INIT, WINDOW, INK)
+    for name, colour in zip(data, itertools.cycle(colours)):
+        kept, gain, layers = data[name]
+        model, n = name
+        ax.plot(kept, gain, "o", color=colour, ms=4, label=f"{model}, {_short(n)} tokens")
+        for x, y, layer in zip(kept, gain, layers, strict=True):
+            ax.annotate(str(layer), (x, y), (4, 3), textcoords="offset points", fontsize=7)
+    if data:
+        ax.legend()
+    else:
+        ax.annotate("no layer measured", (0.5, 0.5), xycoords="axes fraction", ha="center")
+    ax.xaxis.set_major_formatter(lambda x, _: percent(x))
+    ax.set(xlabel="pairs kept", ylabel="cuDNN's time / ours", ylim=(0, None))
+    ax.set_title(draw_captures.__doc__)
 
 
 def _short(n: int) -> str:
@@ -178,22 +223,25 @@ def _short(n: int) -> str:
 
 
 def draw(results: dict):
-    """Both questions on one figure."""
+    """The four questions on one figure."""
     from matplotlib import pyplot as plt
 
     use_style()
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), width_ratios=(1.25, 1))
-    times, stages = data_times(results), data_stages(results)
-    draw_times(times, left)
-    draw_stages(stages, right)
+    figure, axes = plt.subplots(2, 2, figsize=(11, 8.2), width_ratios=(1.15, 1))
+    draw_times(data_times(results), axes[0, 0])
+    draw_densities(data_densities(results), axes[0, 1])
+    draw_captures(data_captures(results), axes[1, 0])
+    draw_stages(data_stages(results), axes[1, 1])
     last = results["runs"][-1]
-    shapes = [cell["heads"] for cell in results["cells"] if cell["status"] == "ok"]
+    planted = [cell for cell in results["cells"] if cell["source"] == "planted"]
+    shapes = [cell["heads"] for cell in planted if cell["status"] == "ok"]
     shape = "{} / {} heads of {}".format(*shapes[0][1:]) if shapes else "no result"
+    density = percent(reference_density(by_inputs(results)))
     caption(
         figure,
         f"{last['device']}, torch {last['torch']}, Triton {last['triton']}, {last['date']}; bf16, "
-        f"{shape}, causal, θ = 12, planted stripes, {percent(times['density'])} on the left; "
-        "medians.",
+        f"causal, θ = 12, medians. Planted stripes, {shape}, {density} at the top left; below it "
+        "layers of models, each dot with its number.",
     )
     return figure
 

@@ -2,20 +2,19 @@
 
 import json
 import sys
-from math import inf, isclose
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from matplotlib import pyplot as plt
 
 import anchor_ref
 from anchor_ref import AnchorConfig, anchor_attention
 from anchor_ref.activations import Captured, planted_stripes, save_capture
 from benchmarks import attention as bench
-from benchmarks import attention_figure as figure
+from benchmarks import attention_measure as measuring
+from benchmarks import attention_methods as methods
 
 RATES = {"matrix_tflops": 790.0, "copy_tbs": 4.3}
 ABOUT = {
@@ -41,32 +40,34 @@ class FakeInstruments:
         return [self.ms * factor for factor in (0.9, 1.0, 1.2)]
 
     def peak(self, run):
-        return run(), 3 * bench.MIB
+        return run(), 3 * measuring.MIB
 
     def settle(self) -> None:
         self.settled += 1
 
 
-def small_case(n=300, config=None, *, dtype=torch.float32, scale=None, density=0.05) -> bench.Case:
+def small_case(
+    n=300, config=None, *, dtype=torch.float32, scale=None, density=0.05
+) -> methods.Case:
     inputs = planted_stripes(
         n, q_heads=4, kv_heads=2, head_dim=16, density=density, seed=n, dtype=dtype
     )
     config = config or AnchorConfig(block_size=16, step=4)
-    return bench.Case(inputs.q, inputs.k, inputs.v, scale, config, anchor_ref)
+    return methods.Case(inputs.q, inputs.k, inputs.v, scale, config, anchor_ref)
 
 
 def fresh_results() -> dict:
     return {"runs": [ABOUT | RATES], "cells": []}
 
 
-def run(cells, results, *, methods=None, instruments=None, make_case=None, **options):
+def run(cells, results, *, chosen=None, instruments=None, make_case=None, **options):
     """The real loop on small tensors and the reference; what was saved, each time it was."""
     saved = []
     make = make_case or (lambda cell: small_case(cell.n, density=cell.density))
     left = bench.run(
         [cell if isinstance(cell, tuple) else (cell, "") for cell in cells],
         make,
-        methods or bench.make_methods(),
+        chosen or methods.make_methods(),
         instruments or FakeInstruments(),
         results,
         lambda results: saved.append(json.dumps(results)),
@@ -79,7 +80,7 @@ def cell(method: str, n: int = 300, density: float = 0.05) -> bench.Cell:
     return bench.Cell("planted", None, n, density, method)
 
 
-def kept_pairs(case: bench.Case) -> torch.Tensor:
+def kept_pairs(case: methods.Case) -> torch.Tensor:
     """Every pair of the method, `[B, Hq, N, N]`, written out from its three regions."""
     n, config = case.n, case.config
     row, key = torch.arange(n)[:, None], torch.arange(n)
@@ -110,10 +111,10 @@ CASES = {
 def test_pairs_of_the_stages_are_those_of_the_method_written_out(n, config):
     case = small_case(n, config)
     everything = int(kept_pairs(case).sum())
-    always = case.heads * bench.always_pairs(config, n)
-    assert bench.end_to_end(case).pairs == everything
-    assert bench.stage_1(case).pairs == always
-    assert bench.stage_3(case).pairs == everything - always
+    always = case.heads * methods.always_pairs(config, n)
+    assert methods.end_to_end(case).pairs == everything
+    assert methods.stage_1(case).pairs == always
+    assert methods.stage_3(case).pairs == everything - always
 
 
 @settings(max_examples=40)
@@ -124,19 +125,19 @@ def test_pooled_pairs_are_a_block_and_a_candidate_each(n, config):
     for t in range(0, n, block):
         window = max(0, t // config.group_size * config.group_size - config.window_blocks * block)
         expected += int(((key >= config.init_blocks * block) & (key < window)).sum())
-    assert bench.pooled_pairs(config, n) == expected
-    assert bench.stage_2(small_case(n, config)).pooled == 4 * expected
+    assert methods.pooled_pairs(config, n) == expected
+    assert methods.stage_2(small_case(n, config)).pooled == 4 * expected
 
 
 def test_pairs_of_a_batch_are_those_of_its_entries():
     one, config = small_case(), AnchorConfig(block_size=16, step=4)
     other = planted_stripes(300, q_heads=4, kv_heads=2, head_dim=16, density=0.3)
     both = [torch.cat([getattr(one, x), getattr(other, x)]) for x in "qkv"]
-    apart = bench.Case(other.q, other.k, other.v, None, config, anchor_ref)
-    together = bench.Case(*both, None, config, anchor_ref)
-    for method in (bench.end_to_end, bench.stage_1, bench.stage_3, bench.sdpa_flash):
+    apart = methods.Case(other.q, other.k, other.v, None, config, anchor_ref)
+    together = methods.Case(*both, None, config, anchor_ref)
+    for method in (methods.end_to_end, methods.stage_1, methods.stage_3, methods.sdpa_flash):
         assert method(together).pairs == method(one).pairs + method(apart).pairs
-    assert bench.stage_2(together).pooled == 2 * bench.stage_2(one).pooled
+    assert methods.stage_2(together).pooled == 2 * methods.stage_2(one).pooled
 
 
 def test_work_at_128k_is_what_the_method_must_do():
@@ -144,28 +145,28 @@ def test_work_at_128k_is_what_the_method_must_do():
     n, config = 131_072, AnchorConfig()
     first = 2048 * 128 * 63 + 64 * 2048 * 2049 // 2
     pooled = sum(16 * (2048 * g - 128) for g in range(1, 64))
-    assert bench.always_pairs(config, n) == first
-    assert bench.pooled_pairs(config, n) == pooled
-    assert 32 * bench.flop(first, 0, 128) == pytest.approx(2.5e12, rel=0.02)
-    assert 32 * bench.flop(0, pooled, 128) == pytest.approx(0.54e12, rel=0.02)
+    assert methods.always_pairs(config, n) == first
+    assert methods.pooled_pairs(config, n) == pooled
+    assert 32 * methods.flop(first, 0, 128) == pytest.approx(2.5e12, rel=0.02)
+    assert 32 * methods.flop(0, pooled, 128) == pytest.approx(0.54e12, rel=0.02)
     third = round(0.05 * sum(2048 * (2048 * g - 128) for g in range(1, 64)))
-    total = 32 * bench.flop(first + third, pooled, 128)
-    assert bench.floor_ms(total, 0, 790.0, 4.3) == pytest.approx(12.5, abs=0.1)
+    total = 32 * methods.flop(first + third, pooled, 128)
+    assert methods.floor_ms(total, 0, 790.0, 4.3) == pytest.approx(12.5, abs=0.1)
 
 
 def test_the_floor_is_the_slower_of_arithmetic_and_traffic():
-    assert bench.floor_ms(790 * 10**12, 1, 790.0, 4.3) == pytest.approx(1000)
-    assert bench.floor_ms(1, 43 * 10**9, 790.0, 4.3) == pytest.approx(10)
+    assert methods.floor_ms(790 * 10**12, 1, 790.0, 4.3) == pytest.approx(1000)
+    assert methods.floor_ms(1, 43 * 10**9, 790.0, 4.3) == pytest.approx(10)
 
 
 def test_traffic_counts_every_tensor_once():
     case = small_case(dtype=torch.bfloat16)
     q, kv, row = 4 * 300 * 16 * 2, 2 * 300 * 16 * 2, 4 * 300 * 4
     lists = 4 * case.stripes.indices.numel()
-    assert bench.end_to_end(case).bytes == bench.sdpa_cudnn(case).bytes == 2 * q + 2 * kv
-    assert bench.stage_1(case).bytes == 2 * q + 2 * kv + 2 * row
-    assert bench.stage_2(case).bytes == q + kv + row + lists
-    assert bench.stage_3(case).bytes == 3 * q + row + lists
+    assert methods.end_to_end(case).bytes == methods.sdpa_cudnn(case).bytes == 2 * q + 2 * kv
+    assert methods.stage_1(case).bytes == 2 * q + 2 * kv + 2 * row
+    assert methods.stage_2(case).bytes == q + kv + row + lists
+    assert methods.stage_3(case).bytes == 3 * q + row + lists
 
 
 # FlexAttention's blocks
@@ -189,14 +190,14 @@ def mask_of(tables, block: int, n: int) -> torch.Tensor:
 @given(**CASES)
 def test_block_tables_hold_the_blocks_with_a_kept_pair_and_no_other(n, config):
     case, block = small_case(n, config), config.block_size
-    tables = bench.block_tables(case.stripes, config, n)
+    tables = methods.block_tables(case.stripes, config, n)
     n_blocks = -(-n // block)
     padded = F.pad(kept_pairs(case), (0, n_blocks * block - n) * 2)
     touched = padded.unflatten(3, (-1, block)).any(4).unflatten(2, (-1, block)).any(3)
     expected = touched.repeat_interleave(block, 2).repeat_interleave(block, 3)[:, :, :n, :n]
     expected = expected & torch.ones(n, n, dtype=torch.bool).tril()
     assert torch.equal(mask_of(tables, block, n), expected)
-    assert bench.block_pairs(tables[2], block, n) == int(expected.sum())
+    assert methods.block_pairs(tables[2], block, n) == int(expected.sum())
     assert all(x.dtype == torch.int32 for x in tables)
 
 
@@ -207,9 +208,9 @@ def test_flex_attention_takes_the_tables(monkeypatch):
         seen.update(options)
         return q
 
-    monkeypatch.setattr(bench, "_compiled_flex", lambda: attend)
+    monkeypatch.setattr(methods, "_compiled_flex", lambda: attend)
     case = small_case(scale=0.3)
-    job = bench.flex(case)
+    job = methods.flex(case)
     job.run()
     mask = seen["block_mask"]
     touched = mask.to_dense()[0, :, :, :].bool()
@@ -229,7 +230,7 @@ def test_flex_attention_takes_the_tables(monkeypatch):
 
 @given(n=st.integers(1, 5000), count=st.integers(1, 70))
 def test_sampled_rows_cover_all_parts_and_end_with_the_last(n, count):
-    rows = bench.sample_rows(n, count)
+    rows = methods.sample_rows(n, count)
     assert len(rows) == min(n, count)
     assert rows[-1] == n - 1
     if n > count:
@@ -246,7 +247,7 @@ def test_dense_rows_are_rows_of_dense_attention_whatever_the_chunks(elements, sc
     exact = F.scaled_dot_product_attention(
         q.double(), k.double(), v.double(), is_causal=True, scale=scale, enable_gqa=True
     )
-    found = bench.dense_rows(q, k, v, rows, scale, elements)
+    found = methods.dense_rows(q, k, v, rows, scale, elements)
     torch.testing.assert_close(found, exact[:, :, rows], rtol=1e-12, atol=1e-12)
 
 
@@ -256,8 +257,8 @@ def test_the_error_is_measured_against_dense_attention_with_the_layers_scale():
         case.q, case.k, case.v, is_causal=True, scale=0.25, enable_gqa=True
     )
     dense[:, 3] *= 2 / 1.1  # one head is twice too large
-    wrong = bench.Job(lambda: 1.1 * dense, pairs=1, pooled=0, bytes=1)
-    found = bench.measure(wrong, case, FakeInstruments(), RATES)
+    wrong = methods.Job(lambda: 1.1 * dense, pairs=1, pooled=0, bytes=1)
+    found = measuring.measure(wrong, case, FakeInstruments(), RATES)
     assert found["error_worst_head"] == pytest.approx(1.0, rel=1e-3)
     assert found["error_mean"] == pytest.approx((0.1 * 3 + 1) / 4, rel=1e-3)
 
@@ -269,19 +270,19 @@ def test_the_error_is_measured_against_dense_attention_with_the_layers_scale():
     ("once_s", "repeats"), [(1e-5, 50), (0.04, 50), (0.1, 20), (0.9, 3), (9.0, 3), (0.0, 50)]
 )
 def test_the_budget_sets_the_repeats_within_3_and_50(once_s, repeats):
-    assert bench.repeats_for(once_s, 2.0) == repeats
+    assert measuring.repeats_for(once_s, 2.0) == repeats
 
 
 def test_quantiles_do_not_depend_on_the_order():
     times = [float(x) for x in range(11)]
     expected = {"median": 5.0, "p10": 1.0, "p90": 9.0, "repeats": 11}
-    assert bench.quantiles(times) == bench.quantiles(times[::-1]) == expected
+    assert measuring.quantiles(times) == measuring.quantiles(times[::-1]) == expected
 
 
 def test_a_measurement_holds_the_numbers_of_its_definition():
     case, instruments = small_case(), FakeInstruments(ms=2.0)
-    job = bench.end_to_end(case)
-    found = bench.measure(job, case, instruments, RATES)
+    job = methods.end_to_end(case)
+    found = measuring.measure(job, case, instruments, RATES)
     work = 4 * 16 * job.pairs + 2 * 16 * job.pooled
     assert found["flop"] == work
     assert found["tflops"] == pytest.approx(work / 2e-3 / 1e12, rel=1e-3)
@@ -291,17 +292,17 @@ def test_a_measurement_holds_the_numbers_of_its_definition():
     assert found["kept"] == pytest.approx(job.pairs / (4 * 300 * 301 / 2), rel=1e-3)
     assert found["extra_mib"] == 3
     assert found["heads"] == [1, 4, 2, 16]
-    held = bench.Job(job.run, pairs=1, pooled=0, bytes=1, held_bytes=5 * bench.MIB)
-    assert bench.measure(held, case, instruments, RATES)["extra_mib"] == 8
+    held = methods.Job(job.run, pairs=1, pooled=0, bytes=1, held_bytes=5 * measuring.MIB)
+    assert measuring.measure(held, case, instruments, RATES)["extra_mib"] == 8
 
 
 def test_stages_one_after_the_other_are_the_end_to_end_result():
     case = small_case()
-    whole, last = bench.end_to_end(case), bench.stage_3(case)
+    whole, last = methods.end_to_end(case), methods.stage_3(case)
     torch.testing.assert_close(last.run(), whole.run())
-    assert torch.equal(bench.stage_2(case).run().indices, case.stripes.indices)
+    assert torch.equal(methods.stage_2(case).run().indices, case.stripes.indices)
     torch.testing.assert_close(
-        bench.stage_1(case).run().max,
+        methods.stage_1(case).run().max,
         anchor_ref.compute_anchor(case.q, case.k, case.v, case.config).max,
     )
 
@@ -313,7 +314,7 @@ def plan(**changed) -> list[tuple[bench.Cell, str]]:
     options = {
         "lengths": [4096, 131_072, 524_288],
         "densities": [0.01, 0.05, 0.2],
-        "methods": list(bench.make_methods()),
+        "methods": list(methods.make_methods()),
         "captures": {},
         "dense_to": 262_144,
         "flex_to": 131_072,
@@ -340,12 +341,14 @@ def test_the_reference_density_comes_first_then_all_densities_at_128k():
     ]
 
 
-def test_dense_attention_is_planned_at_one_density_and_flex_at_all_of_one_length():
+def test_other_methods_are_planned_at_all_densities_of_one_length():
     cells = [cell for cell, _ in plan()]
-    dense = {(cell.n, cell.density) for cell in cells if cell.method == "sdpa-cudnn"}
-    assert dense == {(4096, 0.05), (131_072, 0.05), (524_288, 0.05)}
-    flex = {(cell.n, cell.density) for cell in cells if cell.method == "flex"}
-    assert flex == dense | {(131_072, 0.01), (131_072, 0.2)}
+    for method in ("sdpa-flash", "sdpa-cudnn", "flex"):
+        found = {(cell.n, cell.density) for cell in cells if cell.method == method}
+        assert found == {
+            *((n, 0.05) for n in (4096, 131_072, 524_288)),
+            *((131_072, density) for density in (0.01, 0.2)),
+        }
 
 
 def test_methods_beyond_their_lengths_stay_in_the_plan_with_the_reason():
@@ -359,8 +362,10 @@ def test_methods_beyond_their_lengths_stay_in_the_plan_with_the_reason():
 
 def test_captures_are_planned_with_their_own_length_for_all_methods():
     found = Captured(torch.zeros(1, 2, 77, 4), *[torch.zeros(1, 1, 77, 4)] * 2, 0.5)
-    cells = [cell for cell, _ in plan(captures={("llama", 3): found}) if cell.source == "llama"]
-    assert {cell.method for cell in cells} == set(bench.make_methods())
+    cells = [
+        cell for cell, _ in plan(captures={("llama", 3, 77): found}) if cell.source == "llama"
+    ]
+    assert {cell.method for cell in cells} == set(methods.make_methods())
     assert {(cell.layer, cell.n, cell.density) for cell in cells} == {(3, 77, None)}
 
 
@@ -415,11 +420,11 @@ def test_a_method_that_fails_is_recorded_with_its_message_and_the_next_one_runs(
         def call():
             raise RuntimeError("No available kernel. Aborting execution.")
 
-        return bench.Job(call, pairs=1, pooled=0, bytes=1)
+        return methods.Job(call, pairs=1, pooled=0, bytes=1)
 
-    methods = {"big": no_memory, "other": unsupported, "anchor": bench.end_to_end}
+    chosen = {"big": no_memory, "other": unsupported, "anchor": methods.end_to_end}
     results, instruments = fresh_results(), FakeInstruments()
-    run([cell(m) for m in methods], results, methods=methods, instruments=instruments)
+    run([cell(m) for m in chosen], results, chosen=chosen, instruments=instruments)
     big, other, ours = results["cells"]
     assert (big["status"], big["message"]) == (
         "out of memory",
@@ -450,9 +455,9 @@ def test_a_lost_device_ends_the_run_after_the_failure_is_saved():
 
     results = fresh_results()
     cells = [cell("broken"), cell("anchor")]
-    methods = {"broken": broken, "anchor": bench.end_to_end}
+    chosen = {"broken": broken, "anchor": methods.end_to_end}
     with pytest.raises(RuntimeError, match="illegal memory access"):
-        run(cells, results, methods=methods, instruments=Lost())
+        run(cells, results, chosen=chosen, instruments=Lost())
     assert [found["status"] for found in results["cells"]] == ["error"]
 
 
@@ -493,15 +498,16 @@ def test_sdpa_takes_the_forced_backend_and_records_what_torch_would_choose():
         seen["backends"] = [backend.name for backend in _cur_sdpa_kernel_backends()]
         return q
 
-    flash, cudnn = bench.sdpa_flash(case), bench.sdpa_cudnn(case)
+    flash, cudnn = methods.sdpa_flash(case), methods.sdpa_cudnn(case)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(F, "scaled_dot_product_attention", attend)
         flash.run()
         assert seen["backends"] == ["FLASH_ATTENTION"]
         cudnn.run()
         assert seen["backends"] == ["CUDNN_ATTENTION"]
-    assert flash.note.startswith("SDPA without a forced backend is ")
-    assert flash.note.split()[-1] in ("FLASH_ATTENTION", "MATH")
+    start, shape = flash.note.split(" for ")
+    assert start.removeprefix("SDPA without a forced backend is ") in ("FLASH_ATTENTION", "MATH")
+    assert shape == "4 / 2 heads of 16"
     assert flash.pairs == 4 * 300 * 301 // 2
 
 
@@ -521,19 +527,34 @@ def test_captures_are_named_by_file_and_layer_files_by_their_folder(tmp_path):
     save_capture({3: capture(), 7: capture()}, tmp_path / "both.safetensors")
     paths = ["llama/layer_0007.safetensors", "qwen", "both.safetensors"]
     found = bench.find_captures([tmp_path / path for path in paths])
-    assert list(found) == [("llama", 7), ("qwen", 7), ("both", 3), ("both", 7)]
+    names = [("llama", 7), ("qwen", 7), ("both", 3), ("both", 7)]
+    assert list(found) == [(*name, 100) for name in names]
     with pytest.raises(ValueError, match="activations must have different names, got qwen twice"):
         bench.find_captures([tmp_path / "qwen", tmp_path / "qwen" / "layer_0007.safetensors"])
 
 
+def test_the_bundled_models_layers_are_inputs_at_both_lengths(monkeypatch):
+    pytest.importorskip("transformers")
+    monkeypatch.setattr(bench, "BUNDLED_LENGTHS", [100, 300])
+    found = bench.find_captures(["bundled"], device="cpu")
+    assert list(found) == [("bundled", layer, n) for n in (100, 300) for layer in range(8)]
+    for (_, layer, n), x in found.items():
+        assert (x.q.shape, x.k.shape, x.v.shape) == ((1, 8, n, 64), *[(1, 2, n, 64)] * 2)
+        assert x.q.dtype == torch.bfloat16
+        assert x.layer == layer
+        assert torch.equal(x.k, found["bundled", layer, 300].k[:, :, :n])
+    case = bench.case_maker(found, anchor_ref, "cpu")(bench.Cell("bundled", 5, 300, None, "flex"))
+    assert torch.equal(case.v, found["bundled", 5, 300].v)
+
+
 def test_a_capture_is_measured_in_bf16_with_its_own_scale_and_heads():
-    captures = {("llama", 7): capture()}
+    captures = {("llama", 7, 100): capture()}
     make_case = bench.case_maker(captures, anchor_ref, device="cpu")
     case = make_case(bench.Cell("llama", 7, 100, None, "anchor"))
     assert case.scale == 0.125
     assert case.q.dtype == case.v.dtype == torch.bfloat16
     assert (case.q.shape, case.k.shape) == ((1, 4, 100, 16), (1, 2, 100, 16))
-    assert torch.equal(case.k, captures["llama", 7].k.bfloat16())
+    assert torch.equal(case.k, captures["llama", 7, 100].k.bfloat16())
     # 21 where q·k is multiplied by 1/4, half of it by 1/8: the scale reaches the method.
     _, trace = case.backend.anchor_attention(
         case.q, case.k, case.v, case.config, case.scale, return_trace=True
@@ -549,177 +570,15 @@ def test_a_capture_is_measured_in_bf16_with_its_own_scale_and_heads():
     ],
 )
 def test_layers_of_another_attention_are_refused(changed, message):
-    make_case = bench.case_maker({("m", 7): capture(**changed)}, anchor_ref, device="cpu")
+    make_case = bench.case_maker({("m", 7, 100): capture(**changed)}, anchor_ref, device="cpu")
     with pytest.raises(ValueError, match=message):
         make_case(bench.Cell("m", 7, 100, None, "anchor"))
 
 
 def test_a_window_wider_than_the_prompt_is_no_window():
-    captures = {("m", 7): capture(sliding_window=4096)}
+    captures = {("m", 7, 100): capture(sliding_window=4096)}
     make_case = bench.case_maker(captures, anchor_ref, device="cpu")
     assert make_case(bench.Cell("m", 7, 100, None, "anchor")).n == 100
-
-
-# Break-even and tables
-
-
-def test_break_even_of_power_laws_is_their_crossing():
-    times = {n: (n * 3.0, n**2 / 1000) for n in (1024, 2048, 4096, 8192)}
-    assert isclose(bench.break_even(times), 3000, rel_tol=1e-9)
-    assert bench.break_even({n: times[n] for n in (8192, 1024)}) == pytest.approx(3000)
-
-
-@pytest.mark.parametrize(
-    ("ratios", "expected"),
-    [
-        ([0.5, 0.4], 0.0),
-        ([2.0, 1.5], inf),
-        ([0.5, 2.0], inf),
-        ([2.0, 1.0], inf),
-        ([1.0, 0.5], 1000.0),
-        ([2.0, 0.5, 2.0, 0.5], 4000.0 * 2**0.5),  # from there on for good
-        ([], inf),
-    ],
-)
-def test_break_even_is_where_the_first_stays_ahead(ratios, expected):
-    times = {1000 * 2**i: (ratio, 1.0) for i, ratio in enumerate(ratios)}
-    assert bench.break_even(times) == pytest.approx(expected)
-
-
-CHOICE = "SDPA without a forced backend is FLASH_ATTENTION"
-
-
-def made_up(method, n, ms, density=0.05, source="planted", layer=None, **more) -> dict:
-    """A cell as `measure` makes it, with chosen times."""
-    return {
-        "source": source,
-        "layer": layer,
-        "n": n,
-        "density": density,
-        "method": method,
-        "run": 0,
-        "status": "ok",
-        "ms": {"median": ms, "p10": 0.9 * ms, "p90": 1.1 * ms, "repeats": 7},
-        "kept": 0.125,
-        "tflops": 345.0,
-        "floor_ms": ms / 1.5,
-        "floor_ratio": 1.5,
-        "extra_mib": 321.0,
-        "input_output_mib": 2048.0,
-        "heads": [1, 32, 8, 128],
-        "error_mean": 0.0018,
-        "error_worst_head": 0.0042,
-        **({"note": CHOICE} if "sdpa" in method else {}),
-        **more,
-    }
-
-
-@pytest.fixture
-def results() -> dict:
-    cells = []
-    for n, ours, flash, cudnn in ((131_072, 20.0, 418.0, 254.0), (65_536, 60.0, 102.8, 57.0)):
-        cells += [
-            made_up("anchor", n, ours),
-            made_up("stage1", n, ours / 4),
-            made_up("stage2", n, ours / 8),
-            made_up("stage3", n, ours / 2),
-            made_up("sdpa-flash", n, flash),
-            made_up("sdpa-cudnn", n, cudnn),
-        ]
-    nothing = {"status": "out of memory", "message": "no | room"}
-    where = {"source": "planted", "layer": None, "run": 0, "density": 0.05}
-    cells.append({**where, "n": 131_072, "method": "flex", **nothing})
-    cells += [made_up(m, 131_072, 44.0, density=0.2) for m in ("anchor", *figure.STAGES)]
-    cells.append(made_up("anchor", 16_384, 3.0, None, "llama", 7))
-    cells.append(made_up("sdpa-cudnn", 16_384, 3.3, None, "llama", 7))
-    return {"runs": [ABOUT | RATES], "cells": cells}
-
-
-def section(text: str, title: str) -> list[dict[str, str]]:
-    """The rows of the table under a title, by column."""
-    lines = text.split(f"## {title}", 1)[1].split("\n## ", 1)[0].splitlines()
-    rows = [
-        [part.strip() for part in line.strip("| ").split(" | ")]
-        for line in lines
-        if line.startswith("|")
-    ]
-    return [dict(zip(rows[0], row, strict=True)) for row in rows[2:]]
-
-
-def test_the_table_gives_times_quantiles_and_both_dense_backends(results):
-    shorter, longer = section(bench.table(results), "End to end, 5 % stripes")
-    assert longer["N"] == "131072"
-    assert longer["AnchorAttention, ms"] == "20 [18–22]"
-    assert longer["SDPA flash, ms"] == "418 [376–460]"
-    assert longer["SDPA cuDNN, ms"] == "254 [229–279]"
-    assert longer["flash / ours"] == "20.90"
-    assert longer["cuDNN / ours"] == "12.70"
-    assert longer["ours / floor"] == "1.5"
-    assert longer["error, ours"] == "0.0018"
-    assert shorter["cuDNN / ours"] == "0.95"
-
-
-def test_the_table_says_what_has_no_result_and_why(results):
-    text = bench.table(results)
-    shorter, longer = section(text, "End to end")
-    assert longer["FlexAttention, ms"] == "out of memory"
-    assert shorter["FlexAttention, ms"] == "–"
-    assert "| planted | 131072 | 5 % | flex | out of memory | no \\| room |" in text
-
-
-def test_the_table_names_break_even_device_and_command(results):
-    text = bench.table(results)
-    # log(60/57) = 0.05129 before, log(20/254) = -2.54160 after: 65536 · 2^(0.05129 / 2.59289).
-    assert "Break-even with SDPA cuDNN: N = 66441, interpolated" in text
-    assert "Break-even with SDPA flash: below N = 65536, the shortest measured" in text
-    for value in (*ABOUT.values(), "790", "4.3"):
-        assert str(value) in text
-    assert CHOICE in text
-
-
-def test_the_table_of_stages_adds_them_up(results):
-    row = section(bench.table(results), "Stages, 5 % stripes")[1]
-    assert row["sum"] == "17.5"
-    assert row["end to end, ms"] == "20 (345)"
-    assert [row[f"stage {i}, ms"] for i in (1, 2, 3)] == ["5 (345)", "2.5 (345)", "10 (345)"]
-
-
-def test_the_table_by_density_sets_dense_attention_beside_every_density(results):
-    few, many = section(bench.table(results), "By stripe density, N = 131072")
-    assert (few["stripes"], many["stripes"]) == ("5 %", "20 %")
-    assert many["AnchorAttention, ms"].startswith("44 ")
-    assert many["SDPA cuDNN, ms"] == few["SDPA cuDNN, ms"] == "254 [229–279]"
-    assert many["cuDNN / ours"] == "5.77"
-
-
-def test_the_tables_of_memory_and_captures_hold_their_numbers(results):
-    memory = section(bench.table(results), "Peak memory")
-    assert memory[0]["inputs and output"] == "2048"
-    assert memory[0]["AnchorAttention"] == "321"
-    (row,) = section(bench.table(results), "Activations of a model")
-    assert (row["capture"], row["layer"], row["N"]) == ("llama", "7", "16384")
-    assert row["heads"] == "32 / 8 of 128"
-    assert row["cuDNN / ours"] == "1.10"
-    assert row["of the worst head"] == "0.0042"
-
-
-def test_a_table_of_nothing_but_failures_is_a_table():
-    results = fresh_results()
-
-    def no_memory(case):
-        raise torch.OutOfMemoryError("no room")
-
-    run([cell("anchor")], results, methods={"anchor": no_memory})
-    text = bench.table(results)
-    assert "out of memory | no room" in text
-    assert "Break-even with SDPA cuDNN: no length has both." in text
-
-
-def test_without_5_percent_the_table_stands_on_the_density_measured_first(results):
-    for found in results["cells"]:
-        if found["density"] == 0.05:
-            found["density"] = 0.02
-    assert "## End to end, 2 % stripes" in bench.table(results)
 
 
 # The command
@@ -758,7 +617,7 @@ def command(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setitem(sys.modules, "anchor_kernels", anchor_ref)
     monkeypatch.setattr(bench, "CudaInstruments", Instruments)
-    monkeypatch.setattr(bench, "describe", lambda *_: ABOUT | {"device": device["name"]})
+    monkeypatch.setattr(bench, "device_facts", lambda: ABOUT | {"device": device["name"]})
     monkeypatch.setattr(
         bench, "case_maker", lambda *_: lambda cell: small_case(cell.n, density=cell.density)
     )
@@ -797,10 +656,10 @@ def test_failed_cells_are_measured_again_only_when_asked(command, monkeypatch):
         raise RuntimeError("not today")
 
     once = ["--lengths", "100", "--methods", "anchor"]
-    methods = bench.make_methods()
-    monkeypatch.setattr(bench, "make_methods", lambda: methods | {"anchor": broken})
+    whole = methods.make_methods()
+    monkeypatch.setattr(bench, "make_methods", lambda: whole | {"anchor": broken})
     assert command(*once)[1]["cells"][0]["status"] == "error"
-    monkeypatch.setattr(bench, "make_methods", lambda: methods)
+    monkeypatch.setattr(bench, "make_methods", lambda: whole)
     assert command(*once, "--resume")[1]["cells"][0]["status"] == "error"
     assert [c["status"] for c in command(*once, "--resume", "--retry")[1]["cells"]] == ["ok"]
 
@@ -820,46 +679,11 @@ def test_a_used_up_budget_says_how_to_go_on(command, capsys):
     assert capsys.readouterr().out == expected
 
 
-def test_the_table_is_written_beside_the_results(results, tmp_path, capsys):
-    out = tmp_path / "a.json"
-    bench.write(results, out)
-    assert bench.main(["--out", str(out), "--table"]) == 0
-    assert (tmp_path / "a.md").read_text() == bench.table(results)
-
-
 def test_the_command_is_recorded_without_the_folders_of_this_machine():
     arguments = ["--out", "/somewhere/deep/a.json", "--lengths", "4096", "--activations", "x/y z"]
     assert bench.command_line(arguments) == (
         "python -m benchmarks.attention --out a.json --lengths 4096 --activations 'x/y z'"
     )
-
-
-# The figure
-
-
-def test_the_figure_shows_the_times_of_the_table(results):
-    data = figure.data_times(results)
-    assert data["lines"]["anchor"] == ([65_536, 131_072], [60.0, 20.0])
-    assert data["lines"]["sdpa-cudnn"] == ([65_536, 131_072], [57.0, 254.0])
-    assert "flex" not in data["lines"]
-    assert data["floor"] == ([65_536, 131_072], pytest.approx([40.0, 13.333], rel=1e-3))
-    assert data["break_even"] == pytest.approx(66_441, abs=1)
-    stages = figure.data_stages(results)
-    assert (stages["n"], stages["density"]) == (131_072, [0.05, 0.2])
-    assert stages["stages"] == [[5.0, 44.0], [2.5, 44.0], [10.0, 44.0]]
-    assert stages["dense"] == 254.0
-
-
-@pytest.mark.parametrize("kept", ["all", "no dense", "failures"])
-def test_the_figure_can_be_drawn_whatever_is_missing(results, kept):
-    if kept == "no dense":
-        results["cells"] = [c for c in results["cells"] if "sdpa" not in c["method"]]
-    if kept == "failures":
-        results["cells"] = [c for c in results["cells"] if c["status"] != "ok"]
-    drawn = figure.draw(results)
-    drawn.canvas.draw()
-    assert len(drawn.axes) == 2
-    plt.close(drawn)
 
 
 # On a GPU
@@ -870,7 +694,7 @@ def test_every_method_runs_on_a_gpu_and_agrees_with_dense_attention(tmp_path):
     out = tmp_path / "a.json"
     assert bench.main(["--quick", "--lengths", "4096", "--cell-s", "0.1", "--out", str(out)]) == 0
     found = {c["method"]: c for c in json.loads(out.read_text())["cells"]}
-    assert set(found) == set(bench.make_methods())
+    assert set(found) == set(methods.make_methods())
     for name, measured in found.items():
         assert measured["status"] == "ok", f"{name}: {measured}"
         assert measured.get("error_mean", 0) < 0.01, f"{name}: {measured}"
