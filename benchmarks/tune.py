@@ -1,12 +1,15 @@
 """Time the stages under other tile sizes than the shipped ones; needs a CUDA device.
 
-    python -m benchmarks.tune --n 131072 --density 0.05 --stage sparse 256,64,8,2 128,128,8,3
+    python -m benchmarks.tune                                        the shipped launches alone
+    python -m benchmarks.tune sparse:256,64,8,2 anchor:128,64,8,2,128 select:64,64,4096,4,3
 
-Each launch is named by its fields in the order of `anchor_kernels.launch`. Prints medians in ms,
-TFLOP/s on pairs that the method needs, and the error against the shipped launch.
+A launch is STAGE:FIELD,FIELD,...: stage anchor, select or sparse, then the fields of
+`anchor_kernels.launch.AttentionLaunch` or, for select, of `SelectLaunch`, in their order. Prints
+medians in ms, TFLOP/s on pairs that the method needs, and the error against the shipped launch.
 """
 
 import argparse
+from collections.abc import Callable
 
 import torch
 import triton
@@ -15,72 +18,81 @@ from anchor_kernels import attend_stripes, compute_anchor, identify_stripes
 from anchor_kernels.launch import AttentionLaunch, SelectLaunch
 from anchor_ref.activations import planted_stripes
 from anchor_ref.config import AnchorConfig
-from anchor_ref.regions import groups
+from benchmarks.attention_methods import always_pairs, flop, pooled_pairs, stripe_pairs
+
+LAUNCHES = {"anchor": AttentionLaunch, "select": SelectLaunch, "sparse": AttentionLaunch}
 
 
-def pairs(config: AnchorConfig, n: int, stripes) -> dict[str, int]:
-    """Query-key pairs of each stage over all heads; pooled ones for stage 2."""
-    found = groups(config, n, n)
-    heads = stripes.counts.shape[0] * stripes.counts.shape[1]
-    rows = torch.tensor([len(g.rows) for g in found], device=stripes.counts.device)
-    anchor = sum(len(g.init) + row + g.shift + 1 - g.window_start for g in found for row in g.rows)
+def read_launch(text: str) -> tuple[str, AttentionLaunch | SelectLaunch]:
+    """The stage and the launch that an argument names.
+
+    Raises:
+        argparse.ArgumentTypeError: it names none.
+    """
+    stage, _, fields = text.partition(":")
+    try:
+        return stage, LAUNCHES[stage](*(int(x) for x in fields.split(",")))
+    except (KeyError, TypeError, ValueError):
+        kinds = ", ".join(
+            f"{name}:{','.join(kind.__dataclass_fields__)}" for name, kind in LAUNCHES.items()
+        )
+        raise argparse.ArgumentTypeError(f"a launch must be one of {kinds}, got {text}") from None
+
+
+def stages(q, k, v, config: AnchorConfig) -> dict[str, tuple[Callable, int]]:
+    """Each stage as a function of its launch, None for the shipped one; and its FLOP."""
+    state = compute_anchor(q, k, v, config)
+    stripes = identify_stripes(q, k, state.max, config)
+    heads, n, head_dim = q.shape[0] * q.shape[1], q.shape[2], q.shape[3]
     return {
-        "anchor": heads * anchor,
-        "select": heads * sum(len(g.candidates) * len(g.blocks) for g in found),
-        "sparse": int((stripes.counts.long() * rows).sum()),
+        "anchor": (
+            lambda launch: compute_anchor(q, k, v, config, launch=launch).out,
+            flop(heads * always_pairs(config, n), 0, head_dim),
+        ),
+        "select": (
+            lambda launch: identify_stripes(q, k, state.max, config, launch=launch).indices,
+            flop(0, heads * pooled_pairs(config, n), head_dim),
+        ),
+        "sparse": (
+            lambda launch: attend_stripes(q, k, v, state, stripes, config, launch=launch),
+            flop(stripe_pairs(stripes, config, n), 0, head_dim),
+        ),
     }
+
+
+def measure(run: Callable, work: int, launch: AttentionLaunch | SelectLaunch | None) -> str:
+    """Time, rate and error of one stage under one launch, in words."""
+    shipped, found = run(None).float(), run(launch).float()
+    error = float((found - shipped).norm() / shipped.norm())
+    ms = triton.testing.do_bench(lambda: run(launch), warmup=20, rep=150, return_mode="median")
+    return f"{ms:8.3f} ms {work / ms / 1e9:6.0f} TFLOP/s  error {error:.1e}"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--n", type=int, default=131_072)
     parser.add_argument("--density", type=float, default=0.05)
     parser.add_argument("--head-dim", type=int, default=128)
-    parser.add_argument("--stage", choices=["anchor", "select", "sparse"], action="append")
-    parser.add_argument("launches", nargs="*", help="STAGE:FIELD,FIELD,...")
-    args = parser.parse_args()
-    config = AnchorConfig()
+    parser.add_argument("launches", nargs="*", type=read_launch, metavar="STAGE:FIELD,FIELD,...")
+    options = parser.parse_args()
     x = planted_stripes(
-        args.n,
+        options.n,
         q_heads=32,
         kv_heads=8,
-        head_dim=args.head_dim,
-        density=args.density,
+        head_dim=options.head_dim,
+        density=options.density,
         dtype=torch.bfloat16,
         device="cuda",
     )
-    q, k, v = x.q, x.k, x.v
-    state = compute_anchor(q, k, v, config)
-    stripes = identify_stripes(q, k, state.max, config)
-    out = attend_stripes(q, k, v, state, stripes, config)
-    needed = pairs(config, args.n, stripes)
-    flop = {"anchor": 4, "select": 2, "sparse": 4}
-    shipped = {"anchor": state.out, "select": stripes.indices, "sparse": out}
-    runs = {
-        "anchor": lambda launch: compute_anchor(q, k, v, config, launch=launch).out,
-        "select": lambda launch: identify_stripes(q, k, state.max, config, launch=launch).indices,
-        "sparse": lambda launch: attend_stripes(q, k, v, state, stripes, config, launch=launch),
-    }
-    todo = [(stage, None) for stage in runs]
-    for text in args.launches:
-        stage, fields = text.split(":")
-        kind = SelectLaunch if stage == "select" else AttentionLaunch
-        todo.append((stage, kind(*(int(x) for x in fields.split(",")))))
-    for stage, launch in todo:
+    known = stages(x.q, x.k, x.v, AnchorConfig())
+    for stage, launch in [*((stage, None) for stage in known), *options.launches]:
         try:
-            found = runs[stage](launch)
-            same = shipped[stage]
-            error = float((found.float() - same.float()).norm() / same.float().norm())
-            ms = triton.testing.do_bench(
-                lambda s=stage, at=launch: runs[s](at), warmup=20, rep=150, return_mode="median"
-            )
-            rate = needed[stage] * flop[stage] * args.head_dim / ms / 1e9
-            print(
-                f"{stage:7} {ms:8.3f} ms {rate:6.0f} TFLOP/s  error {error:.1e}  {launch}",
-                flush=True,
-            )
-        except Exception as problem:
-            print(f"{stage:7} {launch}: {type(problem).__name__} {str(problem)[:150]}")
+            found = measure(*known[stage], launch)
+        except Exception as problem:  # a launch that does not fit the device is an answer too
+            found = f"{type(problem).__name__} {str(problem)[:150]}"
+        print(f"{stage:7} {found}  {launch or 'as shipped'}", flush=True)
 
 
 if __name__ == "__main__":
