@@ -5,11 +5,14 @@
 
 The stages run as they do in use, on CPU tensors, with launches written down in place of executed:
 so what is compiled here is exactly what is launched elsewhere. The table holds what the assembler
-reports: registers a thread, spilled bytes, shared memory; and how many matrix instructions and
-asynchronous copies the generated code holds.
+reports: registers a thread, spilled bytes, what it slowed down, shared memory; and how many matrix
+instructions and asynchronous copies the generated code holds. Exits with 1 when a configuration
+has a fault (`faults`).
 """
 
 import argparse
+import importlib
+import pkgutil
 import re
 import subprocess
 import tempfile
@@ -24,9 +27,11 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.experimental.gluon._runtime import GluonASTSource
+from triton.runtime.jit import JITFunction
 
 import anchor_kernels
-from anchor_kernels import anchor, launch, sparse, stripes, support
+from anchor_kernels import launch, support
 from anchor_ref.config import AnchorConfig
 
 HERE = Path(__file__).parent
@@ -49,12 +54,16 @@ MATRIX = {
     "gfx942": r"\bv_mfma_",
 }
 ASYNC_COPY = r"\bcp\.async\.(ca|cg)|\bcp\.async\.bulk\.tensor"
+MULTIPLY_NOTHING = ("pool_kernel", "compact_kernel")
+MODULES = [
+    importlib.import_module(f"anchor_kernels.{module.name}")
+    for module in pkgutil.iter_modules(anchor_kernels.__path__)
+]
 KERNELS = {
-    "anchor_kernel": anchor,
-    "sparse_kernel": sparse,
-    "pool_kernel": stripes,
-    "select_kernel": stripes,
-    "compact_kernel": stripes,
+    name: kernel
+    for module in MODULES
+    for name, kernel in vars(module).items()
+    if name.endswith("_kernel") and isinstance(kernel, JITFunction)
 }
 
 
@@ -80,6 +89,7 @@ class Compiled:
     stages: int
     registers: int
     spilled: int
+    slowed: int
     shared: int
     matrix_instructions: int
     async_copies: int
@@ -110,9 +120,11 @@ def record_launches(dtype: torch.dtype, head_dim: int, target: GPUTarget) -> lis
         stack.enter_context(patch.object(torch, "empty", torch.zeros))
         # One stripe, so that there is something to compact.
         stack.enter_context(patch.object(torch.Tensor, "cumsum", _ones))
-        for name, module in KERNELS.items():
-            recorder = Recorder(name, getattr(module, name), launches)
-            stack.enter_context(patch.object(module, name, recorder))
+        for name, kernel in KERNELS.items():
+            recorder = Recorder(name, kernel, launches)
+            for module in MODULES:
+                if getattr(module, name, None) is kernel:
+                    stack.enter_context(patch.object(module, name, recorder))
         # Heads side by side in memory, as a model's projections leave them.
         q = torch.zeros(1, 4096, 8, head_dim, dtype=dtype).transpose(1, 2)
         k = torch.zeros(1, 4096, 2, head_dim, dtype=dtype).transpose(1, 2)
@@ -126,7 +138,7 @@ def _ones(x, *_, **__):
 
 def compile_launch(found: Launch, target_name: str, dtype: torch.dtype, head_dim: int) -> Compiled:
     """Compile one launch for one target and read what the compiler says about it."""
-    kernel = getattr(KERNELS[found.kernel], found.kernel)
+    kernel = KERNELS[found.kernel]
     signature, constants, attributes = {}, {}, {}
     for index, parameter in enumerate(kernel.params):
         value = found.arguments[parameter.name]
@@ -137,12 +149,11 @@ def compile_launch(found: Launch, target_name: str, dtype: torch.dtype, head_dim
             signature[parameter.name] = _type_name(value)
             if isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0):
                 attributes[(index,)] = [["tt.divisibility", 16]]
-    source = ASTSource(kernel, signature, constants, attributes)
-    binary = triton.compile(
-        source, target=TARGETS[target_name], options=_options(found, target_name)
-    )
-    read = _read_amd if TARGETS[target_name].backend == "hip" else _read_nvidia
-    registers, spilled = read(binary, target_name)
+    make_source = GluonASTSource if kernel.is_gluon() else ASTSource
+    source = make_source(kernel, signature, constants, attributes)
+    target = TARGETS[target_name]
+    binary = triton.compile(source, target=target, options=found.options)
+    read = _read_amd if target.backend == "hip" else _read_nvidia
     text = binary.asm.get("ptx") or binary.asm["amdgcn"]
     sizes = [f"{name} {found.arguments[name]}" for name in _TILE_NAMES if name in found.arguments]
     return Compiled(
@@ -151,23 +162,15 @@ def compile_launch(found: Launch, target_name: str, dtype: torch.dtype, head_dim
         dtype=str(dtype).removeprefix("torch."),
         head_dim=head_dim,
         tiles=", ".join(sizes),
-        warps=found.options["num_warps"],
         stages=found.options["num_stages"],
-        registers=registers,
-        spilled=spilled,
+        **read(binary, target_name),
         shared=binary.metadata.shared,
         matrix_instructions=len(re.findall(MATRIX[target_name], text)),
         async_copies=len(re.findall(ASYNC_COPY, text)),
     )
 
 
-def _options(found: Launch, target_name: str) -> dict:
-    # AMD's compiler has no such option.
-    drop = {"maxnreg"} if TARGETS[target_name].backend == "hip" else set()
-    return {name: value for name, value in found.options.items() if name not in drop}
-
-
-_TILE_NAMES = ("BLOCK_M", "HEADS", "STEP_TILE", "BLOCK_N", "CHUNK", "WORDS")
+_TILE_NAMES = ("BLOCK_M", "HEADS", "STEP_TILE", "BLOCK_N", "CHUNK", "WORDS", "STAGES", "ONLINE")
 _TYPE_NAMES = {
     torch.float16: "*fp16",
     torch.bfloat16: "*bf16",
@@ -186,34 +189,50 @@ def _type_name(value) -> str:
     return "i32" if -(2**31) <= value < 2**31 else "i64"
 
 
-def _read_nvidia(binary, target_name: str) -> tuple[int, int]:
-    """Registers a thread and spilled bytes, from the assembler that ships with Triton."""
-    tool = (
-        triton.knobs.nvidia.ptxas_blackwell
-        if target_name == "sm_100"
-        else (triton.knobs.nvidia.ptxas)
-    )
+def _read_nvidia(binary, target_name: str) -> dict[str, int]:
+    """Warps of a program, and what the assembler that ships with Triton says about them."""
+    nvidia = triton.knobs.nvidia
+    assembler = nvidia.ptxas_blackwell if target_name == "sm_100" else nvidia.ptxas
     # The suffix a opens the instructions of just this generation, wgmma and tcgen05 among them.
     name = target_name + ("a" if target_name != "sm_80" else "")
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(binary.asm["ptx"])
         file.flush()
-        command = [tool.path, "-v", f"--gpu-name={name}", file.name, "-o", "/dev/null"]
-        report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    registers = max(int(x) for x in re.findall(r"Used (\d+) registers", report))
-    return registers, sum(
-        int(x) for x in re.findall(r"(\d+) bytes spill (?:stores|loads)", report)
-    )
+        command = [assembler.path, "-v", f"--gpu-name={name}", file.name, "-o", "/dev/null"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    threads = int(re.search(r"\.reqntid (\d+)", binary.asm["ptx"])[1])
+    return {"warps": threads // 32, **read_assembler(done.stderr)}
 
 
-def _read_amd(binary, target_name: str) -> tuple[int, int]:
-    """Vector registers a lane and spilled bytes, from the assembly's own notes."""
+def read_assembler(report: str) -> dict[str, int]:
+    """Registers a thread, spilled bytes, and how often it says that it had to slow the code down.
+
+    It does so when it makes wgmma instructions wait for each other, or ignores a setmaxnreg.
+    """
+
+    def numbers(pattern: str) -> list[int]:
+        return [int(x) for x in re.findall(pattern, report)]
+
+    return {
+        "registers": max(numbers(r"Used (\d+) registers")),
+        "spilled": sum(numbers(r"(\d+) bytes spill (?:stores|loads)")),
+        "slowed": report.count("Potential Performance Loss"),
+    }
+
+
+def _read_amd(binary, target_name: str) -> dict[str, int]:
+    """Waves of a program, vector registers a lane and spilled bytes: the assembly's own notes."""
     text = binary.asm["amdgcn"]
 
     def note(name: str) -> int:
         return int(re.search(rf"\.{name}:\s+(\d+)", text)[1])
 
-    return note("vgpr_count") + note("agpr_count"), 4 * note("vgpr_spill_count")
+    return {
+        "warps": note("max_flat_workgroup_size") // 64,
+        "registers": note("vgpr_count") + note("agpr_count"),
+        "spilled": 4 * note("vgpr_spill_count"),
+        "slowed": 0,  # nothing is said
+    }
 
 
 def _compile(job) -> list[Compiled]:
@@ -239,6 +258,8 @@ def faults(row: Compiled) -> list[str]:
     found = []
     if row.spilled:
         found.append(f"{row.spilled} bytes spilled")
+    if row.slowed:
+        found.append(f"{row.slowed} times slowed down by the assembler")
     if row.shared > SHARED_LIMIT[row.target]:
         found.append(f"{row.shared} bytes of shared memory, {SHARED_LIMIT[row.target]} allowed")
     if multiplies_on_matrix_units(row) and not row.matrix_instructions:
@@ -250,8 +271,7 @@ def faults(row: Compiled) -> list[str]:
 
 def multiplies_on_matrix_units(row: Compiled) -> bool:
     """float32 is multiplied exactly, on plain units; pooling and compaction multiply nothing."""
-    kernels = ("anchor_kernel", "sparse_kernel", "select_kernel")
-    return row.kernel in kernels and row.dtype != "float32"
+    return row.kernel not in MULTIPLY_NOTHING and row.dtype != "float32"
 
 
 def copies_ahead(row: Compiled) -> bool:
@@ -266,7 +286,8 @@ def write_table(rows: list[Compiled], path: Path) -> None:
         "# What the compiler makes of each kernel",
         "",
         f"Made by `python -m benchmarks.compile_report` with Triton {triton.__version__}, no GPU: "
-        "registers a thread, spilled bytes, bytes of shared memory, and how many matrix "
+        "registers a thread, spilled bytes, how often the assembler says that it slowed the code "
+        "down (wgmma serialised, setmaxnreg ignored), bytes of shared memory, and how many matrix "
         "instructions and asynchronous copies stand in the generated code.",
         "",
         "| " + " | ".join(name.replace("_", " ") for name in head) + " |",
