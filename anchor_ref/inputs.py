@@ -1,11 +1,14 @@
 """The one place that refuses what attention cannot be computed from."""
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 from numbers import Real
 
 import torch
 from torch import Tensor
+
+from anchor_ref.plan import StripePlan
 
 INPUT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -72,6 +75,113 @@ def check_inputs(
     if not math.isfinite(scale):
         raise ValueError(f"scale must be finite, got {scale}")
     return float(scale)
+
+
+def check_type(name: str, value: object, expected: type) -> None:
+    """Refuse a value of another type with a TypeError that names the argument."""
+    if not isinstance(value, expected):
+        raise TypeError(f"{name} must be of type {expected.__name__}, got {type(value).__name__}")
+
+
+def check_tensor(
+    name: str,
+    tensor: Tensor,
+    shape: tuple[int, ...],
+    dtypes: tuple[torch.dtype, ...],
+    device: torch.device,
+) -> None:
+    """Refuse a tensor that one stage hands to the next and that does not fit the queries.
+
+    Args:
+        name: what the message calls it.
+        tensor: the tensor in question.
+        shape: the only shape allowed.
+        dtypes: the dtypes allowed.
+        device: the only device allowed.
+
+    Raises:
+        TypeError: it is no tensor or has another dtype.
+        ValueError: it has another shape or device.
+    """
+    check_type(name, tensor, Tensor)
+    if tensor.dtype not in dtypes:
+        allowed = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise TypeError(f"{name} must be {allowed}, got {tensor.dtype}")
+    if tensor.shape != torch.Size(shape):
+        raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(tensor.shape)}")
+    if tensor.device != device:
+        raise ValueError(f"{name} must be on device {device}, got {tensor.device}")
+
+
+def check_plan(stripes: StripePlan, candidates: Sequence[range], q: Tensor | None = None) -> None:
+    """Refuse a plan that does not list candidates of each group, each once, in ascending order.
+
+    Any other key would count twice or look ahead. The work is a few passes over the indices and
+    no loop over keys or groups.
+
+    Args:
+        stripes: the plan in question.
+        candidates: those of each group, as `regions.groups` has them.
+        q: queries that the plan has to fit, `[B, Hq, Nq, D]`; None when there are none.
+
+    Raises:
+        TypeError: the plan, or a tensor of it, has the wrong type or dtype.
+        ValueError: shapes or devices do not fit, offsets are not the sums of the counts before
+            them, or a list is not made of ascending candidates: the first such is named.
+    """
+    check_type("stripes", stripes, StripePlan)
+    counts, offsets, indices = stripes.counts, stripes.offsets, stripes.indices
+    check_type("stripes.counts", counts, Tensor)
+    heads = counts.shape[:2] if q is None else q.shape[:2]
+    if counts.ndim != 3 or counts.shape != (*heads, len(candidates)):
+        raise ValueError(
+            "stripes must have one list for each (batch, head, group) "
+            f"{(*heads, len(candidates))}, got counts of shape {tuple(counts.shape)}"
+        )
+    device = counts.device if q is None else q.device
+    check_tensor("stripes.counts", counts, counts.shape, (torch.int32,), device)
+    check_tensor("stripes.offsets", offsets, counts.shape, (torch.int64,), device)
+    starts, sizes = offsets.flatten(), counts.flatten().long()
+    ends = sizes.cumsum(0)
+    bad_lists = (sizes < 0) | (starts != ends - sizes)
+    if bool(bad_lists.any()):
+        at = int(bad_lists.int().argmax())
+        raise ValueError(
+            f"stripes of {_place(at, counts)} must have a count of at least 0 and start where the "
+            f"list before ends, got count {int(sizes[at])} and offset {int(starts[at])}"
+        )
+    check_tensor("stripes.indices", indices, (int(sizes.sum()),), (torch.int32,), device)
+    bad = _first_bad_index(indices, starts, ends, candidates)
+    if bad is not None:
+        at = int((ends <= bad).sum())
+        allowed = candidates[at % len(candidates)]
+        raise ValueError(
+            f"stripes of {_place(at, counts)} must be candidates of the group, keys in "
+            f"[{allowed.start}, {allowed.stop}), ascending, each once; "
+            f"got key {int(indices[bad])} at indices[{bad}]"
+        )
+
+
+def _place(at: int, counts: Tensor) -> str:
+    """Which list is the one of this number."""
+    heads, groups = counts.shape[1:]
+    return f"batch {at // groups // heads}, head {at // groups % heads}, group {at % groups}"
+
+
+def _first_bad_index(
+    indices: Tensor, starts: Tensor, ends: Tensor, candidates: Sequence[range]
+) -> int | None:
+    """Where a key is not above the one before it in its list, or not a candidate."""
+    full = ends > starts
+    bounds = torch.tensor([(c.start, c.stop) for c in candidates], device=indices.device)
+    bounds = bounds.repeat(len(starts) // len(candidates), 1)[full]  # [lists, 2]
+    first, last = starts[full], ends[full] - 1
+    bad = torch.zeros_like(indices, dtype=torch.bool)
+    bad[1:] = indices[1:] <= indices[:-1]
+    # In an ascending list the first and the last key answer for all others.
+    bad[first] = indices[first] < bounds[:, 0]
+    bad[last] |= indices[last] >= bounds[:, 1]
+    return int(bad.int().argmax()) if bool(bad.any()) else None
 
 
 def _check_shapes(q: Tensor, k: Tensor, v: Tensor | None) -> None:

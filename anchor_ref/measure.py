@@ -21,7 +21,7 @@ from anchor_ref.anchor import compute_anchor
 from anchor_ref.attention import anchor_attention
 from anchor_ref.config import AnchorConfig
 from anchor_ref.heads import scaled_scores, stack_heads, unstack_heads
-from anchor_ref.inputs import check_inputs
+from anchor_ref.inputs import check_inputs, check_plan
 from anchor_ref.online_softmax import normalise
 from anchor_ref.plan import AnchorTrace, StripePlan
 from anchor_ref.regions import Group, groups
@@ -125,9 +125,11 @@ def recall(
     """
     scale = check_inputs(q, k, None, scale, cu_seqlens)
     dtype = torch.promote_types(q.dtype, torch.float32)
+    all_groups = groups(config, q.shape[2], k.shape[2], cu_seqlens)
+    check_plan(stripes, [group.candidates for group in all_groups], q)
     found = torch.empty(q.shape[:3], dtype=dtype, device=q.device)
     k = k.to(dtype)
-    for g, group in enumerate(groups(config, q.shape[2], k.shape[2], cu_seqlens)):
+    for g, group in enumerate(all_groups):
         dropped = _dropped(stripes, g, group)  # [B, Hq, C]
         first = group.init.start
         candidates = slice(group.candidates.start - first, group.candidates.stop - first)
@@ -154,6 +156,7 @@ def density(
 ) -> Float[Tensor, "B Hq"]:
     """Share of the causal pairs that is kept, for each head: float64, `[B, Hq]`."""
     all_groups = groups(config, n_queries, n_keys, cu_seqlens)
+    check_plan(stripes, [group.candidates for group in all_groups])
     rows = torch.tensor([len(group.rows) for group in all_groups])
     causal = sum(_causal_pairs(group, group.init.start) for group in all_groups)
     always = sum(
@@ -184,6 +187,7 @@ def executed_density(
     """
     block = config.block_size
     all_groups = groups(config, n_queries, n_keys, cu_seqlens)
+    check_plan(stripes, [group.candidates for group in all_groups])
     tile_rows = torch.tensor([len(group.blocks) * block for group in all_groups])
     always = 0
     for group in all_groups:

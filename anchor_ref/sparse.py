@@ -10,7 +10,7 @@ from torch import Tensor
 
 from anchor_ref.config import AnchorConfig
 from anchor_ref.heads import scaled_scores
-from anchor_ref.inputs import check_inputs
+from anchor_ref.inputs import check_inputs, check_plan, check_tensor, check_type
 from anchor_ref.online_softmax import SoftmaxState, merge, normalise, partial_softmax
 from anchor_ref.plan import StripePlan
 from anchor_ref.regions import groups
@@ -33,7 +33,8 @@ def attend_stripes(
     Args:
         q, k, v: as in stage 1.
         state: what `compute_anchor` returned; it is read, not changed.
-        stripes: what `identify_stripes` returned, or any plan of keys before each group.
+        stripes: what `identify_stripes` returned, or any plan that lists candidates of each group
+            in ascending order, none twice.
         config: block and group sizes.
         scale: factor of q·k; None means 1/sqrt(D).
         cu_seqlens: boundaries of packed sequences, see `regions.groups`.
@@ -42,12 +43,14 @@ def attend_stripes(
         Attention output `[B, Hq, Nq, D]` in q's dtype, computed in the dtype of `state`.
 
     Raises:
-        TypeError, ValueError: see `inputs.check_inputs`; or `state` or `stripes` do not fit q.
+        TypeError, ValueError: see `inputs.check_inputs` and `inputs.check_plan`; or `state` does
+            not fit q.
     """
     scale = check_inputs(q, k, v, scale, cu_seqlens)
-    dtype, heads_per_kv = state.acc.dtype, q.shape[1] // k.shape[1]
+    _check_state(state, q)
     all_groups = groups(config, q.shape[2], k.shape[2], cu_seqlens)
-    _check_fit(state, stripes, q, len(all_groups))
+    check_plan(stripes, [group.candidates for group in all_groups], q)
+    dtype, heads_per_kv = state.acc.dtype, q.shape[1] // k.shape[1]
     out = torch.empty_like(q)
     for b, h in _pairs(q.shape[0], q.shape[1]):
         for g, group in enumerate(all_groups):
@@ -64,14 +67,10 @@ def _pairs(batch: int, heads: int):
     return ((b, h) for b in range(batch) for h in range(heads))
 
 
-def _check_fit(state: SoftmaxState, stripes: StripePlan, q: Tensor, n_groups: int) -> None:
-    if state.acc.shape != q.shape:
-        raise ValueError(
-            f"state must have q's shape {tuple(q.shape)}, got {tuple(state.acc.shape)}"
-        )
-    expected = (q.shape[0], q.shape[1], n_groups)
-    if stripes.counts.shape != expected:
-        raise ValueError(
-            f"stripes must have one list for each (batch, head, group) {expected}, "
-            f"got {tuple(stripes.counts.shape)}"
-        )
+def _check_state(state: SoftmaxState, q: Tensor) -> None:
+    check_type("state", state, SoftmaxState)
+    wide = (torch.float32, torch.float64)
+    check_tensor("state.acc", state.acc, q.shape, wide, q.device)
+    for name in ("max", "sum"):
+        part = getattr(state, name)
+        check_tensor(f"state.{name}", part, q.shape[:3], (state.acc.dtype,), q.device)

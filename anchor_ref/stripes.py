@@ -11,7 +11,7 @@ from torch import Tensor
 
 from anchor_ref.config import AnchorConfig
 from anchor_ref.heads import scaled_scores, stack_heads, unstack_heads
-from anchor_ref.inputs import check_inputs
+from anchor_ref.inputs import check_inputs, check_tensor
 from anchor_ref.plan import StripePlan
 from anchor_ref.regions import groups
 
@@ -49,7 +49,8 @@ def identify_stripes(
     would in dense attention, and is not dropped without a word.
     """
     scale = check_inputs(q, k, None, scale, cu_seqlens)
-    _check_row_anchor(row_anchor, q)
+    wide = (torch.float32, torch.float64)
+    check_tensor("row_anchor", row_anchor, q.shape[:3], wide, q.device)
     q_heads, kv_heads, dtype = q.shape[1], k.shape[1], row_anchor.dtype
     all_groups = groups(config, q.shape[2], k.shape[2], cu_seqlens)
     lists = {}
@@ -75,15 +76,3 @@ def _mean(x: Tensor, rows: range, dtype: torch.dtype) -> Tensor:
 def _each_head(x: Tensor):
     """((b, h), x[b, h]) for every batch entry and head."""
     return (((b, h), x[b, h]) for b in range(x.shape[0]) for h in range(x.shape[1]))
-
-
-def _check_row_anchor(row_anchor: Tensor, q: Tensor) -> None:
-    if row_anchor.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"row_anchor must be float32 or float64, got {row_anchor.dtype}")
-    if row_anchor.shape != q.shape[:3]:
-        raise ValueError(
-            f"row_anchor must have shape {tuple(q.shape[:3])} (batch, heads, queries), "
-            f"got {tuple(row_anchor.shape)}"
-        )
-    if row_anchor.device != q.device:
-        raise ValueError(f"row_anchor must be on q's device {q.device}, got {row_anchor.device}")

@@ -382,7 +382,7 @@ def test_gradients_and_foreign_states_are_refused():
     stripes = identify_stripes(q, k, state.max, config)
     with pytest.raises(ValueError, match="stripes must have one list for each"):
         attend_stripes(q, k, v, state, stripes, AnchorConfig(4, 1))
-    with pytest.raises(ValueError, match="state must have q's shape"):
+    with pytest.raises(ValueError, match=r"state\.acc must have shape"):
         attend_stripes(q, k, v, state[:, :1], stripes, config)
 
 
