@@ -21,6 +21,7 @@ from anchor_kernels.online_softmax import (
     overflowed,
     score_factor,
     softmax_step,
+    weight_limit,
 )
 from anchor_kernels.support import check_call
 from anchor_kernels.tables import (
@@ -133,6 +134,7 @@ def compute_anchor(
                 BLOCK_D=padded_head_dim(head_dim),
                 BLOCK_M=launch.block_m,
                 BLOCK_N=launch.block_n,
+                LIMIT=weight_limit(q.dtype),
                 ONLINE=online,
                 num_warps=launch.num_warps,
                 num_stages=launch.num_stages,
@@ -178,6 +180,7 @@ def anchor_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    LIMIT: tl.constexpr,
     ONLINE: tl.constexpr,
 ):
     """One program: one query head, one tile of BLOCK_M rows of one group."""
@@ -237,7 +240,7 @@ def anchor_kernel(
         ONLINE,
     )
     if not ONLINE:
-        tl.store(redo + pid, overflowed(row_sum, q.dtype.element_ty))
+        tl.store(redo + pid, overflowed(row_sum, LIMIT))
 
     # row_sum is NaN when a score was; the maximum alone would hide it.
     anchor = tl.where(

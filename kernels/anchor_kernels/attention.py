@@ -5,6 +5,7 @@ from torch import Tensor
 from anchor_kernels.anchor import compute_anchor
 from anchor_kernels.sparse import continue_softmax
 from anchor_kernels.stripes import identify_stripes
+from anchor_kernels.support import check_call
 from anchor_ref.config import AnchorConfig
 from anchor_ref.plan import AnchorTrace
 
@@ -44,6 +45,7 @@ def anchor_attention(
     of an earlier group.
     """
     config = AnchorConfig() if config is None else config
+    scale = check_call(q, k, v, scale, cu_seqlens)
     state = compute_anchor(q, k, v, config, scale, cu_seqlens)
     stripes = identify_stripes(q, k, state.max, config, scale, cu_seqlens)
     # Nobody else reads the partial output: the result takes its place.

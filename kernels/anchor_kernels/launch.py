@@ -13,7 +13,7 @@ import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
-from anchor_kernels.support import target_of
+from anchor_kernels.support import interpreted, target_of
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,26 @@ class AttentionLaunch:
     num_warps: int
     num_stages: int
     max_registers: int | None = None
+
+
+@dataclass(frozen=True)
+class HopperLaunch:
+    """Stage 3 on Hopper: three consumers of `block_m` queries and a producer (`sparse_hopper`).
+
+    Registers a thread: of the whole program as it starts, then of each kind of warp. `again` is
+    how tiles are done once more that overflowed.
+    """
+
+    block_n: int
+    num_stages: int
+    max_registers: int
+    consumer_registers: int
+    producer_registers: int
+    again: AttentionLaunch
+
+    @property
+    def block_m(self) -> int:
+        return self.again.block_m
 
 
 @dataclass(frozen=True)
@@ -52,9 +72,11 @@ def anchor_launch(q: Tensor) -> AttentionLaunch:
     return anchor_launch_for(q.dtype, q.shape[-1], target_of(q))
 
 
-def sparse_launch(q: Tensor) -> AttentionLaunch:
-    """Tiles of stage 3 for q's dtype, head size and device."""
-    return sparse_launch_for(q.dtype, q.shape[-1], target_of(q))
+def sparse_launch(*tensors: Tensor) -> AttentionLaunch | HopperLaunch:
+    """Tiles of stage 3 for the dtype, head size, memory and device of what it reads and writes."""
+    q = tensors[0]
+    rows = not interpreted() and all(has_whole_rows(x) for x in tensors)
+    return sparse_launch_for(q.dtype, q.shape[-1], target_of(q), rows)
 
 
 def select_launch(q: Tensor) -> SelectLaunch:
@@ -67,9 +89,19 @@ def anchor_launch_for(dtype: torch.dtype, head_dim: int, target: GPUTarget) -> A
     return _attention_launch(dtype, padded_head_dim(head_dim), target)
 
 
-def sparse_launch_for(dtype: torch.dtype, head_dim: int, target: GPUTarget) -> AttentionLaunch:
-    """Tiles of stage 3; those of stage 1 so far, on every target that was looked at."""
+def sparse_launch_for(
+    dtype: torch.dtype, head_dim: int, target: GPUTarget, whole_rows: bool = True
+) -> AttentionLaunch | HopperLaunch:
+    """Tiles of stage 3; apart from Hopper those of stage 1, on every target that was looked at."""
+    hopper = target.backend == "cuda" and target.arch == 90
+    if hopper and whole_rows and dtype != torch.float32 and head_dim in (64, 128):
+        return HopperLaunch(64, 4, 128, 152, 56, AttentionLaunch(64, 32, 4, 2))
     return _attention_launch(dtype, padded_head_dim(head_dim), target)
+
+
+def has_whole_rows(x: Tensor) -> bool:
+    """Does each row lie in one piece, on a boundary of 16 elements? Then it can be copied so."""
+    return x.stride(-1) == 1 and all(n % 16 == 0 for n in (x.data_ptr(), *x.stride()[:-1]))
 
 
 def select_launch_for(dtype: torch.dtype, head_dim: int, target: GPUTarget) -> SelectLaunch:

@@ -1,5 +1,6 @@
 """The online softmax on tiles, as stages 1 and 3 share it. Mirrors `anchor_ref.online_softmax`."""
 
+import torch
 import triton
 import triton.language as tl
 
@@ -14,6 +15,15 @@ def score_factor(scale: float) -> tuple[float, int]:
     are multiplied by is positive; so a sign goes into the queries. A scale of 0 is queries of 0.
     """
     return (abs(scale), 1 if scale > 0 else -1) if scale else (1.0, 0)
+
+
+def weight_limit(dtype: torch.dtype) -> float:
+    """Sum of weights up to which a tile is sound; no weight exceeds the sum of all.
+
+    float16 ends at 2^16. The other types end at 2^128: with weights of at most 2^24, sums over
+    values of up to 2^100 stay finite.
+    """
+    return 2.0**15 if dtype == torch.float16 else 2.0**24
 
 
 @triton.jit
@@ -59,11 +69,6 @@ def rescale(old_max, new_max, scale_log2):
 
 
 @triton.jit
-def overflowed(row_sum, dtype: tl.constexpr):
-    """Did a weight of a tile outgrow its dtype, or come near it? True for NaN too.
-
-    No weight exceeds the sum of all. float16 ends at 2^16. The other types end at 2^128: with
-    weights of at most 2^24, sums over values of up to 2^100 stay finite.
-    """
-    LIMIT: tl.constexpr = 2.0**15 if dtype == tl.float16 else 2.0**24
+def overflowed(row_sum, LIMIT: tl.constexpr):
+    """Did a weight of a tile outgrow its dtype, or come near it? True for NaN too."""
     return tl.max((~(row_sum <= LIMIT)).to(tl.int32), 0) != 0

@@ -6,7 +6,12 @@ import triton.language as tl
 from torch import Tensor
 
 from anchor_kernels.anchor import AnchorState
-from anchor_kernels.launch import AttentionLaunch, padded_head_dim, sparse_launch
+from anchor_kernels.launch import (
+    AttentionLaunch,
+    HopperLaunch,
+    padded_head_dim,
+    sparse_launch,
+)
 from anchor_kernels.online_softmax import (
     LOG2E,
     load_rows,
@@ -14,11 +19,15 @@ from anchor_kernels.online_softmax import (
     rescale,
     score_factor,
     softmax_step,
+    weight_limit,
 )
+from anchor_kernels.sparse_hopper import CONSUMERS, WARPS, sparse_hopper_kernel
 from anchor_kernels.support import check_call
-from anchor_kernels.tables import GROUP_FIELDS, ROWS_END, ROWS_START, Tables, make_tables
+from anchor_kernels.tables import GROUP_FIELDS, ROWS_END, ROWS_START, make_tables
 from anchor_ref.config import AnchorConfig
+from anchor_ref.inputs import check_plan, check_tensor, check_type
 from anchor_ref.plan import StripePlan
+from anchor_ref.regions import groups
 
 
 def attend_stripes(
@@ -31,7 +40,7 @@ def attend_stripes(
     scale: float | None = None,
     cu_seqlens: Tensor | None = None,
     *,
-    launch: AttentionLaunch | None = None,
+    launch: AttentionLaunch | HopperLaunch | None = None,
 ) -> Tensor:
     """Continue stage 1's softmax over the stripes of each group and normalise it.
 
@@ -40,7 +49,8 @@ def attend_stripes(
     Args:
         q, k, v: as in stage 1.
         state: what `compute_anchor` returned; it is read, not changed.
-        stripes: what `identify_stripes` returned, or any plan of keys before each group.
+        stripes: what `identify_stripes` returned, or any plan that lists candidates of each group
+            in ascending order, none twice.
         config: block and group sizes.
         scale: factor of q·k; None means 1/sqrt(D).
         cu_seqlens: boundaries of packed sequences, see `anchor_ref.regions.groups`.
@@ -51,66 +61,117 @@ def attend_stripes(
         float32; the weights are rounded to v's dtype before they meet v.
 
     Raises:
-        TypeError, ValueError: see `anchor_ref.inputs.check_inputs`; or `state` or `stripes` do not
-            fit q.
+        TypeError, ValueError: see `anchor_ref.inputs.check_inputs` and `check_plan`; or `state`
+            does not fit q.
         UnsupportedError: the kernels cannot run here or on these inputs; the message says why.
     """
+    scale = check_call(q, k, v, scale, cu_seqlens)
+    _check_state(state, q)
+    all_groups = groups(config, q.shape[2], k.shape[2], cu_seqlens)
+    check_plan(stripes, [group.candidates for group in all_groups], q)
     return continue_softmax(
         q, k, v, state, stripes, config, scale, cu_seqlens, out=torch.empty_like(q), launch=launch
     )
 
 
 def continue_softmax(
-    q, k, v, state, stripes, config, scale, cu_seqlens, *, out: Tensor, launch=None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    state: AnchorState,
+    stripes: StripePlan,
+    config: AnchorConfig,
+    scale: float,
+    cu_seqlens: Tensor | None,
+    *,
+    out: Tensor,
+    launch: AttentionLaunch | HopperLaunch | None = None,
 ) -> Tensor:
-    """`attend_stripes` into `out`, which may be `state.out`: tiles are read, then written."""
-    scale = check_call(q, k, v, scale, cu_seqlens)
-    launch = launch or sparse_launch(q)
+    """`attend_stripes` on inputs that are known to be sound, into `out`.
+
+    It may be `state.out`: tiles are read, then written.
+    """
+    launch = launch or sparse_launch(q, k, v, state.out, out)
     tables = make_tables(config, q.shape[2], k.shape[2], cu_seqlens, q.device)
-    _check_fit(state, stripes, q, tables)
     # The longest lists start first: one that starts last would leave most of the device idle.
     order = stripes.counts.flatten().argsort(descending=True, stable=True)
-    factor, sign = score_factor(scale)
     tiles = triton.cdiv(tables.longest, launch.block_m)
-    programs = len(order) * tiles
-    redo = torch.zeros(programs, dtype=torch.int8, device=q.device)
+    if isinstance(launch, HopperLaunch):
+        tiles = triton.cdiv(tiles, CONSUMERS.value) * CONSUMERS.value
+    redo = torch.zeros(len(order) * tiles, dtype=torch.int8, device=q.device)
+    lists = stripes.indices, stripes.offsets, stripes.counts, order
+    call = q, k, v, state.out, state.lse, out, *lists, redo, tables.groups
     with torch.cuda.device_of(q):
-        for online in (False, True):  # first all tiles the short way, then the few that need it
-            sparse_kernel[(programs,)](
-                q,
-                k,
-                v,
-                state.out,
-                state.lse,
-                out,
-                stripes.indices,
-                stripes.offsets,
-                stripes.counts,
-                order,
-                redo,
-                tables.groups,
-                factor,
-                *q.stride(),
-                *k.stride(),
-                *v.stride(),
-                *state.out.stride(),
-                *out.stride(),
-                q.shape[2],
-                tables.n_groups,
-                tiles,
-                SIGN=sign,
-                Q_HEADS=q.shape[1],
-                HEADS_PER_KV=q.shape[1] // k.shape[1],
-                D=q.shape[3],
-                BLOCK_D=padded_head_dim(q.shape[3]),
-                BLOCK_M=launch.block_m,
-                BLOCK_N=launch.block_n,
-                ONLINE=online,
-                num_warps=launch.num_warps,
-                num_stages=launch.num_stages,
-                maxnreg=None if online else launch.max_registers,
-            )
+        # All tiles the short way, then once more the few whose weights outgrew their dtype.
+        if isinstance(launch, HopperLaunch):
+            _run_hopper(call, scale, tables.n_groups, tiles, launch)
+            launch = launch.again
+        else:
+            _run(call, scale, tables.n_groups, tiles, launch, online=False)
+        _run(call, scale, tables.n_groups, tiles, launch, online=True)
     return out
+
+
+def _run(
+    call: tuple, scale: float, n_groups: int, tiles: int, launch: AttentionLaunch, online: bool
+) -> None:
+    """Launch `sparse_kernel`; `call` are its pointers."""
+    q, k, v, first_out, _, out = call[:6]
+    factor, sign = score_factor(scale)
+    sparse_kernel[(len(call[9]) * tiles,)](
+        *call,
+        factor,
+        *q.stride(),
+        *k.stride(),
+        *v.stride(),
+        *first_out.stride(),
+        *out.stride(),
+        q.shape[2],
+        n_groups,
+        tiles,
+        SIGN=sign,
+        Q_HEADS=q.shape[1],
+        HEADS_PER_KV=q.shape[1] // k.shape[1],
+        D=q.shape[3],
+        BLOCK_D=padded_head_dim(q.shape[3]),
+        BLOCK_M=launch.block_m,
+        BLOCK_N=launch.block_n,
+        LIMIT=weight_limit(q.dtype),
+        ONLINE=online,
+        num_warps=launch.num_warps,
+        num_stages=launch.num_stages,
+        maxnreg=None if online else launch.max_registers,
+    )
+
+
+def _run_hopper(
+    call: tuple, scale: float, n_groups: int, tiles: int, launch: HopperLaunch
+) -> None:
+    """Launch `sparse_hopper_kernel`, a program for every three tiles of 64 rows."""
+    q, k, v, first_out, _, out = call[:6]
+    programs = len(call[9]) * tiles // CONSUMERS.value
+    sparse_hopper_kernel[(programs,)](
+        *call,
+        scale,
+        *q.stride()[:3],
+        *k.stride()[:3],
+        *v.stride()[:3],
+        *first_out.stride()[:3],
+        *out.stride()[:3],
+        q.shape[2],
+        n_groups,
+        tiles // CONSUMERS.value,
+        Q_HEADS=q.shape[1],
+        HEADS_PER_KV=q.shape[1] // k.shape[1],
+        D=q.shape[3],
+        BLOCK_N=launch.block_n,
+        STAGES=launch.num_stages,
+        LIMIT=weight_limit(q.dtype),
+        CONSUMER_REGISTERS=launch.consumer_registers,
+        PRODUCER_REGISTERS=launch.producer_registers,
+        num_warps=WARPS.value,
+        maxnreg=launch.max_registers,
+    )
 
 
 @triton.jit
@@ -158,6 +219,7 @@ def sparse_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    LIMIT: tl.constexpr,
     ONLINE: tl.constexpr,
 ):
     """One program: one tile of BLOCK_M rows of one group and query head, all stripes of it."""
@@ -222,7 +284,7 @@ def sparse_kernel(
         acc += first_acc * rescale(first_max, row_max, scale * LOG2E)[:, None]
     else:  # the origin is still where stage 1 put it
         acc += first_acc
-        again = overflowed(row_sum, q.dtype.element_ty)
+        again = overflowed(row_sum, LIMIT)
         tl.store(redo + pid, again)
         real = real & ~again  # what is there is needed once more
     out += b * out_b + q_head * out_h + long_rows * out_n + dims[None, :] * out_d
@@ -333,17 +395,10 @@ def gather_step(
     return softmax_step(products, v_part, row_max, row_sum, acc, scale_log2, ONLINE)
 
 
-def _check_fit(state: AnchorState, stripes: StripePlan, q: Tensor, tables: Tables) -> None:
-    if state.out.shape != q.shape or state.out.dtype != q.dtype or state.out.device != q.device:
-        raise ValueError(
-            f"state must have q's shape {tuple(q.shape)}, dtype {q.dtype} and device {q.device}, "
-            f"got {tuple(state.out.shape)}, {state.out.dtype} and {state.out.device}"
+def _check_state(state: AnchorState, q: Tensor) -> None:
+    check_type("state", state, AnchorState)
+    check_tensor("state.out", state.out, q.shape, (q.dtype,), q.device)
+    for name in ("max", "lse"):
+        check_tensor(
+            f"state.{name}", getattr(state, name), q.shape[:3], (torch.float32,), q.device
         )
-    expected = (q.shape[0], q.shape[1], tables.n_groups)
-    if stripes.counts.shape != expected:
-        raise ValueError(
-            f"stripes must have one list for each (batch, head, group) {expected}, "
-            f"got {tuple(stripes.counts.shape)}"
-        )
-    if stripes.counts.device != q.device:
-        raise ValueError(f"stripes must be on q's device {q.device}, got {stripes.counts.device}")

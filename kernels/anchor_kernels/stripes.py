@@ -25,6 +25,7 @@ from anchor_kernels.tables import (
     make_tables,
 )
 from anchor_ref.config import AnchorConfig
+from anchor_ref.inputs import check_tensor
 from anchor_ref.plan import StripePlan
 
 WORD = tl.constexpr(32)  # decisions in a word
@@ -68,7 +69,7 @@ def identify_stripes(
     A comparison with NaN keeps the key, as in the reference.
     """
     scale = check_call(q, k, None, scale, cu_seqlens)
-    _check_row_anchor(row_anchor, q)
+    check_tensor("row_anchor", row_anchor, q.shape[:3], (torch.float32,), q.device)
     launch = launch or select_launch(q)
     tables = make_tables(config, q.shape[2], k.shape[2], cu_seqlens, q.device)
     chunks = make_chunks(tables, launch.chunk)
@@ -369,15 +370,3 @@ def compact_kernel(words, starts, indices, slots, n_slots, WORDS: tl.constexpr):
     at = tl.load(starts + pid) + before[:, None] + within - 1
     key = first + word[:, None] * WORD + lane[None, :]
     tl.store(indices + at, key, mask=bits != 0)
-
-
-def _check_row_anchor(row_anchor: Tensor, q: Tensor) -> None:
-    if row_anchor.dtype != torch.float32:
-        raise TypeError(f"row_anchor must be float32, got {row_anchor.dtype}")
-    if row_anchor.shape != q.shape[:3]:
-        raise ValueError(
-            f"row_anchor must have shape {tuple(q.shape[:3])} (batch, heads, queries), "
-            f"got {tuple(row_anchor.shape)}"
-        )
-    if row_anchor.device != q.device:
-        raise ValueError(f"row_anchor must be on q's device {q.device}, got {row_anchor.device}")

@@ -5,6 +5,7 @@ to be deterministic.
 """
 
 import math
+import os
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -397,7 +398,7 @@ def test_without_interpreter_a_cpu_tensor_is_refused_by_name():
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env={"PATH": "", "TRITON_INTERPRET": "0"},
+        env={**os.environ, "TRITON_INTERPRET": "0"},
         capture_output=True,
         text=True,
         check=True,
@@ -414,8 +415,11 @@ def test_bad_plans_and_states_are_refused():
     with pytest.raises(ValueError, match="stripes must have one list"):
         anchor_kernels.attend_stripes(q, k, v, state, stripes, AnchorConfig(8, 1))
     half = q[:, :, :20]
-    with pytest.raises(ValueError, match="state must have q's shape"):
+    with pytest.raises(ValueError, match=r"state\.out must have shape"):
         anchor_kernels.attend_stripes(half, k, v, state, stripes, config)
+    ahead = StripePlan(stripes.counts, stripes.offsets, stripes.indices + 8)
+    with pytest.raises(ValueError, match="must be candidates of the group"):
+        anchor_kernels.attend_stripes(q, k, v, state, ahead, config)
     with pytest.raises(ValueError, match="row_anchor must have shape"):
         anchor_kernels.identify_stripes(half, k, state.max, config)
     with pytest.raises(TypeError, match="row_anchor must be float32"):
