@@ -11,7 +11,7 @@ from torch import Tensor
 
 from anchor_ref.config import AnchorConfig
 from anchor_ref.heads import scaled_scores, stack_heads, unstack_heads
-from anchor_ref.inputs import check_inputs
+from anchor_ref.inputs import check_compute_dtype, check_inputs
 from anchor_ref.online_softmax import SoftmaxState, empty_state, merge, partial_softmax
 from anchor_ref.regions import groups
 
@@ -43,10 +43,10 @@ def compute_anchor(
         State over A_i in the compute dtype; its `max`, `[B, Hq, Nq]`, is the row anchor a_i.
 
     Raises:
-        TypeError, ValueError: see `inputs.check_inputs`.
+        TypeError, ValueError: see `inputs.check_inputs` and `inputs.check_compute_dtype`.
     """
     scale = check_inputs(q, k, v, scale, cu_seqlens)
-    dtype = _resolve_compute_dtype(compute_dtype, q.dtype)
+    dtype = check_compute_dtype(compute_dtype, q.dtype)
     q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     state = empty_state(q)
     for group in groups(config, q.shape[2], k.shape[2], cu_seqlens):
@@ -65,18 +65,6 @@ def compute_anchor(
             state.sum[:, :, block] = unstack_heads(found.sum, q.shape[1])
             state.acc[:, :, block] = unstack_heads(found.acc, q.shape[1])
     return state
-
-
-def _resolve_compute_dtype(asked: torch.dtype | None, given: torch.dtype) -> torch.dtype:
-    least = torch.promote_types(given, torch.float32)
-    if asked is None:
-        return least
-    if asked not in (torch.float32, torch.float64) or torch.promote_types(asked, least) != asked:
-        raise ValueError(
-            f"compute_dtype must be torch.float32 or torch.float64 and at least as wide as the "
-            f"inputs' {given}, got {asked}"
-        )
-    return asked
 
 
 def _columns(x: Tensor, tokens: range) -> Tensor:

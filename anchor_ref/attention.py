@@ -43,8 +43,17 @@ def anchor_attention(
         TypeError: an argument has the wrong type or dtype.
         ValueError: a shape, device or value does not fit; the message names argument and value.
 
-    NaN and Inf act as in dense attention computed block by block: a row whose scores or values
-    hold one becomes NaN, and so may rows of its own group, but never a row of an earlier group.
+    Chunks. Nq < Nk gives the rows that one call for all tokens gives when the chunk starts on a
+    group boundary and ends on one or with the prompt. Otherwise blocks and groups keep their
+    places, but what is missing of them is not pooled: stripes are chosen for, and by, the queries
+    at hand. A chunk of whole blocks keeps a subset of what the one call keeps.
+
+    NaN and Inf. A NaN in a query makes its own row NaN, a NaN in a key its own and every later row
+    of the sequence; a block with such a row lets its group keep every candidate. An infinite score
+    is judged like any other, through the means of its block: -inf weighs nothing, +inf makes the
+    row NaN if the key is kept. NaN or Inf in v reaches the rows that keep the key, and the rows
+    before it in its own block, where it has weight 0 and the product is NaN. No token changes a
+    row of an earlier group or of another sequence.
     """
     config = AnchorConfig() if config is None else config
     state = compute_anchor(q, k, v, config, scale, cu_seqlens, compute_dtype=compute_dtype)

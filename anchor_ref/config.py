@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from numbers import Real
+from numbers import Integral, Real
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,10 @@ class AnchorConfig:
         init_blocks: key blocks at the start of the sequence that every query sees, at least 0.
         window_blocks: key blocks before its own group that a query sees as well, at least 0.
 
+    Integers and reals of any type, NumPy's too, are taken and kept as Python's `int` and `float`.
+
     Raises:
-        ValueError: a field is outside the range given above.
+        ValueError: a field is outside the range given above, or of another type.
     """
 
     block_size: int = 128
@@ -36,13 +38,28 @@ class AnchorConfig:
         ):
             value = getattr(self, field)
             # bool is an int to Python; block_size=True is a mistake all the same.
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
                 raise ValueError(f"{field} must be an integer of at least {least}, got {value!r}")
-        theta = self.theta
-        if not isinstance(theta, Real) or isinstance(theta, bool) or math.isnan(theta):
-            raise ValueError(f"theta must be a real number (±inf allowed, not NaN), got {theta!r}")
+            object.__setattr__(self, field, int(value))
+        theta = _as_float(self.theta)
+        if math.isnan(theta):
+            raise ValueError(
+                "theta must be a real number that a float can hold (±inf allowed, not NaN), "
+                f"got {self.theta!r}"
+            )
+        object.__setattr__(self, "theta", theta)
 
     @property
     def group_size(self) -> int:
         """S = block_size · step, queries per group."""
         return self.block_size * self.step
+
+
+def _as_float(value: object) -> float:
+    """A real number as a float; NaN for anything else."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:  # an int of 309 digits
+        return math.nan

@@ -29,7 +29,8 @@ def check_inputs(
         k: keys, `[B, Hkv, Nk, D]`, Nk >= Nq >= 1, Hq a multiple of Hkv; q's dtype and device.
         v: values, k's shape, dtype and device; None for a stage that reads no values.
         scale: factor of q·k, a finite number; None means 1/sqrt(D).
-        cu_seqlens: `[n_sequences + 1]` int32 or int64, on q's device or the CPU; see `regions`.
+        cu_seqlens: `[n_sequences + 1]` int32 or int64, on q's device or the CPU, with B = 1 and
+            Nq = Nk; see `regions`.
         dtypes: the dtypes that the caller can work with.
 
     Returns:
@@ -67,14 +68,73 @@ def check_inputs(
             )
     _check_shapes(q, k, v)
     if cu_seqlens is not None:
-        _check_cu_seqlens(cu_seqlens, q, k)
+        check_cu_seqlens(cu_seqlens, q.shape[2], k.shape[2])
+        if q.shape[0] != 1:
+            raise ValueError(f"cu_seqlens needs a batch of 1, got q of shape {tuple(q.shape)}")
+        if cu_seqlens.device not in (q.device, torch.device("cpu")):
+            raise ValueError(
+                f"cu_seqlens must be on q's device {q.device} or the CPU, got {cu_seqlens.device}"
+            )
     if scale is None:
         return q.shape[-1] ** -0.5
     if not isinstance(scale, Real) or isinstance(scale, bool):
         raise TypeError(f"scale must be a number or None, got {type(scale).__name__}")
-    if not math.isfinite(scale):
+    try:
+        number = float(scale)
+    except OverflowError:  # an int of 309 digits
+        number = math.inf
+    if not math.isfinite(number):
         raise ValueError(f"scale must be finite, got {scale}")
-    return float(scale)
+    return number
+
+
+def check_cu_seqlens(cu_seqlens: Tensor, n_queries: int, n_keys: int) -> list[int]:
+    """Refuse what does not bound packed sequences: 0 = c_0 <= c_1 <= ... = Nq = Nk.
+
+    Returns:
+        The boundaries.
+
+    Raises:
+        TypeError: not an int32 or int64 tensor.
+        ValueError: not one dimension of at least 2 entries, not rising from 0 to the number of
+            tokens, or queries and keys differ in number.
+    """
+    check_type("cu_seqlens", cu_seqlens, Tensor)
+    if cu_seqlens.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"cu_seqlens must be int32 or int64, got {cu_seqlens.dtype}")
+    if cu_seqlens.ndim != 1 or len(cu_seqlens) < 2:
+        raise ValueError(
+            "cu_seqlens must have one dimension and at least 2 entries, "
+            f"got shape {tuple(cu_seqlens.shape)}"
+        )
+    if n_queries != n_keys:
+        raise ValueError(
+            f"cu_seqlens needs as many queries as keys, got {n_queries} queries and {n_keys} keys"
+        )
+    bounds = cu_seqlens.tolist()
+    rising = all(a <= b for a, b in pairwise(bounds))
+    if bounds[0] != 0 or bounds[-1] != n_keys or not rising:
+        raise ValueError(
+            f"cu_seqlens must rise from 0 to the number of tokens {n_keys}, got {bounds}"
+        )
+    return bounds
+
+
+def check_compute_dtype(asked: torch.dtype | None, given: torch.dtype) -> torch.dtype:
+    """The dtype to compute in: float32 or float64, never narrower than the inputs' `given`.
+
+    Raises:
+        ValueError: `asked` is another dtype or narrower.
+    """
+    least = torch.promote_types(given, torch.float32)
+    if asked is None:
+        return least
+    if asked not in (torch.float32, torch.float64) or torch.promote_types(asked, least) != asked:
+        raise ValueError(
+            f"compute_dtype must be torch.float32 or torch.float64 and at least as wide as the "
+            f"inputs' {given}, got {asked}"
+        )
+    return asked
 
 
 def check_type(name: str, value: object, expected: type) -> None:
@@ -199,30 +259,4 @@ def _check_shapes(q: Tensor, k: Tensor, v: Tensor | None) -> None:
         raise ValueError(
             f"q must have at most as many tokens as k ({k.shape[2]}), since the queries are the "
             f"last tokens; got {q.shape[2]}"
-        )
-
-
-def _check_cu_seqlens(cu_seqlens: Tensor, q: Tensor, k: Tensor) -> None:
-    if not isinstance(cu_seqlens, Tensor) or cu_seqlens.dtype not in (torch.int32, torch.int64):
-        got = cu_seqlens.dtype if isinstance(cu_seqlens, Tensor) else type(cu_seqlens).__name__
-        raise TypeError(f"cu_seqlens must be an int32 or int64 tensor, got {got}")
-    if cu_seqlens.ndim != 1 or len(cu_seqlens) < 2:
-        raise ValueError(
-            "cu_seqlens must have one dimension and at least 2 entries, "
-            f"got shape {tuple(cu_seqlens.shape)}"
-        )
-    if cu_seqlens.device not in (q.device, torch.device("cpu")):
-        raise ValueError(
-            f"cu_seqlens must be on q's device {q.device} or the CPU, got {cu_seqlens.device}"
-        )
-    if q.shape[0] != 1 or q.shape[2] != k.shape[2]:
-        raise ValueError(
-            "cu_seqlens needs a batch of 1 and as many queries as keys, "
-            f"got q {tuple(q.shape)} and k {tuple(k.shape)}"
-        )
-    bounds = cu_seqlens.tolist()
-    rising = all(a <= b for a, b in pairwise(bounds))
-    if bounds[0] != 0 or bounds[-1] != q.shape[2] or not rising:
-        raise ValueError(
-            f"cu_seqlens must rise from 0 to the number of tokens {q.shape[2]}, got {bounds}"
         )

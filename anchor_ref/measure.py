@@ -21,13 +21,19 @@ from anchor_ref.anchor import compute_anchor
 from anchor_ref.attention import anchor_attention
 from anchor_ref.config import AnchorConfig
 from anchor_ref.heads import scaled_scores, stack_heads, unstack_heads
-from anchor_ref.inputs import check_inputs, check_plan
+from anchor_ref.inputs import (
+    INPUT_DTYPES,
+    check_compute_dtype,
+    check_inputs,
+    check_plan,
+    check_tensor,
+)
 from anchor_ref.online_softmax import normalise
 from anchor_ref.plan import AnchorTrace, StripePlan
 from anchor_ref.regions import Group, groups
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Measurement:
     """Everything the metric contract asks for, of one call on one layer.
 
@@ -36,7 +42,8 @@ class Measurement:
         density: of every head, `[B, Hq]`, in (0, 1].
         executed_density: `[B, Hq]`; above `density`, since tiles are computed whole.
         identification_cost: `[B, Hq]`, pairs scored to choose, as a share of all causal pairs.
-        output_error: `[B, Hq]`, relative L2 distance to dense attention.
+        output_error: `[B, Hq]`, relative L2 distance to dense attention, rounding of the output to
+            q's dtype included.
         seconds: wall time of the AnchorAttention call.
         trace: anchors and stripes.
     """
@@ -56,27 +63,35 @@ def measure(
     v: Float[Tensor, "B Hkv Nk D"],
     config: AnchorConfig,
     scale: float | None = None,
+    cu_seqlens: Int[Tensor, "S"] | None = None,
+    *,
+    compute_dtype: torch.dtype | None = None,
 ) -> Measurement:
     """Run AnchorAttention and dense attention on the same tensors and compare them.
 
     Args:
-        q, k, v, config, scale: as in `anchor_attention`.
+        q, k, v, config, scale, cu_seqlens, compute_dtype: as in `anchor_attention`.
 
     Returns:
         A `Measurement`. Costs as much time as dense attention, memory grows linearly in Nk.
+
+    Raises:
+        TypeError, ValueError: as in `anchor_attention`.
     """
+    check_inputs(q, k, v, scale, cu_seqlens)
+    more = {"scale": scale, "cu_seqlens": cu_seqlens, "compute_dtype": compute_dtype}
+    _finish_queued_work(q)
     started = time.perf_counter()
-    out, trace = anchor_attention(q, k, v, config, scale, return_trace=True)
-    if out.is_cuda:
-        torch.cuda.synchronize(out.device)
+    out, trace = anchor_attention(q, k, v, config, return_trace=True, **more)
+    _finish_queued_work(q)
     seconds = time.perf_counter() - started
-    sizes = (config, q.shape[2], k.shape[2])
+    sizes = (config, q.shape[2], k.shape[2], cu_seqlens)
     return Measurement(
-        recall=recall(q, k, trace.stripes, config, scale),
+        recall=recall(q, k, trace.stripes, config, **more),
         density=density(trace.stripes, *sizes),
         executed_density=executed_density(trace.stripes, *sizes),
         identification_cost=identification_cost(*sizes).expand(q.shape[:2]),
-        output_error=output_error(out, dense_attention(q, k, v, scale)),
+        output_error=output_error(out, dense_attention(q, k, v, **more)),
         seconds=seconds,
         trace=trace,
     )
@@ -113,18 +128,25 @@ def recall(
     config: AnchorConfig,
     scale: float | None = None,
     cu_seqlens: Int[Tensor, "S"] | None = None,
+    *,
+    compute_dtype: torch.dtype | None = None,
 ) -> Float[Tensor, "B Hq Nq"]:
     """Dense softmax mass of each row on initial region, window and stripes.
 
     Args:
         q, k, config, scale, cu_seqlens: as in `identify_stripes`.
         stripes: the keys kept among the candidates.
+        compute_dtype: as in `compute_anchor`.
 
     Returns:
-        Recall in [0, 1], `[B, Hq, Nq]`, float32 (float64 for float64 inputs).
+        Recall in [0, 1], `[B, Hq, Nq]`, in the compute dtype.
+
+    Raises:
+        TypeError, ValueError: see `inputs.check_inputs`, `inputs.check_compute_dtype` and
+            `inputs.check_plan`.
     """
     scale = check_inputs(q, k, None, scale, cu_seqlens)
-    dtype = torch.promote_types(q.dtype, torch.float32)
+    dtype = check_compute_dtype(compute_dtype, q.dtype)
     all_groups = groups(config, q.shape[2], k.shape[2], cu_seqlens)
     check_plan(stripes, [group.candidates for group in all_groups], q)
     found = torch.empty(q.shape[:3], dtype=dtype, device=q.device)
@@ -154,7 +176,11 @@ def density(
     n_keys: int,
     cu_seqlens: Int[Tensor, "S"] | None = None,
 ) -> Float[Tensor, "B Hq"]:
-    """Share of the causal pairs that is kept, for each head: float64, `[B, Hq]`."""
+    """Share of the causal pairs that is kept, for each head: float64, `[B, Hq]`, on the CPU.
+
+    Raises:
+        TypeError, ValueError: see `regions.groups` and `inputs.check_plan`.
+    """
     all_groups = groups(config, n_queries, n_keys, cu_seqlens)
     check_plan(stripes, [group.candidates for group in all_groups])
     rows = torch.tensor([len(group.rows) for group in all_groups])
@@ -183,8 +209,14 @@ def executed_density(
             every tile `block_size` queries.
 
     Returns:
-        float64, `[B, Hq]`.
+        float64, `[B, Hq]`, on the CPU.
+
+    Raises:
+        TypeError, ValueError: see `regions.groups` and `inputs.check_plan`; or `gather` is below
+            1.
     """
+    if gather < 1:
+        raise ValueError(f"gather must be at least 1, got {gather}")
     block = config.block_size
     all_groups = groups(config, n_queries, n_keys, cu_seqlens)
     check_plan(stripes, [group.candidates for group in all_groups])
@@ -221,9 +253,27 @@ def identification_cost(
 def output_error(
     out: Float[Tensor, "B Hq N D"], dense: Float[Tensor, "B Hq N D"]
 ) -> Float[Tensor, "B Hq"]:
-    """‖out − dense‖ / ‖dense‖ over all rows of a head, float64, `[B, Hq]`."""
+    """Relative distance ‖out − dense‖ / ‖dense‖ over all rows of a head.
+
+    Args:
+        out: what is judged, in the dtype that its caller gets: its rounding counts.
+        dense: dense attention, float32 or better.
+
+    Returns:
+        float64, `[B, Hq]`. For a dense output of zeros: 0 when `out` is zero too, else +inf.
+
+    Raises:
+        TypeError, ValueError: `out` does not have dense's shape and device.
+    """
+    check_tensor("out", out, dense.shape, INPUT_DTYPES, dense.device)
     dense = dense.double()
-    return (out.double() - dense).norm(dim=(-2, -1)) / dense.norm(dim=(-2, -1))
+    distance = (out.double() - dense).norm(dim=(-2, -1))
+    return (distance / dense.norm(dim=(-2, -1))).masked_fill(distance == 0, 0.0)
+
+
+def _finish_queued_work(q: Tensor) -> None:
+    if q.is_cuda:
+        torch.cuda.synchronize(q.device)
 
 
 def _dropped(stripes: StripePlan, g: int, group: Group) -> Tensor:

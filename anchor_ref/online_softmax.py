@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SoftmaxState:
     """Softmax over the keys seen so far, one for each query.
 

@@ -1,13 +1,14 @@
 """What the stages hand to each other: plain data, read by the reference and the kernels alike."""
 
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StripePlan:
     """The selected keys of every (batch, query head, group), as one ragged list.
 
@@ -34,7 +35,12 @@ class StripePlan:
         Args:
             lists: B·Hq·G one-dimensional integer tensors on one device.
             shape: (B, Hq, G).
+
+        Raises:
+            ValueError: there are more or fewer lists than the shape asks for.
         """
+        if len(lists) != prod(shape):
+            raise ValueError(f"lists must be B·Hq·G = {prod(shape)} lists, got {len(lists)}")
         device = lists[0].device
         counts = torch.tensor([len(keys) for keys in lists], dtype=torch.int64)
         offsets = counts.cumsum(0) - counts
@@ -66,13 +72,14 @@ class StripePlan:
         return mask.view(*self.counts.shape, n_keys)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AnchorTrace:
     """What a call saw on its way, for looking inside.
 
     Attributes:
         row_anchor: a_i, the largest score of query i over its initial region and window,
-            `[B, Hq, Nq]`, float32, natural-log units.
+            `[B, Hq, Nq]`, natural-log units: float32, or float64 where that was asked for or is
+            the inputs' dtype.
         stripes: the keys that stage 2 selected.
     """
 

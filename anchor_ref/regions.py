@@ -16,6 +16,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from anchor_ref.config import AnchorConfig
+from anchor_ref.inputs import check_cu_seqlens, check_type
 
 
 @dataclass(frozen=True)
@@ -53,19 +54,27 @@ def groups(
 
     Args:
         config: sizes of block, group and regions.
-        n_queries: Nq. The queries are the last Nq tokens (chunked prefill when Nq < Nk).
+        n_queries: Nq, at least 1. The queries are the last Nq tokens (chunked prefill when
+            Nq < Nk).
         n_keys: Nk, at least Nq.
         cu_seqlens: boundaries 0 = c_0 <= c_1 <= ... = Nk of packed sequences; none attends to
             another. An empty sequence has no group. Needs Nq = Nk.
 
     Returns:
         A tuple of `Group`.
+
+    Raises:
+        TypeError: `config` is no `AnchorConfig`, or see `inputs.check_cu_seqlens`.
+        ValueError: the numbers do not fit together.
     """
+    check_type("config", config, AnchorConfig)
+    if not 1 <= n_queries <= n_keys:
+        raise ValueError(f"n_queries must be in 1..n_keys = 1..{n_keys}, got {n_queries}")
     if cu_seqlens is None:
         return _sequence_groups(config, 0, n_keys, n_keys - n_queries)
     return tuple(
         group
-        for start, end in pairwise(cu_seqlens.tolist())
+        for start, end in pairwise(check_cu_seqlens(cu_seqlens, n_queries, n_keys))
         for group in _sequence_groups(config, start, end, 0)
     )
 

@@ -1,10 +1,62 @@
-"""The truth: the method over the full N x N matrix in float64, straight from its definitions."""
+"""The truth: the method over the full N x N matrix in float64, straight from its definitions.
+
+`cases` draws what it is asked about.
+"""
 
 import math
 
 import torch
+from hypothesis import strategies as st
 
+from anchor_ref import AnchorConfig
 from anchor_ref.regions import groups
+
+
+@st.composite
+def cases(draw, integers=False, dtypes=(torch.float32,), means=(0.0,)):
+    """(q, k, v, config, scale): ragged N, r = 1, 2, 4, 7, chunks, ties, large scores and means."""
+    block, step = draw(st.sampled_from([(4, 1), (4, 3), (8, 2), (16, 2), (5, 3)]))
+    n_k = draw(st.integers(1, 90))
+    n_q = draw(st.one_of(st.just(n_k), st.integers(1, n_k)))
+    repeat, kv_heads = draw(st.sampled_from([(1, 2), (2, 2), (4, 1), (7, 1)]))
+    config = AnchorConfig(
+        block_size=block,
+        step=step,
+        theta=draw(st.sampled_from([math.inf, -math.inf, 0.0, -1.0, 0.5, 2.0, 12.0])),
+        init_blocks=draw(st.integers(0, 2)),
+        window_blocks=draw(st.integers(0, 2)),
+    )
+    random = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    batch, dim = draw(st.integers(1, 2)), draw(st.sampled_from([4, 16]))
+    if integers:
+        # Small integers and a power of two: float32 is exact, ties are real ties. Blocks of 4, 8
+        # and 16 queries are averaged exactly; a ragged one is not, so lengths are whole blocks.
+        block = 4 if block == 5 else block
+        config = AnchorConfig(block, step, config.theta, config.init_blocks, config.window_blocks)
+        n_q = n_k = -(-n_k // block) * block
+
+        def values(heads, n):
+            return torch.randint(-2, 3, (batch, heads, n, dim), generator=random).float()
+    else:
+        strength = draw(st.sampled_from([0.3, 1.0, 8.0]))
+        mean, dtype = draw(st.sampled_from(means)), draw(st.sampled_from(dtypes))
+
+        def values(heads, n):
+            noise = torch.randn(batch, heads, n, dim, generator=random)
+            return (strength * (mean + noise)).to(dtype)
+
+    scale = draw(st.sampled_from([None, 0.25, 0.5]))
+    q, k, v = values(kv_heads * repeat, n_q), values(kv_heads, n_k), values(kv_heads, n_k)
+    return q, k, v, config, scale
+
+
+def score_slack(q, k, scale, dtype):
+    """How far rounding in `dtype` may move a difference: four sums of D products meet in one.
+
+    Each rounds by at most D roundings of the sum of their sizes.
+    """
+    largest = (q.abs().amax() * k.abs().amax()).item() * q.shape[-1] * (scale or 1)
+    return 4 * q.shape[-1] * torch.finfo(dtype).eps / 2 * largest
 
 
 def brute_masks(q, k, config, scale):
