@@ -17,6 +17,7 @@ from anchor_kernels.online_softmax import (
     LN2,
     LOG2E,
     exponent_origin,
+    load_queries,
     load_rows,
     overflowed,
     score_factor,
@@ -213,9 +214,7 @@ def anchor_kernel(
     real_row = rows < rows_end
     real_dim = dims < D
     q += b * q_b + q_head * q_h + rows.to(tl.int64)[:, None] * q_n + dims[None, :] * q_d
-    q_tile = tl.load(q, mask=real_row[:, None] & real_dim[None, :], other=0.0)  # [M, D]
-    if SIGN != 1:
-        q_tile = (q_tile * SIGN).to(q_tile.dtype)
+    q_tile = load_queries(q, real_row, real_dim, SIGN)  # [M, D]
 
     k += b * k_b + kv_head * k_h + dims[None, :] * k_d  # [1, D]
     v += b * v_b + kv_head * v_h + dims[None, :] * v_d  # [1, D]
@@ -300,8 +299,8 @@ def attend_regions(
         # Beyond the end stands its last key once more, hidden.
         at = start + keys
         key = tl.minimum(at, tl.where(in_init, init_end, last) - 1).to(tl.int64)
-        k_part = load_rows(k + key[:, None] * k_n, real_dim, D, BLOCK_D)  # [N, D]
-        v_part = load_rows(v + key[:, None] * v_n, real_dim, D, BLOCK_D)
+        k_part = load_rows(k + key[:, None] * k_n, real_dim, D)  # [N, D]
+        v_part = load_rows(v + key[:, None] * v_n, real_dim, D)
         products = tl.dot(q_tile, tl.trans(k_part), input_precision="ieee")  # [M, N]
         products = tl.where(at[None, :] < seen[:, None], products, float("-inf"))
         row_max, row_sum, acc = softmax_step(
@@ -312,8 +311,8 @@ def attend_regions(
     origin = row_max
     for i in range(whole):
         key = (window_start + i * BLOCK_N + keys).to(tl.int64)
-        k_part = load_rows(k + key[:, None] * k_n, real_dim, D, BLOCK_D)
-        v_part = load_rows(v + key[:, None] * v_n, real_dim, D, BLOCK_D)
+        k_part = load_rows(k + key[:, None] * k_n, real_dim, D)
+        v_part = load_rows(v + key[:, None] * v_n, real_dim, D)
         products = tl.dot(q_tile, tl.trans(k_part), input_precision="ieee")
         if not ONLINE:
             row_max = tl.maximum(row_max, tl.max(products, 1))

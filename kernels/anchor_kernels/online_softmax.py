@@ -27,9 +27,17 @@ def weight_limit(dtype: torch.dtype) -> float:
 
 
 @triton.jit
-def load_rows(rows, real_dim, D: tl.constexpr, BLOCK_D: tl.constexpr):
+def load_queries(q, real_row, real_dim, SIGN: tl.constexpr):
+    """Queries `[M, D]` at the addresses `q`, times the scale's sign; 0 beyond either end."""
+    tile = tl.load(q, mask=real_row[:, None] & real_dim[None, :], other=0.0)
+    return tile if SIGN == 1 else (tile * SIGN).to(tile.dtype)
+
+
+@triton.jit
+def load_rows(rows, real_dim, D: tl.constexpr):
     """Keys or values `[N, D]` at the addresses `rows`, 0 beyond the head's own size."""
-    return tl.load(rows) if D == BLOCK_D else tl.load(rows, mask=real_dim[None, :], other=0.0)
+    whole: tl.constexpr = real_dim.shape[0] == D
+    return tl.load(rows) if whole else tl.load(rows, mask=real_dim[None, :], other=0.0)
 
 
 @triton.jit

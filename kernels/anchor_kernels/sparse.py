@@ -14,6 +14,7 @@ from anchor_kernels.launch import (
 )
 from anchor_kernels.online_softmax import (
     LOG2E,
+    load_queries,
     load_rows,
     overflowed,
     rescale,
@@ -248,9 +249,7 @@ def sparse_kernel(
     real = (rows < rows_end)[:, None] & real_dim[None, :]
     long_rows = rows.to(tl.int64)[:, None]
     q += b * q_b + q_head * q_h + long_rows * q_n + dims[None, :] * q_d
-    q_tile = tl.load(q, mask=real, other=0.0)  # [M, D]
-    if SIGN != 1:
-        q_tile = (q_tile * SIGN).to(q_tile.dtype)
+    q_tile = load_queries(q, rows < rows_end, real_dim, SIGN)  # [M, D]
     k += b * k_b + q_head // HEADS_PER_KV * k_h + dims[None, :] * k_d  # [1, D]
     v += b * v_b + q_head // HEADS_PER_KV * v_h + dims[None, :] * v_d  # [1, D]
 
@@ -262,16 +261,12 @@ def sparse_kernel(
     first_sum = tl.where(lse == float("-inf"), 0.0, 1.0)
     row_max, row_sum, acc = attend_list(
         q_tile,
-        k,
-        v,
-        k_n,
-        v_n,
+        (k, v, k_n, v_n, real_dim),
         stripes,
         count,
         first_max,
         first_sum,
         scale * LOG2E,
-        real_dim,
         D,
         BLOCK_M,
         BLOCK_D,
@@ -294,101 +289,59 @@ def sparse_kernel(
 @triton.jit
 def attend_list(
     q_tile,
-    k,
-    v,
-    k_n,
-    v_n,
+    rows,
     stripes,
     count,
     row_max,
     row_sum,
     scale_log2,
-    real_dim,
     D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
     ONLINE: tl.constexpr,
 ):
-    """A tile of rows over `count` gathered keys, from a state whose acc is 0."""
+    """A tile of queries over `count` gathered keys, from a state whose acc is 0."""
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    state = row_max, row_sum, acc
     # Whole tiles need no mask. Wide heads and float32 have no registers for two kinds of tiles.
     PEEL: tl.constexpr = q_tile.dtype != tl.float32 and BLOCK_D <= 128
     whole = count // BLOCK_N * BLOCK_N if PEEL else count
     for start in range(0, whole, BLOCK_N):
-        row_max, row_sum, acc = gather_step(
-            q_tile,
-            k,
-            v,
-            k_n,
-            v_n,
-            stripes,
-            start,
-            count,
-            row_max,
-            row_sum,
-            acc,
-            scale_log2,
-            real_dim,
-            D,
-            BLOCK_D,
-            BLOCK_N,
-            ONLINE,
-            not PEEL,
+        state = gather_step(
+            q_tile, rows, stripes, start, count, state, scale_log2, D, BLOCK_N, ONLINE, not PEEL
         )
     if whole < count:
-        row_max, row_sum, acc = gather_step(
-            q_tile,
-            k,
-            v,
-            k_n,
-            v_n,
-            stripes,
-            whole,
-            count,
-            row_max,
-            row_sum,
-            acc,
-            scale_log2,
-            real_dim,
-            D,
-            BLOCK_D,
-            BLOCK_N,
-            ONLINE,
-            True,
+        state = gather_step(
+            q_tile, rows, stripes, whole, count, state, scale_log2, D, BLOCK_N, ONLINE, True
         )
-    return row_max, row_sum, acc
+    return state
 
 
 @triton.jit
 def gather_step(
     q_tile,
-    k,
-    v,
-    k_n,
-    v_n,
+    rows,
     stripes,
     start,
     count,
-    row_max,
-    row_sum,
-    acc,
+    state,
     scale_log2,
-    real_dim,
     D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
     ONLINE: tl.constexpr,
     MAY_END: tl.constexpr,
 ):
     """Gather the stripes from `start` on, a tile of them, and take them into the state."""
+    k, v, k_n, v_n, real_dim = rows
+    row_max, row_sum, acc = state
     at = start + tl.arange(0, BLOCK_N)
     if MAY_END:  # beyond the end stands the last stripe once more, hidden
         key = tl.load(stripes + tl.minimum(at, count - 1)).to(tl.int64)  # [N]
     else:
         key = tl.load(stripes + at).to(tl.int64)
-    k_part = load_rows(k + key[:, None] * k_n, real_dim, D, BLOCK_D)  # [N, D]
-    v_part = load_rows(v + key[:, None] * v_n, real_dim, D, BLOCK_D)
+    k_part = load_rows(k + key[:, None] * k_n, real_dim, D)  # [N, D]
+    v_part = load_rows(v + key[:, None] * v_n, real_dim, D)
     products = tl.dot(q_tile, tl.trans(k_part), input_precision="ieee")  # [M, N]
     if MAY_END:
         products = tl.where((at < count)[None, :], products, float("-inf"))
