@@ -13,7 +13,7 @@ from anchor_ref.heads import scaled_scores
 from anchor_ref.regions import groups
 
 # The largest sum of weights that the kernels accept without a running maximum, as a power of two:
-# `anchor_kernels.online_softmax.overflowed`.
+# `anchor_kernels.online_softmax.weight_limit`.
 LIMITS = {"float16": 15, "bfloat16 and float32": 24}
 
 
@@ -218,7 +218,7 @@ def data_split_error(
         "float32": scaled_scores(pooled, k, scale),
     }
     return {
-        name: (scores.double() - exact).abs().flatten().sort().values
+        name: (scores.double() - exact).abs().flatten().sort().values.cpu()
         for name, scores in found.items()
     }
 
