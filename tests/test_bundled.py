@@ -7,8 +7,6 @@ import sys
 import pytest
 import torch
 
-pytest.importorskip("transformers")
-
 from anchor_ref.activations import (
     bundled,
     bundled_model_path,
@@ -43,6 +41,13 @@ def test_it_loads_without_a_network(monkeypatch):
     assert model.dtype == torch.bfloat16
     assert not model.training
     assert tokenizer.is_fast
+
+
+def test_it_goes_to_the_device_and_dtype_asked_for():
+    model, _ = load_bundled(torch.float16, torch.device("meta"))
+    places = {(weight.device.type, weight.dtype) for weight in model.parameters()}
+    assert places == {("meta", torch.float16)}
+    assert load_bundled()[0].dtype == torch.float32
 
 
 def test_it_is_a_small_llama_with_grouped_heads(loaded):

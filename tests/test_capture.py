@@ -7,13 +7,11 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
+import transformers
+from transformers import AttentionInterface, AttentionMaskInterface
 
-transformers = pytest.importorskip("transformers")
-
-from transformers import AttentionInterface, AttentionMaskInterface  # noqa: E402
-
-from anchor_ref.activations import capture_qkv, load_capture, save_capture  # noqa: E402
-from anchor_ref.activations.interface import replaced_attention  # noqa: E402
+from anchor_ref.activations import capture_qkv, load_capture, save_capture
+from anchor_ref.activations.interface import replaced_attention
 
 LAYERS, Q_HEADS, KV_HEADS, DIM, WINDOW = 3, 4, 2, 16, 8
 SIZES = {
@@ -213,6 +211,13 @@ def test_the_model_computes_the_same_bits_while_captured(family, implementation)
     with replaced_attention(model, lambda original: original):
         inside = logits(model, ids, attention_mask=mask)
     assert torch.equal(inside, logits(model, ids, attention_mask=mask))
+
+
+def test_a_window_that_the_layer_knows_but_does_not_pass_on_is_captured():
+    model = tiny("Llama")
+    model.model.layers[1].self_attn.sliding_window = WINDOW
+    captured = capture_qkv(model, prompt())
+    assert [layer.sliding_window for layer in captured.values()] == [None, WINDOW, None]
 
 
 def test_padded_rows_equal_the_prompt_alone_given_its_positions():
@@ -486,6 +491,17 @@ def chunks():
     return transformers.Llama4ForCausalLM(config)
 
 
+def position_bias():
+    model = tiny("Llama")
+
+    def biased(_, args, kwargs):
+        return args, {**kwargs, "position_bias": torch.zeros(1, Q_HEADS, 24, 24).double()}
+
+    for layer in model.model.layers:
+        layer.self_attn.register_forward_pre_hook(biased, with_kwargs=True)
+    return model
+
+
 def both_directions():
     config = transformers.Gemma3TextConfig(**SIZES, layer_types=["full_attention"] * LAYERS)
     model = transformers.Gemma3ForCausalLM(config)
@@ -500,6 +516,7 @@ def both_directions():
         (sinks, "learned attention sinks"),
         (chunks, "attention within chunks"),
         (both_directions, "attention in both directions"),
+        (position_bias, "a position bias"),
     ],
 )
 def test_attention_that_is_more_than_q_k_v_is_refused(make, reason):

@@ -3,10 +3,11 @@
 import random
 
 import pytest
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anchor_ref.activations import make_document
+from anchor_ref.activations import bundled_model_path, make_document
 from anchor_ref.activations.documents import (
     HELD_OUT,
     KEY_FIRST,
@@ -48,14 +49,44 @@ def test_needles_stand_at_their_depth():
         assert abs(place - depth) < 0.02, (depth, place)
 
 
+@given(seed=st.integers(0, 2**31), depths=depth_lists)
+def test_needles_are_listed_as_they_stand_whatever_order_their_depths_come_in(seed, depths):
+    document = make_document(5000, seed, depths=depths, asked=seed % len(depths))
+    body = document.text[: document.text.index("\nQuestion")]
+    assert [needle.depth for needle in document.needles] == sorted(depths)
+    assert document.needles[document.asked].depth == depths[seed % len(depths)]
+    starts = [body.index(f"{needle.key} is {needle.value}.") for needle in document.needles]
+    assert starts == sorted(starts)
+    # Each statement before it and the rest of one sentence may push a needle back, nothing else.
+    for place, (needle, start) in enumerate(zip(document.needles, starts, strict=True)):
+        wanted = needle.depth * (len(body) - 80 * len(depths))
+        assert -80 * len(depths) <= start - wanted <= 80 * (place + 1) + 150
+
+
 def test_held_out_keys_share_no_word_with_training_keys():
     for words in (KEY_FIRST, KEY_SECOND):
         assert len(set(words)) == len(words)
         assert not set(words[-HELD_OUT:]) & set(words[:-HELD_OUT])
-    rng = random.Random(0)
-    first, second = zip(*(key.split() for key in make_keys(400, rng)), strict=True)
-    assert set(first) == set(KEY_FIRST[-HELD_OUT:])
-    assert set(second) == set(KEY_SECOND[-HELD_OUT:])
+    for drawn, part in (
+        (make_keys(400, random.Random(0)), slice(-HELD_OUT, None)),
+        (make_keys(5000, random.Random(0), held_out=False), slice(None, -HELD_OUT)),
+    ):
+        assert len(set(drawn)) == len(drawn)
+        first, second = zip(*(key.split() for key in drawn), strict=True)
+        assert set(first) == set(KEY_FIRST[part])
+        assert set(second) == set(KEY_SECOND[part])
+
+
+@pytest.mark.parametrize("held_out", [True, False])
+def test_a_document_names_keys_of_the_words_asked_for(held_out, tokenizer):
+    part = slice(-HELD_OUT, None) if held_out else slice(None, -HELD_OUT)
+    depths = (0.1, 0.3, 0.5, 0.7, 0.9)
+    _, prompt = make_prompt(tokenizer, 500, depths=depths, held_out=held_out)
+    for document in (prompt, make_document(500, depths=depths, held_out=held_out)):
+        for needle in document.needles:
+            first, second = needle.key.split()
+            assert first in KEY_FIRST[part]
+            assert second in KEY_SECOND[part]
 
 
 def test_filler_hardly_repeats_a_sentence():
@@ -66,6 +97,7 @@ def test_filler_hardly_repeats_a_sentence():
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
+        ({"n_characters": -1}, "n_characters"),
         ({"depths": ()}, "depths"),
         ({"depths": (1.5,)}, "depths"),
         ({"asked": 1}, "asked"),
@@ -74,14 +106,11 @@ def test_filler_hardly_repeats_a_sentence():
 )
 def test_bad_arguments_are_named(arguments, named):
     with pytest.raises(ValueError, match=named):
-        make_document(100, **arguments)
+        make_document(**{"n_characters": 100, **arguments})
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    transformers = pytest.importorskip("transformers")
-    from anchor_ref.activations import bundled_model_path
-
     return transformers.AutoTokenizer.from_pretrained(bundled_model_path())
 
 
@@ -97,3 +126,17 @@ def test_a_prompt_fills_its_tokens_and_never_exceeds_them(tokenizer, n_tokens):
 def test_a_prompt_too_short_for_its_question_is_refused(tokenizer):
     with pytest.raises(ValueError, match="n_tokens must be at least"):
         make_prompt(tokenizer, 20)
+
+
+def test_a_tokenizer_without_bos_gives_a_prompt_without_it():
+    path = bundled_model_path()
+    without = transformers.AutoTokenizer.from_pretrained(path, bos_token=None)
+    assert without.bos_token_id is None
+    ids, document = make_prompt(without, 300)
+    assert 300 - 16 <= len(ids) <= 300
+    assert without.decode(ids) == document.text
+
+
+def test_a_prompt_without_a_tokenizer_is_refused():
+    with pytest.raises(TypeError, match="tokenizer must be a transformers tokenizer, got NoneTyp"):
+        make_prompt(None, 300)

@@ -2,13 +2,11 @@
 
 import pytest
 import torch
+import transformers
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.models.llama.modeling_llama import LlamaAttention
 
-transformers = pytest.importorskip("transformers")
-
-from transformers import AttentionInterface, AttentionMaskInterface  # noqa: E402
-from transformers.models.llama.modeling_llama import LlamaAttention  # noqa: E402
-
-from anchor_ref.activations.interface import replaced_attention  # noqa: E402
+from anchor_ref.activations.interface import replaced_attention
 
 SIZES = {
     "vocab_size": 64,

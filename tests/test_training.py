@@ -5,16 +5,15 @@ import json
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-
-pytest.importorskip("transformers")
 from tokenizers import Tokenizer
 
 from anchor_ref.activations import bundled_model_path, load_bundled
-from anchor_ref.activations.documents import make_prompt
+from anchor_ref.activations.documents import HELD_OUT, KEY_FIRST, KEY_SECOND, make_prompt
 from training import evaluate
 from training.card import read_log
 from training.export import export
@@ -35,12 +34,18 @@ def tasks(held_out: bool = False) -> Tasks:
     return Tasks(books, TOKENIZER, 1, held_out)
 
 
-@pytest.mark.parametrize("task", MIXES)
-@pytest.mark.parametrize("length", [128, 512, 2048])
+@pytest.mark.parametrize(
+    ("task", "length"),
+    [
+        (task, length)
+        for task in MIXES
+        for length in (128, 512, 2048)
+        # A row of 128 tokens is too short for a fact and its question.
+        if length > 128 or task not in ("needles", "key_values", "variables")
+    ],
+)
 @pytest.mark.parametrize("held_out", [False, True])
 def test_rows_have_the_asked_length_start_with_bos_and_never_score_it(task, length, held_out):
-    if task in ("needles", "key_values", "variables") and length < 256:
-        pytest.skip("too short for a fact and its question")
     tokens, kinds = tasks(held_out).batch({task: 1.0}, length, 8)
     assert tokens.shape == kinds.shape == (8, length + 1)
     assert (tokens[:, 0] == BOS).all()
@@ -52,6 +57,31 @@ def test_rows_have_the_asked_length_start_with_bos_and_never_score_it(task, leng
 def test_long_rows_of_held_out_keys_ask_for_no_more_keys_than_there_are(length):
     tokens, _ = tasks(held_out=True).batch({"key_values": 1.0}, length, 4)
     assert tokens.shape == (4, length + 1)
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_keys_are_made_of_training_words_or_of_held_out_ones(held_out):
+    part = slice(-HELD_OUT, None) if held_out else slice(None, -HELD_OUT)
+    keys = [TOKENIZER.decode(key).split() for key in tasks(held_out).keys(400)]
+    assert {first for first, _ in keys} <= set(KEY_FIRST[part])
+    assert {second for _, second in keys} <= set(KEY_SECOND[part])
+
+
+@pytest.mark.parametrize("depth", [0.0, 0.25, 0.75, 1.0])
+def test_the_fact_asked_for_stands_at_its_depth(depth, monkeypatch):
+    monkeypatch.setattr(evaluate, "Tasks", lambda *_, held_out: tasks(held_out))
+    needles = evaluate.Needles(SimpleNamespace(validation=None), TOKENIZER, seed=0)
+    tokens, kinds = needles.prompt(2048, depth, 3, 1)
+    # The facts and the question take up to 120 tokens of the row.
+    assert places_told(tokens, kinds) == [pytest.approx(depth * 2048, abs=120)]
+    assert places_told(*needles.prompt(2048, depth, 3, 1, needle=False)) == []
+
+
+def places_told(tokens, kinds) -> list[int]:
+    """Where the answer of the only question stands before that question."""
+    answer = tokens[kinds == ANSWER].tolist()
+    before = tokens[: int((kinds == ANSWER).argmax())].tolist()
+    return [i for i in range(len(before)) if before[i : i + len(answer)] == answer]
 
 
 @pytest.mark.parametrize("task", ["needles", "key_values", "variables"])

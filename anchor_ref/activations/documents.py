@@ -164,7 +164,8 @@ def make_document(
     """A text with one needle at each of the given depths, and a question about one of them.
 
     Args:
-        n_characters: length of the filler, about 4 characters to a token of the bundled model.
+        n_characters: length of the filler, at least 0; about 4 characters are a token of the
+            bundled model.
         seed: everything drawn follows from it.
         depths: where the needles stand, as shares of the filler, in [0, 1].
         asked: index into `depths` of the needle that the question is about.
@@ -175,8 +176,11 @@ def make_document(
         The `Document`.
 
     Raises:
-        ValueError: a depth or `asked` is out of range, or `body` is shorter than `n_characters`.
+        ValueError: `n_characters`, a depth or `asked` is out of range, or `body` is shorter than
+            `n_characters`.
     """
+    if n_characters < 0:
+        raise ValueError(f"n_characters must be at least 0, got {n_characters}")
     if not depths or any(not 0 <= depth <= 1 for depth in depths):
         raise ValueError(f"depths must be one or more numbers in [0, 1], got {depths}")
     if not 0 <= asked < len(depths):
@@ -215,7 +219,7 @@ def make_prompt(
     """A document cut to measure: <|bos|>, filler with needles, question, `n_tokens` in all.
 
     Args:
-        tokenizer: a transformers tokenizer.
+        tokenizer: a transformers tokenizer. One without a <|bos|> gives a prompt without it.
         n_tokens: length of the prompt in tokens; the answer comes after it.
         seed, depths, asked, held_out: as in `make_document`.
 
@@ -224,15 +228,21 @@ def make_prompt(
         filler of that very length does not exist, and then up to 16 fewer, never more.
 
     Raises:
+        TypeError: `tokenizer` is not a tokenizer.
         ValueError: `n_tokens` is too few for the needles and the question, or see `make_document`.
     """
+    if not hasattr(tokenizer, "bos_token_id"):
+        raise TypeError(
+            f"tokenizer must be a transformers tokenizer, got {type(tokenizer).__name__}"
+        )
+    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
 
     def attempt(n_characters: int) -> tuple[list[int], Document]:
         document = make_document(
             n_characters, seed, depths=depths, asked=asked, body=body, held_out=held_out
         )
         ids = tokenizer.encode(document.text, add_special_tokens=False)
-        return [tokenizer.bos_token_id, *ids], document
+        return [*start, *ids], document
 
     body = filler(8 * n_tokens, random.Random(seed))  # no English text has 8 characters a token
     least, most = 0, len(body)
