@@ -86,7 +86,7 @@ def select_launch(q: Tensor) -> SelectLaunch:
 
 def anchor_launch_for(dtype: torch.dtype, head_dim: int, target: GPUTarget) -> AttentionLaunch:
     """Tiles of stage 1."""
-    return _attention_launch(dtype, padded_head_dim(head_dim), target)
+    return _attention_launch(dtype, head_dim, target)
 
 
 def sparse_launch_for(
@@ -96,7 +96,7 @@ def sparse_launch_for(
     hopper = target.backend == "cuda" and target.arch == 90
     if hopper and whole_rows and dtype != torch.float32 and head_dim in (64, 128):
         return HopperLaunch(64, 4, 128, 152, 56, AttentionLaunch(64, 32, 4, 2))
-    return _attention_launch(dtype, padded_head_dim(head_dim), target)
+    return _attention_launch(dtype, head_dim, target)
 
 
 def has_whole_rows(x: Tensor) -> bool:
@@ -116,14 +116,16 @@ def select_launch_for(dtype: torch.dtype, head_dim: int, target: GPUTarget) -> S
     return SelectLaunch(32, 32, 4096, 4, 2)
 
 
-def _attention_launch(dtype: torch.dtype, width: int, target: GPUTarget) -> AttentionLaunch:
+def _attention_launch(dtype: torch.dtype, head_dim: int, target: GPUTarget) -> AttentionLaunch:
+    width = padded_head_dim(head_dim)
     if dtype == torch.float32:
         # For verification: products on plain arithmetic units, all operands in reach.
         return AttentionLaunch(16, 32, 4 if width <= 64 or target.backend == "hip" else 8, 1)
     if target.backend == "hip":  # 64 KiB to share
         return AttentionLaunch(128, 64, 4, 1) if width <= 128 else AttentionLaunch(64, 32, 4, 1)
-    if target.arch < 90:
-        return AttentionLaunch(128, 64, 8, 2) if width <= 128 else AttentionLaunch(64, 32, 8, 2)
     if width > 128:
-        return AttentionLaunch(128 if target.arch == 90 else 64, 32, 8, 2)
-    return AttentionLaunch(128, 32, 8, 3, 128 if target.arch == 90 else None)
+        return AttentionLaunch(64, 64 if target.arch == 90 else 32, 8, 2)
+    padded = head_dim < width  # masks of the loads take registers
+    if target.arch < 90:
+        return AttentionLaunch(128, 32 if padded else 64, 8, 2)
+    return AttentionLaunch(128, 32, 8, 3, None if padded or target.arch != 90 else 128)
