@@ -80,8 +80,8 @@ LAST_GROUP = [(3, 16, 56), (3, 56, 96), (3, 96, 128)]
 
 
 def test_two_parts_lose_nothing_where_one_loses_half_a_unit():
-    # bfloat16 has 8 bits: 1 + 2^-9 becomes 1, and the rest fits exactly.
-    pooled, k = torch.tensor([[1 + 2.0**-9]]), torch.tensor([[3.0], [-1.0]])
+    # bfloat16 has 8 bits: 1 + 2^-9 becomes 1, and the rest fits exactly. The key becomes 3.
+    pooled, k = torch.tensor([[1 + 2.0**-9]]), torch.tensor([[3 + 2.0**-8], [-1.0]])
     error = programs.data_split_error(pooled, k, 0.5, torch.bfloat16)
     assert error["rounded"].tolist() == [0.5 * 2.0**-9, 1.5 * 2.0**-9]
     assert error["split"].tolist() == [0.0, 0.0]

@@ -40,7 +40,7 @@ def data_stage1_loads(
     found = groups(config, n, n)
     own = next(group for group in found if first_row in group.rows)
     rows = first_row, min(first_row + tile, own.rows.stop)
-    tiles = [(key, min(key + tile, own.init.stop), "initial") for key in own.init[::tile]]
+    tiles = [(key, key + tile, "initial") for key in own.init[::tile]]
     tiles += [
         (key, min(key + tile, rows[1]), "window")
         for key in range(first_row, own.window_start - 1, -tile)
