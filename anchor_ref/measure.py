@@ -152,7 +152,7 @@ def recall(
     found = torch.empty(q.shape[:3], dtype=dtype, device=q.device)
     k = k.to(dtype)
     for g, group in enumerate(all_groups):
-        dropped = _dropped(stripes, g, group)  # [B, Hq, C]
+        dropped = dropped_candidates(stripes, g, group)  # [B, Hq, C]
         first = group.init.start
         candidates = slice(group.candidates.start - first, group.candidates.stop - first)
         for rows in group.blocks:
@@ -184,9 +184,9 @@ def density(
     all_groups = groups(config, n_queries, n_keys, cu_seqlens)
     check_plan(stripes, [group.candidates for group in all_groups])
     rows = torch.tensor([len(group.rows) for group in all_groups])
-    causal = sum(_causal_pairs(group, group.init.start) for group in all_groups)
+    causal = sum(causal_pairs(group, group.init.start) for group in all_groups)
     always = sum(
-        len(group.rows) * len(group.init) + _causal_pairs(group, group.window_start)
+        len(group.rows) * len(group.init) + causal_pairs(group, group.window_start)
         for group in all_groups
     )
     return (always + (stripes.counts.cpu() * rows).sum(-1).double()) / causal
@@ -227,7 +227,7 @@ def executed_density(
             window = rows.stop + group.shift - group.window_start
             always += block * (_whole(len(group.init), block) + _whole(window, block))
     gathered = (stripes.counts.cpu().double() / gather).ceil() * gather
-    causal = sum(_causal_pairs(group, group.init.start) for group in all_groups)
+    causal = sum(causal_pairs(group, group.init.start) for group in all_groups)
     return (always + (gathered * tile_rows).sum(-1)) / causal
 
 
@@ -246,7 +246,7 @@ def identification_cost(
     """
     all_groups = groups(config, n_queries, n_keys, cu_seqlens)
     scored = sum(len(group.blocks) * len(group.candidates) for group in all_groups)
-    causal = sum(_causal_pairs(group, group.init.start) for group in all_groups)
+    causal = sum(causal_pairs(group, group.init.start) for group in all_groups)
     return torch.tensor(scored / 2 / causal, dtype=torch.float64)
 
 
@@ -276,7 +276,7 @@ def _finish_queued_work(q: Tensor) -> None:
         torch.cuda.synchronize(q.device)
 
 
-def _dropped(stripes: StripePlan, g: int, group: Group) -> Tensor:
+def dropped_candidates(stripes: StripePlan, g: int, group: Group) -> Tensor:
     """Candidates of group g that no stripe holds, `[B, Hq, C]`."""
     batch, heads = stripes.counts.shape[:2]
     dropped = torch.ones(
@@ -288,7 +288,7 @@ def _dropped(stripes: StripePlan, g: int, group: Group) -> Tensor:
     return dropped
 
 
-def _causal_pairs(group: Group, first_key: int) -> int:
+def causal_pairs(group: Group, first_key: int) -> int:
     """Pairs (row, key) of a group with first_key <= key <= the row's own."""
     least = group.rows.start + group.shift - first_key + 1
     most = group.rows.stop + group.shift - first_key
