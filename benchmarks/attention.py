@@ -31,7 +31,7 @@ from dataclasses import asdict, astuple, dataclass, replace
 from datetime import UTC, datetime
 from math import inf
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import torch
 
@@ -45,7 +45,7 @@ from anchor_ref.activations import (
 )
 from anchor_ref.config import AnchorConfig
 from benchmarks.attention_measure import CudaInstruments, attempt, device_facts, measure
-from benchmarks.attention_methods import Case, Job, make_methods
+from benchmarks.attention_methods import Case, Job, kernels, make_methods
 from benchmarks.attention_tables import DENSE, DENSITY_LENGTH, REFERENCE_DENSITY, table
 
 HERE = Path(__file__).parent
@@ -234,7 +234,7 @@ def bundled_captures(lengths: list[int], device: str = "cuda") -> Captures:
 
 
 def case_maker(
-    captures: Captures, backend: ModuleType, device: str = "cuda"
+    captures: Captures, backend: ModuleType | SimpleNamespace, device: str = "cuda"
 ) -> Callable[[Cell], Case]:
     """A function that makes the inputs of a cell, in bf16 on the device."""
     config = AnchorConfig()
@@ -285,8 +285,6 @@ def main(arguments: list[str] | None = None) -> int:
     if options.out.exists() and not options.resume:
         print(f"{options.out} exists: add --resume, or name another --out.", file=sys.stderr)
         return 2
-    import anchor_kernels
-
     results = {"runs": [], "cells": []}
     if options.out.exists():
         results = json.loads(options.out.read_text())
@@ -315,7 +313,7 @@ def main(arguments: list[str] | None = None) -> int:
     results["runs"].append(about | instruments.rates())
     left = run(
         todo,
-        case_maker(captures, anchor_kernels),
+        case_maker(captures, kernels()),
         make_methods(),
         instruments,
         results,

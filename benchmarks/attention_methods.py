@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from math import ceil
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,7 @@ class Case:
         q, k, v: `[B, Hq, N, D]` and `[B, Hkv, N, D]`.
         scale: factor of q·k; None means 1/sqrt(D).
         config: sizes and threshold.
-        backend: module with the four functions of AnchorAttention.
+        backend: the four functions of AnchorAttention, as attributes.
     """
 
     q: Tensor
@@ -34,7 +34,7 @@ class Case:
     v: Tensor
     scale: float | None
     config: AnchorConfig
-    backend: ModuleType
+    backend: ModuleType | SimpleNamespace
 
     @property
     def n(self) -> int:
@@ -192,6 +192,27 @@ def stage_3(case: Case) -> Job:
 def _row_bytes(q: Tensor) -> int:
     """One float32 for each row."""
     return 4 * q.shape[0] * q.shape[1] * q.shape[2]
+
+
+def kernels() -> SimpleNamespace:
+    """The Triton kernels, each stage as the whole call runs it.
+
+    That is without the check of a plan from outside: passes over its lists and waits of the host.
+    """
+    import anchor_kernels
+    from anchor_kernels.sparse import continue_softmax
+
+    def attend_stripes(q, k, v, state, stripes, config, scale):
+        scale = q.shape[-1] ** -0.5 if scale is None else scale
+        out = torch.empty_like(q)
+        return continue_softmax(q, k, v, state, stripes, config, scale, None, out=out)
+
+    return SimpleNamespace(
+        anchor_attention=anchor_kernels.anchor_attention,
+        compute_anchor=anchor_kernels.compute_anchor,
+        identify_stripes=anchor_kernels.identify_stripes,
+        attend_stripes=attend_stripes,
+    )
 
 
 def sdpa_flash(case: Case) -> Job:

@@ -1,7 +1,6 @@
 """The GPU benchmark without a GPU: what it counts, plans, keeps and writes."""
 
 import json
-import sys
 
 import pytest
 import torch
@@ -305,6 +304,17 @@ def test_stages_one_after_the_other_are_the_end_to_end_result():
         methods.stage_1(case).run().max,
         anchor_ref.compute_anchor(case.q, case.k, case.v, case.config).max,
     )
+
+
+@pytest.mark.filterwarnings("ignore:(overflow|invalid value|divide by zero):RuntimeWarning")
+def test_the_kernels_stages_are_those_of_the_whole_call():
+    pytest.importorskip("triton")
+    case = small_case(100, AnchorConfig(16, 2))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    q, k, v = (x.to(device) for x in (case.q, case.k, case.v))
+    case = methods.Case(q, k, v, None, case.config, methods.kernels())
+    assert case.stripes.indices.numel() > 0
+    assert torch.equal(methods.stage_3(case).run(), methods.end_to_end(case).run())
 
 
 # The plan
@@ -615,7 +625,7 @@ def command(monkeypatch, tmp_path):
 
     device = {"name": "a device"}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setitem(sys.modules, "anchor_kernels", anchor_ref)
+    monkeypatch.setattr(bench, "kernels", lambda: anchor_ref)
     monkeypatch.setattr(bench, "CudaInstruments", Instruments)
     monkeypatch.setattr(bench, "device_facts", lambda: ABOUT | {"device": device["name"]})
     monkeypatch.setattr(

@@ -5,7 +5,7 @@ import argparse
 import pytest
 import torch
 
-from anchor_kernels.launch import AttentionLaunch, SelectLaunch
+from anchor_kernels.launch import AttentionLaunch, HopperLaunch, SelectLaunch
 from anchor_ref.activations import planted_stripes
 from anchor_ref.config import AnchorConfig
 from benchmarks import tune
@@ -16,13 +16,20 @@ def test_a_launch_is_a_stage_and_the_fields_of_its_kind():
     assert tune.read_launch("sparse:256,64,8,2") == ("sparse", wide)
     capped = AttentionLaunch(128, 64, 8, 2, max_registers=128)
     assert tune.read_launch("anchor:128,64,8,2,128") == ("anchor", capped)
+    again = AttentionLaunch(64, 32, 4, 2)
+    assert tune.read_launch("hopper:64,4,128,152,56") == (
+        "hopper",
+        HopperLaunch(64, 4, 128, 152, 56, again),
+    )
     assert tune.read_launch("select:64,64,4096,4,3") == (
         "select",
         SelectLaunch(64, 64, 4096, 4, 3),
     )
 
 
-@pytest.mark.parametrize("text", ["sparse", "256,64,8,2", "sparse:256", "sparse:a,b,c,d", "x:1"])
+@pytest.mark.parametrize(
+    "text", ["sparse", "256,64,8,2", "sparse:256", "sparse:a,b,c,d", "hopper:64", "x:1"]
+)
 def test_what_names_no_launch_is_refused_with_what_does(text):
     with pytest.raises(argparse.ArgumentTypeError) as caught:
         tune.read_launch(text)
