@@ -20,7 +20,7 @@ from torch import Tensor
 from anchor_ref.anchor import compute_anchor
 from anchor_ref.attention import anchor_attention
 from anchor_ref.config import AnchorConfig
-from anchor_ref.heads import scaled_scores, stack_heads, unstack_heads
+from anchor_ref.heads import causal_scores
 from anchor_ref.inputs import (
     INPUT_DTYPES,
     check_compute_dtype,
@@ -158,11 +158,7 @@ def recall(
         for rows in group.blocks:
             q_rows = q[:, :, rows.start : rows.stop].to(dtype)
             keys = k[:, :, first : rows.stop + group.shift]
-            scores = scaled_scores(stack_heads(q_rows, k.shape[1]), keys, scale)
-            scores = unstack_heads(scores, q.shape[1])  # [B, Hq, b, keys up to the block's last]
-            later = torch.ones(len(rows), len(rows), dtype=torch.bool, device=q.device).triu(1)
-            scores[..., -len(rows) :].masked_fill_(later, -torch.inf)
-            weights = scores.softmax(-1)
+            weights = causal_scores(q_rows, keys, scale).softmax(-1)
             lost = weights[..., candidates] @ dropped.unsqueeze(-1).to(dtype)
             found[:, :, rows.start : rows.stop] = 1 - lost.squeeze(-1)
     # Rounding may carry 1 − lost past either end by an ulp.

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from anchor_ref.config import AnchorConfig
-from anchor_ref.heads import scaled_scores, stack_heads, unstack_heads
+from anchor_ref.heads import causal_scores, scaled_scores, stack_heads, unstack_heads
 from anchor_ref.inputs import check_inputs, check_plan
 from anchor_ref.measure import causal_pairs, dropped_candidates
 from anchor_ref.plan import StripePlan
@@ -113,9 +113,7 @@ def _score_bound(q: Tensor, k: Tensor, directions: int) -> Tensor:
 
 def _log_kept(q: Tensor, k: Tensor, dropped: Tensor, at: int) -> Tensor:
     """log Σ exp(s_ij) over the keys each row keeps, `[B, Hq, b]`; the queries are the last."""
-    scores = _scores(q, k)
-    later = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device).triu(1)
-    scores[..., -q.shape[2] :].masked_fill_(later, -torch.inf)
+    scores = causal_scores(q, k, 1.0)
     scores[..., at : at + dropped.shape[-1]].masked_fill_(dropped.unsqueeze(2), -torch.inf)
     return scores.logsumexp(-1)
 

@@ -1,0 +1,84 @@
+"""Where do the largest scores lie? The premise of the method, looked at on real heads."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from anchor_ref.config import AnchorConfig
+from anchor_ref.heads import causal_scores
+from anchor_ref.inputs import check_inputs
+from anchor_ref.regions import groups
+
+REGIONS = ("initial region", "window", "candidates")
+
+
+@dataclass(frozen=True, eq=False)
+class Maxima:
+    """Where each row's largest score lies, and what the anchor misses of it.
+
+    Attributes:
+        region: index into `REGIONS`, `[B, Hq, Nq]` int64. Of equal scores the first region's
+            counts.
+        gap: largest score of the row minus its anchor, `[B, Hq, Nq]`, natural-log units; 0 where
+            the largest lies in the initial region or the window.
+        rows: queries that have candidates at all, so that the question is open, `[rows]` int64.
+    """
+
+    region: Int[Tensor, "B Hq Nq"]
+    gap: Float[Tensor, "B Hq Nq"]
+    rows: Int[Tensor, "R"]
+
+    @property
+    def shares(self) -> Float[Tensor, "B Hq 3"]:
+        """Share of the rows with candidates whose largest score lies in each region; float64."""
+        region = self.region[..., self.rows]
+        return torch.stack([(region == i).double().mean(-1) for i in range(len(REGIONS))], -1)
+
+
+def locate_maxima(
+    q: Float[Tensor, "B Hq Nq D"],
+    k: Float[Tensor, "B Hkv Nk D"],
+    config: AnchorConfig,
+    scale: float | None = None,
+    cu_seqlens: Int[Tensor, "S"] | None = None,
+) -> Maxima:
+    """Find the region of each row's largest score: max_j s_ij over all j <= i.
+
+    Args:
+        q, k, config, scale, cu_seqlens: as in `identify_stripes`.
+
+    Returns:
+        `Maxima`, computed in float32 (float64 for float64 inputs), a block of queries at a time.
+
+    Raises:
+        TypeError, ValueError: see `inputs.check_inputs`.
+    """
+    scale = check_inputs(q, k, None, scale, cu_seqlens)
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    k = k.to(dtype)
+    region = torch.empty(q.shape[:3], dtype=torch.int64, device=q.device)
+    gap = torch.empty(q.shape[:3], dtype=dtype, device=q.device)
+    open_rows = []
+    for group in groups(config, q.shape[2], k.shape[2], cu_seqlens):
+        if group.candidates:
+            open_rows += group.rows
+        for rows in group.blocks:
+            block = slice(rows.start, rows.stop)
+            keys = k[:, :, group.init.start : rows.stop + group.shift]
+            scores = causal_scores(q[:, :, block].to(dtype), keys, scale)  # [B, Hq, b, M]
+            sizes = [len(group.init), len(group.candidates)]
+            initial, candidates, window = scores.tensor_split(
+                torch.tensor(sizes).cumsum(0).tolist(), -1
+            )
+            # In the order of REGIONS: `max` names the first of equals.
+            largest = torch.stack([_row_max(x) for x in (initial, window, candidates)])
+            best, region[:, :, block] = largest.max(0)
+            gap[:, :, block] = best - largest[:2].amax(0)
+    return Maxima(region, gap, torch.tensor(open_rows, dtype=torch.int64, device=q.device))
+
+
+def _row_max(scores: Tensor) -> Tensor:
+    empty = scores.new_full((*scores.shape[:-1], 1), -torch.inf)
+    return torch.cat([scores, empty], -1).amax(-1)
