@@ -4,16 +4,23 @@ from anchor_ref.lab.calibration import Calibration, calibrate
 from anchor_ref.lab.certificate import certificate_cost, certify
 from anchor_ref.lab.curves import THETAS, ThetaCurve, theta_curve
 from anchor_ref.lab.maxima import REGIONS, Maxima, locate_maxima
+from anchor_ref.lab.pooling import TESTS, Kept, compare_tests
+from anchor_ref.lab.sampled import SampledRecall, sampled_recall
 
 __all__ = [
     "REGIONS",
+    "TESTS",
     "THETAS",
     "Calibration",
+    "Kept",
     "Maxima",
+    "SampledRecall",
     "ThetaCurve",
     "calibrate",
     "certificate_cost",
     "certify",
+    "compare_tests",
     "locate_maxima",
+    "sampled_recall",
     "theta_curve",
 ]

@@ -1,0 +1,86 @@
+"""Sampled recall against that of all rows."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from anchor_ref import AnchorConfig, compute_anchor, identify_stripes
+from anchor_ref.lab import sampled_recall
+from anchor_ref.measure import recall
+from tests.brute_force import cases
+
+
+@settings(max_examples=40)
+@given(case=cases(dtypes=(torch.float64,)), data=st.data())
+def test_the_rows_looked_at_have_the_recall_they_have(case, data):
+    q, k, v, config, scale = case
+    if q.shape[2] < 2:
+        return
+    stripes = identify_stripes(q, k, compute_anchor(q, k, v, config, scale).max, config, scale)
+    n_rows = data.draw(st.integers(2, q.shape[2]))
+    found = sampled_recall(q, k, stripes, config, n_rows, scale, seed=data.draw(st.integers(0, 9)))
+    everything = recall(q, k, stripes, config, scale)
+    assert len(set(found.rows.tolist())) == n_rows
+    torch.testing.assert_close(found.recall, everything[..., found.rows], rtol=0, atol=1e-9)
+    torch.testing.assert_close(found.mean, found.recall.mean(-1))
+    assert ((found.low <= found.mean) & (found.mean <= found.high)).all()
+
+
+def test_packed_rows_are_counted_from_their_own_sequence():
+    q, k, v, config = sample()
+    bounds = torch.tensor([0, 37, 150, 400])
+    anchor = compute_anchor(q, k, v, config, None, bounds).max
+    stripes = identify_stripes(q, k, anchor, config, None, bounds)
+    found = sampled_recall(q, k, stripes, config, 400, None, bounds)
+    torch.testing.assert_close(found.recall, recall(q, k, stripes, config, None, bounds))
+
+
+def test_the_interval_holds_the_mean_of_all_rows_as_often_as_it_says():
+    q, k, v, config = sample()
+    stripes = identify_stripes(q, k, compute_anchor(q, k, v, config).max, config)
+    truth = recall(q, k, stripes, config).double().mean(-1)
+    inside = [
+        ((x.low <= truth) & (truth <= x.high)).double().mean().item()
+        for x in (
+            sampled_recall(q, k, stripes, config, 60, confidence=0.8, seed=seed)
+            for seed in range(50)
+        )
+    ]
+    assert sum(inside) / len(inside) >= 0.8
+
+
+def test_more_rows_and_less_confidence_narrow_the_interval():
+    q, k, v, config = sample()
+    stripes = identify_stripes(q, k, compute_anchor(q, k, v, config).max, config)
+    widths = [
+        (x.high - x.low).mean().item()
+        for x in (
+            sampled_recall(q, k, stripes, config, 50, confidence=0.99),
+            sampled_recall(q, k, stripes, config, 50, confidence=0.9),
+            sampled_recall(q, k, stripes, config, 300, confidence=0.9),
+        )
+    ]
+    assert widths == sorted(widths, reverse=True)
+    assert widths[2] < widths[0] / 2
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"n_rows": 1}, r"n_rows must be an integer in 2\.\.Nq = 400, got 1"),
+        ({"n_rows": 401}, "got 401"),
+        ({"n_rows": 9, "confidence": 1.0}, r"confidence must be in \(0, 1\), got 1\.0"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(more, message):
+    q, k, v, config = sample()
+    stripes = identify_stripes(q, k, compute_anchor(q, k, v, config).max, config)
+    with pytest.raises(ValueError, match=message):
+        sampled_recall(q, k, stripes, config, **more)
+
+
+def sample():
+    random = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, heads, 400, 16, generator=random) for heads in (4, 2, 2))
+    return q, k, v, AnchorConfig(8, 4, theta=1.0)
