@@ -245,10 +245,11 @@ def _section(title: str, names: list[str], columns: tuple[Column, ...], rows: di
         return ""
     header = [*names, *(header for header, _ in columns)]
     entries = [[*key, *(entry(row) for _, entry in columns)] for key, row in rows.items()]
-    return f"## {title}\n\n{_markdown(header, entries)}"
+    return f"## {title}\n\n{markdown(header, entries)}"
 
 
-def _markdown(header: list[str], rows: list[list[str]]) -> str:
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """A table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -276,7 +277,7 @@ def _conditions(results: dict) -> str:
         ]
         for place, run in enumerate(results["runs"])
     ]
-    return f"{text}\n\n{_markdown(header, rows)}"
+    return f"{text}\n\n{markdown(header, rows)}"
 
 
 def _break_even_text(rows: dict[tuple, Row]) -> str:
@@ -310,4 +311,4 @@ def _gaps(results: dict) -> str:
         if cell["status"] != "ok"
     ]
     header = ["inputs", "N", "stripes", "method", "status", "message"]
-    return f"## Not measured\n\n{_markdown(header, rows)}" if rows else ""
+    return f"## Not measured\n\n{markdown(header, rows)}" if rows else ""

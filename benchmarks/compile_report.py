@@ -33,6 +33,7 @@ from triton.runtime.jit import JITFunction
 import anchor_kernels
 from anchor_kernels import launch, support
 from anchor_ref.config import AnchorConfig
+from benchmarks.attention_tables import markdown
 
 HERE = Path(__file__).parent
 
@@ -45,7 +46,7 @@ TARGETS = {
 # Shared memory that one program may have, bytes. The compiler itself refuses nothing.
 SHARED_LIMIT = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-HEAD_DIMS = (16, 64, 128, 256)
+HEAD_DIMS = (16, 64, 96, 128, 192, 256)
 # Matrix instructions of each target, and its copies to shared memory that nobody waits for.
 MATRIX = {
     "sm_80": r"\bmma\.sync",
@@ -281,21 +282,16 @@ def copies_ahead(row: Compiled) -> bool:
 
 def write_table(rows: list[Compiled], path: Path) -> None:
     """The rows as one Markdown table."""
-    head = list(asdict(rows[0]))
-    lines = [
+    header = [name.replace("_", " ") for name in Compiled.__dataclass_fields__]
+    parts = [
         "# What the compiler makes of each kernel",
-        "",
         f"Made by `python -m benchmarks.compile_report` with Triton {triton.__version__}, no GPU: "
         "registers a thread, spilled bytes, how often the assembler says that it slowed the code "
         "down (wgmma serialised, setmaxnreg ignored), bytes of shared memory, and how many matrix "
         "instructions and asynchronous copies stand in the generated code.",
-        "",
-        "| " + " | ".join(name.replace("_", " ") for name in head) + " |",
-        "|" + " --- |" * len(head),
-        *("| " + " | ".join(str(x) for x in asdict(row).values()) + " |" for row in rows),
-        "",
+        markdown(header, [[str(x) for x in asdict(row).values()] for row in rows]),
     ]
-    path.write_text("\n".join(lines))
+    path.write_text("\n\n".join(parts) + "\n")
 
 
 def main() -> None:

@@ -25,14 +25,18 @@ from benchmarks.attention_methods import sample_rows
 from tests.kernels.test_kernels import Case, error_ratio, random_case, selection_bound
 
 pytestmark = pytest.mark.gpu
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 GIB = 2**30
 # Of normal scores some come this near to the anchors of a group's first blocks, and most do not.
 CONFIG = AnchorConfig(theta=2.5)
 
-each_dtype = pytest.mark.parametrize(
-    "dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch.")
-)
+
+def dtypes(*chosen: torch.dtype):
+    """A test of these dtypes; its name ends with the dtype's."""
+    names = [str(dtype).removeprefix("torch.") for dtype in chosen]
+    return pytest.mark.parametrize("dtype", chosen, ids=names)
+
+
+each_dtype = dtypes(torch.bfloat16, torch.float16, torch.float32)
 
 
 @dataclass(frozen=True)
@@ -246,9 +250,10 @@ def test_planted_stripes_are_found_and_nothing_else(dtype):
         assert has_the_planted_keys(trace.stripes, x.positions, g, group), group.rows
 
 
-def test_a_million_tokens_in_bfloat16(record_property):
+@dtypes(torch.bfloat16)
+def test_a_million_tokens(dtype, record_property):
     n, config = 2**20, AnchorConfig()
-    x = planted(n, torch.bfloat16, 8, 2)
+    x = planted(n, dtype, 8, 2)
     out, trace = run(Case(x.q, x.k, x.v, config, None))
     all_groups = groups(config, n, n)
     for g in (1, len(all_groups) // 2, len(all_groups) - 1):
@@ -275,10 +280,11 @@ def test_a_million_tokens_in_bfloat16(record_property):
     assert worst <= 1
 
 
-@pytest.mark.parametrize("theta", [12.0, math.inf])
-def test_memory_beyond_inputs_and_output_stays_below_a_gibibyte(theta, record_property):
+@dtypes(torch.bfloat16)
+@pytest.mark.parametrize("theta", [12.0, math.inf], ids="theta-{}".format)
+def test_memory_beyond_inputs_and_output_stays_below_a_gibibyte(theta, dtype, record_property):
     """Even when every candidate is kept: the lists are the most of it, 4 bytes a stripe."""
-    x = planted(131_072, torch.bfloat16, 32, 8)
+    x = planted(131_072, dtype, 32, 8)
     config = AnchorConfig(theta=theta)
     _, extra = CudaInstruments(0).peak(
         lambda: anchor_kernels.anchor_attention(x.q, x.k, x.v, config)
