@@ -86,6 +86,7 @@ def run_tests(choice: str, limit_s: float, run: Callable = finish) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         xml = Path(folder) / "junit.xml"
         options = ["-v", "-m", "gpu", "-k", choice, "-p", "no:cacheprovider", f"--junitxml={xml}"]
+        options += ["-o", "junit_family=xunit1"]  # the one that keeps what a test records
         done = run([sys.executable, "-m", "pytest", *options, *files], limit_s)
         tests = read_junit(xml.read_text()) if xml.exists() else []
     passed = sum(test["outcome"] == "passed" for test in tests)
