@@ -200,24 +200,32 @@ def test_heads_inside_give_the_bits_of_heads_outside(dtype):
 
 
 @each_dtype
-def test_ties_are_decided_as_the_reference_decides_them(dtype):
-    """Small integers, whole blocks and a power of two: every sum is exact in every dtype."""
-    n, dim, config = 12_800, 64, AnchorConfig(theta=10.0)
+@pytest.mark.parametrize(
+    ("largest", "scale", "theta"), [(2, 2**-2, 10.0), (2000, 2**-11, 16.0)], ids=["ties", "fine"]
+)
+def test_where_every_sum_is_exact_so_is_the_selection(largest, scale, theta, dtype):
+    """Integers, whole blocks and powers of two: small ones tie, means of large ones need 17 bits."""
+    n, dim, config = 12_800, 64, AnchorConfig(theta=theta)
     random = torch.Generator().manual_seed(0)
 
-    def values(heads: int) -> Tensor:
-        return torch.randint(-2, 3, (1, heads, n, dim), generator=random).to("cuda", dtype)
+    def values(heads: int, most: int = 2) -> Tensor:
+        x = torch.randint(-most, most + 1, (1, heads, n, dim), generator=random)
+        return x.to("cuda", dtype)
 
-    case = Case(values(4), values(2), values(2), config, 0.25)
+    case = Case(values(8, largest), values(2), values(2), config, scale)
     _, trace = run(case)
     _, expected = anchor_ref.anchor_attention(
-        case.q, case.k, case.v, config, case.scale, return_trace=True
+        case.q, case.k, case.v, config, scale, return_trace=True
     )
     assert torch.equal(trace.row_anchor, expected.row_anchor)
     for name, value in vars(expected.stripes).items():
         assert torch.equal(getattr(trace.stripes, name), value), name
-    last = groups(config, n, n)[-1]
-    assert (nearest(case, last, expected.row_anchor.double()) == config.theta).any()
+    all_groups = groups(config, n, n)
+    kept = trace.stripes.indices.numel()
+    assert 0 < kept < 8 * sum(len(group.candidates) for group in all_groups)
+    if largest == 2:
+        closest = nearest(case, all_groups[-1], expected.row_anchor.double())
+        assert (closest == theta).any()
 
 
 def planted(n: int, dtype: torch.dtype, q_heads: int, kv_heads: int) -> Planted:
