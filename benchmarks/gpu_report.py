@@ -236,7 +236,7 @@ def table(results: dict[str, dict]) -> str:
             tests,
             "otherwise_than_float64",
             "Keys decided otherwise than in float64",
-            "All of them closer to θ than rounding; of all candidates of all heads and groups.",
+            "Of all candidates of all heads and groups; allowed is what rounding can change.",
         ),
         _values(tests, "mib", "Memory beyond inputs and output, MiB", "At most 1024."),
     ]
