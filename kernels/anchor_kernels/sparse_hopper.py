@@ -166,7 +166,7 @@ def attend(PART: gl.constexpr, rows, places, scale, q_tiles, ring, LIMIT: gl.con
     q_at = q + row.to(gl.int64)[:, None] * q_n + dims[None, :]
     q_tile = q_tiles.index(PART)
     q_tile.store(gl.load(q_at, mask=(row < rows_end)[:, None], other=0.0))
-    fence_async_shared()  # matrix instructions read it another way than it was written
+    fence_async_shared()  # see `take`
 
     # Stage 1 left (max, sum, acc) = (lse, 1, out); its acc waits in memory until the end.
     row = row_start + gl.arange(0, ROWS, gl.SliceLayout(1, scores_layout))
@@ -180,7 +180,7 @@ def attend(PART: gl.constexpr, rows, places, scale, q_tiles, ring, LIMIT: gl.con
     # Products with the keys of one tile run beside those with the values of the tile before.
     tiles = gl.cdiv(count, BLOCK_N)
     if tiles > 0:
-        mbarrier.wait(k_ready.index(0), 0)
+        take(k_ready.index(0), 0)
         keys = k_ring.index(0).permute((1, 0))  # [D, N]
         products = warpgroup_mma(q_tile, keys, nothing, use_acc=False, is_async=True)
         products = warpgroup_mma_wait(0, deps=(products,))
@@ -189,10 +189,10 @@ def attend(PART: gl.constexpr, rows, places, scale, q_tiles, ring, LIMIT: gl.con
         for i in range(1, tiles):
             stage = i % STAGES
             before = (i - 1) % STAGES
-            mbarrier.wait(k_ready.index(stage), i // STAGES & 1)
+            take(k_ready.index(stage), i // STAGES & 1)
             keys = k_ring.index(stage).permute((1, 0))
             products = warpgroup_mma(q_tile, keys, nothing, use_acc=False, is_async=True)
-            mbarrier.wait(v_ready.index(before), (i - 1) // STAGES & 1)
+            take(v_ready.index(before), (i - 1) // STAGES & 1)
             acc = warpgroup_mma(weights, v_ring.index(before), acc, is_async=True)
             products = warpgroup_mma_wait(1, deps=(products,))  # all but the last: acc goes on
             mbarrier.arrive(k_free.index(stage), count=1)
@@ -205,7 +205,7 @@ def attend(PART: gl.constexpr, rows, places, scale, q_tiles, ring, LIMIT: gl.con
             mbarrier.arrive(v_free.index(before), count=1)
             weights = next_weights
         last = (tiles - 1) % STAGES
-        mbarrier.wait(v_ready.index(last), (tiles - 1) // STAGES & 1)
+        take(v_ready.index(last), (tiles - 1) // STAGES & 1)
         acc = warpgroup_mma(weights, v_ring.index(last), acc, is_async=True)
         acc = warpgroup_mma_wait(0, deps=(acc,))
 
@@ -219,6 +219,13 @@ def attend(PART: gl.constexpr, rows, places, scale, q_tiles, ring, LIMIT: gl.con
     gl.store(redo + PART, again.to(gl.int8))
     inverse = gl.convert_layout(1 / row_sum, gl.SliceLayout(1, out_layout))[:, None]
     gl.store(out + long_row * out_n + dims, (acc * inverse).to(dtype), mask=real & (again == 0))
+
+
+@gluon.jit
+def take(ready, phase):
+    """Wait for a buffer's copies, and for their being seen by matrix instructions."""
+    mbarrier.wait(ready, phase)
+    fence_async_shared()  # these read shared memory another way than copies write it
 
 
 @gluon.jit
