@@ -138,7 +138,8 @@ def compute_anchor(
                 LIMIT=weight_limit(q.dtype),
                 ONLINE=online,
                 num_warps=launch.num_warps,
-                num_stages=launch.num_stages,
+                # The second way takes more registers, and hardly a tile goes it.
+                num_stages=1 if online else launch.num_stages,
                 maxnreg=None if online else launch.max_registers,
             )
     return AnchorState(row_anchor, lse, out)

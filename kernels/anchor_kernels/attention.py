@@ -40,9 +40,10 @@ def anchor_attention(
         TypeError, ValueError: see `anchor_ref.inputs.check_inputs`.
         UnsupportedError: the kernels cannot run here or on these inputs; the message says why.
 
-    The same inputs give the same bits in every run. NaN and Inf act as in `anchor_ref`: a row
-    whose scores or values hold one becomes NaN, and so may rows of its own group, but never a row
-    of an earlier group.
+    The same inputs give the same bits in every run. NaN and Inf act as in `anchor_ref`, but for
+    one thing: in half precision an Inf in q or k makes NaN of the two parts that a mean query is
+    split into, and what compares with NaN is kept. Later rows may then be NaN that are finite
+    there, as in dense attention. No token changes a row of an earlier group or another sequence.
     """
     config = AnchorConfig() if config is None else config
     scale = check_call(q, k, v, scale, cu_seqlens)
