@@ -19,9 +19,9 @@ from anchor_kernels.online_softmax import (
     exponent_origin,
     load_queries,
     load_rows,
-    overflowed,
     score_factor,
     softmax_step,
+    unsound,
     weight_limit,
 )
 from anchor_kernels.support import check_call
@@ -137,10 +137,7 @@ def compute_anchor(
                 BLOCK_N=launch.block_n,
                 LIMIT=weight_limit(q.dtype),
                 ONLINE=online,
-                num_warps=launch.num_warps,
-                # The second way takes more registers, and hardly a tile goes it.
-                num_stages=1 if online else launch.num_stages,
-                maxnreg=None if online else launch.max_registers,
+                **launch.options(online),
             )
     return AnchorState(row_anchor, lse, out)
 
@@ -211,7 +208,7 @@ def anchor_kernel(
     window_start = tl.load(group + WINDOW_START)
 
     rows = row_start + tl.arange(0, BLOCK_M)  # [M]
-    dims = tl.arange(0, BLOCK_D)  # [D]
+    dims = tl.arange(0, BLOCK_D).to(tl.int64)  # [D]
     real_row = rows < rows_end
     real_dim = dims < D
     q += b * q_b + q_head * q_h + rows.to(tl.int64)[:, None] * q_n + dims[None, :] * q_d
@@ -240,7 +237,7 @@ def anchor_kernel(
         ONLINE,
     )
     if not ONLINE:
-        tl.store(redo + pid, overflowed(row_sum, LIMIT))
+        tl.store(redo + pid, unsound(row_sum, origin, LIMIT))
 
     # row_sum is NaN when a score was; the maximum alone would hide it.
     anchor = tl.where(

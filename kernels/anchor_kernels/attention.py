@@ -47,6 +47,8 @@ def anchor_attention(
     """
     config = AnchorConfig() if config is None else config
     scale = check_call(q, k, v, scale, cu_seqlens)
+    if cu_seqlens is not None:
+        cu_seqlens = cu_seqlens.cpu()  # waits for the device here, and not in every stage
     state = compute_anchor(q, k, v, config, scale, cu_seqlens)
     stripes = identify_stripes(q, k, state.max, config, scale, cu_seqlens)
     # Nobody else reads the partial output: the result takes its place.

@@ -15,13 +15,17 @@ from triton.backends.compiler import GPUTarget
 
 from anchor_kernels.support import interpreted, target_of
 
+HOPPER_ROWS = 64  # of a consumer: what one matrix instruction multiplies
+HOPPER_CONSUMERS = 3
+
 
 @dataclass(frozen=True)
 class AttentionLaunch:
     """Stages 1 and 3: tiles of `block_m` queries times `block_n` keys.
 
     `max_registers` a thread, where it lets two programs share a multiprocessor: while one waits
-    for its products, the other does its exponentials.
+    for its products, the other does its exponentials. `again_stages` for tiles that are done once
+    more with a running maximum, where the compiler can do without `num_stages`.
     """
 
     block_m: int
@@ -29,14 +33,21 @@ class AttentionLaunch:
     num_warps: int
     num_stages: int
     max_registers: int | None = None
+    again_stages: int | None = None
+
+    def options(self, online: bool) -> dict:
+        """What Triton is told beside a kernel's arguments."""
+        stages = self.again_stages if online and self.again_stages else self.num_stages
+        registers = None if online else self.max_registers
+        return {"num_warps": self.num_warps, "num_stages": stages, "maxnreg": registers}
 
 
 @dataclass(frozen=True)
 class HopperLaunch:
-    """Stage 3 on Hopper: three consumers of `block_m` queries and a producer (`sparse_hopper`).
+    """Stage 3 on Hopper: consumers of 64 queries each and a producer (`sparse_hopper`).
 
     Registers a thread: of the whole program as it starts, then of each kind of warp. `again` is
-    how tiles are done once more that overflowed.
+    how tiles of the same 64 queries are done once more.
     """
 
     block_n: int
@@ -46,9 +57,13 @@ class HopperLaunch:
     producer_registers: int
     again: AttentionLaunch
 
+    def __post_init__(self):
+        if self.again.block_m != HOPPER_ROWS:
+            raise ValueError(f"again must have block_m = {HOPPER_ROWS}, got {self.again}")
+
     @property
     def block_m(self) -> int:
-        return self.again.block_m
+        return HOPPER_ROWS
 
 
 @dataclass(frozen=True)
@@ -60,6 +75,14 @@ class SelectLaunch:
     chunk: int
     num_warps: int
     num_stages: int
+
+    def __post_init__(self):
+        # A chunk is whole tiles, a tile whole words of 32 decisions.
+        if self.block_n % 32 or self.chunk % self.block_n:
+            raise ValueError(
+                "block_n must be a multiple of 32 and chunk one of block_n, "
+                f"got block_n = {self.block_n} and chunk = {self.chunk}"
+            )
 
 
 def padded_head_dim(head_dim: int) -> int:
@@ -124,7 +147,11 @@ def _attention_launch(dtype: torch.dtype, head_dim: int, target: GPUTarget) -> A
     if target.backend == "hip":  # 64 KiB to share
         return AttentionLaunch(128, 64, 4, 1) if width <= 128 else AttentionLaunch(64, 32, 4, 1)
     if width > 128:
-        return AttentionLaunch(64, 64 if target.arch == 90 else 32, 8, 2)
+        return (
+            AttentionLaunch(64, 64, 8, 2, again_stages=1)
+            if target.arch == 90
+            else AttentionLaunch(64, 32, 8, 2)
+        )
     padded = head_dim < width  # masks of the loads take registers
     if target.arch < 90:
         return AttentionLaunch(128, 32 if padded else 64, 8, 2)

@@ -48,7 +48,7 @@ def softmax_step(products, v, row_max, row_sum, acc, scale_log2, ONLINE: tl.cons
     scale comes in as the factor of an FMA that is needed anyway.
 
     Not ONLINE, row_max stays what it is and nothing is rescaled: weights above 1 are as good as
-    any, as long as they stay finite (`overflowed`). That takes a third of the work off the
+    any, as long as they stay finite (`unsound`). That takes a third of the work off the
     arithmetic units, and the product with v needs no answer before the next tile.
     """
     new_max = row_max
@@ -77,6 +77,11 @@ def rescale(old_max, new_max, scale_log2):
 
 
 @triton.jit
-def overflowed(row_sum, LIMIT: tl.constexpr):
-    """Did a weight of a tile outgrow its dtype, or come near it? True for NaN too."""
-    return tl.max((~(row_sum <= LIMIT)).to(tl.int32), 0) != 0
+def unsound(row_sum, origin, LIMIT: tl.constexpr):
+    """Is a tile to be done again, with a running maximum? int32, 0 or 1.
+
+    Its weights outgrew their dtype or came near it (NaN too), or a row has seen nothing finite to
+    measure weights from: they could then be as small as nothing.
+    """
+    bad = ~(row_sum <= LIMIT) | (origin == float("-inf"))
+    return tl.max(bad.to(tl.int32), 0)

@@ -1,5 +1,7 @@
 """Stage 3: gather the stripes and finish the softmax. Mirrors `anchor_ref.sparse`."""
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -7,6 +9,7 @@ from torch import Tensor
 
 from anchor_kernels.anchor import AnchorState
 from anchor_kernels.launch import (
+    HOPPER_CONSUMERS,
     AttentionLaunch,
     HopperLaunch,
     padded_head_dim,
@@ -16,13 +19,12 @@ from anchor_kernels.online_softmax import (
     LOG2E,
     load_queries,
     load_rows,
-    overflowed,
     rescale,
     score_factor,
     softmax_step,
+    unsound,
     weight_limit,
 )
-from anchor_kernels.sparse_hopper import CONSUMERS, WARPS, sparse_hopper_kernel
 from anchor_kernels.support import check_call
 from anchor_kernels.tables import GROUP_FIELDS, ROWS_END, ROWS_START, make_tables
 from anchor_ref.config import AnchorConfig
@@ -94,81 +96,105 @@ def continue_softmax(
     """
     launch = launch or sparse_launch(q, k, v, state.out, out)
     tables = make_tables(config, q.shape[2], k.shape[2], cu_seqlens, q.device)
-    # The longest lists start first: one that starts last would leave most of the device idle.
-    order = stripes.counts.flatten().argsort(descending=True, stable=True)
     tiles = triton.cdiv(tables.longest, launch.block_m)
-    if isinstance(launch, HopperLaunch):
-        tiles = triton.cdiv(tiles, CONSUMERS.value) * CONSUMERS.value
-    redo = torch.zeros(len(order) * tiles, dtype=torch.int8, device=q.device)
-    lists = stripes.indices, stripes.offsets, stripes.counts, order
-    call = q, k, v, state.out, state.lse, out, *lists, redo, tables.groups
+    if isinstance(launch, HopperLaunch):  # a program takes several, the last maybe empty ones
+        tiles = triton.cdiv(tiles, HOPPER_CONSUMERS) * HOPPER_CONSUMERS
+    pointers = Pointers(
+        q,
+        k,
+        v,
+        state.out,
+        state.lse.contiguous(),
+        out,
+        stripes.indices.contiguous(),
+        stripes.offsets.contiguous(),
+        stripes.counts.contiguous(),
+        # Longest lists first: one that starts last would leave most of the device idle.
+        order=stripes.counts.flatten().argsort(descending=True, stable=True),
+        redo=torch.zeros(stripes.counts.numel() * tiles, dtype=torch.int8, device=q.device),
+        groups=tables.groups,
+    )
     with torch.cuda.device_of(q):
-        # All tiles the short way, then once more the few whose weights outgrew their dtype.
+        # All tiles the short way, then once more the few for which it was not sound.
         if isinstance(launch, HopperLaunch):
-            _run_hopper(call, scale, tables.n_groups, tiles, launch)
+            _run_hopper(pointers, scale, tables.n_groups, tiles, launch)
             launch = launch.again
         else:
-            _run(call, scale, tables.n_groups, tiles, launch, online=False)
-        _run(call, scale, tables.n_groups, tiles, launch, online=True)
+            _run(pointers, scale, tables.n_groups, tiles, launch, online=False)
+        _run(pointers, scale, tables.n_groups, tiles, launch, online=True)
     return out
 
 
+class Pointers(NamedTuple):
+    """The tensors that both kernels of stage 3 read and write, in the order of their arguments."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    first_out: Tensor
+    first_lse: Tensor
+    out: Tensor
+    indices: Tensor
+    offsets: Tensor
+    counts: Tensor
+    order: Tensor
+    redo: Tensor
+    groups: Tensor
+
+
 def _run(
-    call: tuple, scale: float, n_groups: int, tiles: int, launch: AttentionLaunch, online: bool
+    at: Pointers, scale: float, n_groups: int, tiles: int, launch: AttentionLaunch, online: bool
 ) -> None:
-    """Launch `sparse_kernel`; `call` are its pointers."""
-    q, k, v, first_out, _, out = call[:6]
+    """Launch `sparse_kernel`, a program for each tile of each list."""
     factor, sign = score_factor(scale)
-    sparse_kernel[(len(call[9]) * tiles,)](
-        *call,
+    sparse_kernel[(at.redo.numel(),)](
+        *at,
         factor,
-        *q.stride(),
-        *k.stride(),
-        *v.stride(),
-        *first_out.stride(),
-        *out.stride(),
-        q.shape[2],
+        *at.q.stride(),
+        *at.k.stride(),
+        *at.v.stride(),
+        *at.first_out.stride(),
+        *at.out.stride(),
+        at.q.shape[2],
         n_groups,
         tiles,
         SIGN=sign,
-        Q_HEADS=q.shape[1],
-        HEADS_PER_KV=q.shape[1] // k.shape[1],
-        D=q.shape[3],
-        BLOCK_D=padded_head_dim(q.shape[3]),
+        Q_HEADS=at.q.shape[1],
+        HEADS_PER_KV=at.q.shape[1] // at.k.shape[1],
+        D=at.q.shape[3],
+        BLOCK_D=padded_head_dim(at.q.shape[3]),
         BLOCK_M=launch.block_m,
         BLOCK_N=launch.block_n,
-        LIMIT=weight_limit(q.dtype),
+        LIMIT=weight_limit(at.q.dtype),
         ONLINE=online,
-        num_warps=launch.num_warps,
-        # The second way takes more registers, and hardly a tile goes it.
-        num_stages=1 if online else launch.num_stages,
-        maxnreg=None if online else launch.max_registers,
+        **launch.options(online),
     )
 
 
 def _run_hopper(
-    call: tuple, scale: float, n_groups: int, tiles: int, launch: HopperLaunch
+    at: Pointers, scale: float, n_groups: int, tiles: int, launch: HopperLaunch
 ) -> None:
-    """Launch `sparse_hopper_kernel`, a program for every three tiles of 64 rows."""
-    q, k, v, first_out, _, out = call[:6]
-    programs = len(call[9]) * tiles // CONSUMERS.value
-    sparse_hopper_kernel[(programs,)](
-        *call,
+    """Launch `sparse_hopper_kernel`, a program for every three tiles of a list."""
+    # Gluon is Triton's youngest part: who has no Hopper does not depend on it.
+    from anchor_kernels.sparse_hopper import WARPS, sparse_hopper_kernel
+
+    sparse_hopper_kernel[(at.redo.numel() // HOPPER_CONSUMERS,)](
+        *at,
         scale,
-        *q.stride()[:3],
-        *k.stride()[:3],
-        *v.stride()[:3],
-        *first_out.stride()[:3],
-        *out.stride()[:3],
-        q.shape[2],
+        *at.q.stride()[:3],
+        *at.k.stride()[:3],
+        *at.v.stride()[:3],
+        *at.first_out.stride()[:3],
+        *at.out.stride()[:3],
+        at.q.shape[2],
         n_groups,
-        tiles // CONSUMERS.value,
-        Q_HEADS=q.shape[1],
-        HEADS_PER_KV=q.shape[1] // k.shape[1],
-        D=q.shape[3],
+        tiles // HOPPER_CONSUMERS,
+        Q_HEADS=at.q.shape[1],
+        HEADS_PER_KV=at.q.shape[1] // at.k.shape[1],
+        D=at.q.shape[3],
         BLOCK_N=launch.block_n,
         STAGES=launch.num_stages,
-        LIMIT=weight_limit(q.dtype),
+        LIMIT=weight_limit(at.q.dtype),
         CONSUMER_REGISTERS=launch.consumer_registers,
         PRODUCER_REGISTERS=launch.producer_registers,
         num_warps=WARPS.value,
@@ -245,7 +271,7 @@ def sparse_kernel(
     count = tl.load(counts + bhg)
 
     rows = row_start + tl.arange(0, BLOCK_M)  # [M]
-    dims = tl.arange(0, BLOCK_D)  # [D]
+    dims = tl.arange(0, BLOCK_D).to(tl.int64)  # [D]
     real_dim = dims < D
     real = (rows < rows_end)[:, None] & real_dim[None, :]
     long_rows = rows.to(tl.int64)[:, None]
@@ -280,9 +306,9 @@ def sparse_kernel(
         acc += first_acc * rescale(first_max, row_max, scale * LOG2E)[:, None]
     else:  # the origin is still where stage 1 put it
         acc += first_acc
-        again = overflowed(row_sum, LIMIT)
+        again = unsound(row_sum, lse, LIMIT)
         tl.store(redo + pid, again)
-        real = real & ~again  # what is there is needed once more
+        real = real & (again == 0)  # what is there is needed once more
     out += b * out_b + q_head * out_h + long_rows * out_n + dims[None, :] * out_d
     tl.store(out, (acc * (1 / row_sum)[:, None]).to(out.dtype.element_ty), mask=real)
 

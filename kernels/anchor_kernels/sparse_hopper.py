@@ -22,10 +22,11 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from anchor_kernels.launch import HOPPER_CONSUMERS, HOPPER_ROWS
 from anchor_kernels.tables import GROUP_FIELDS, ROWS_END, ROWS_START
 
-CONSUMERS = gl.constexpr(3)
-ROWS = gl.constexpr(64)  # of one consumer: what one matrix instruction multiplies
+CONSUMERS = gl.constexpr(HOPPER_CONSUMERS)
+ROWS = gl.constexpr(HOPPER_ROWS)  # of one consumer
 WARPS = gl.constexpr(4)  # of each consumer and of the producer
 LOG2E = gl.constexpr(1.4426950408889634)
 
@@ -214,8 +215,8 @@ def attend(PART: gl.constexpr, rows, places, scale, q_tiles, ring, LIMIT: gl.con
     dims = gl.arange(0, D, gl.SliceLayout(0, out_layout))[None, :]
     real = (row < rows_end)[:, None]
     acc += gl.load(first_out + long_row * first_n + dims, mask=real, other=0.0).to(gl.float32)
-    # Weights near the end of their dtype: leave the rows to `sparse_kernel`, and what it needs.
-    again = gl.max((~(row_sum <= LIMIT)).to(gl.int32), 0)
+    # As `unsound` has it: leave the rows to `sparse_kernel`, and what it needs.
+    again = gl.max((~(row_sum <= LIMIT) | (lse == float("-inf"))).to(gl.int32), 0)
     gl.store(redo + PART, again.to(gl.int8))
     inverse = gl.convert_layout(1 / row_sum, gl.SliceLayout(1, out_layout))[:, None]
     gl.store(out + long_row * out_n + dims, (acc * inverse).to(dtype), mask=real & (again == 0))
@@ -242,9 +243,9 @@ def weigh(
 
     Of the keys only the first `left` are real.
     """
-    keys = gl.arange(0, products.shape[1], gl.SliceLayout(0, products.type.layout))
-    products = gl.where((keys < left)[None, :], products, float("-inf"))
     weights = gl.exp2(products * scale_log2 - origin[:, None])
+    keys = gl.arange(0, products.shape[1], gl.SliceLayout(0, products.type.layout))
+    weights = gl.where((keys < left)[None, :], weights, 0.0)
     row_sum += gl.sum(weights, 1)
     operand: gl.constexpr = gl.DotOperandLayout(0, out_layout, 2)
     return gl.convert_layout(weights.to(dtype), operand), row_sum

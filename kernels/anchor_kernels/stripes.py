@@ -126,7 +126,7 @@ def pool_kernel(
     head = (pid // n_blocks).to(tl.int64)  # of all heads of the batch
     start = tl.load(blocks + 2 * block)
     end = tl.load(blocks + 2 * block + 1)
-    dims = tl.arange(0, BLOCK_D)
+    dims = tl.arange(0, BLOCK_D).to(tl.int64)
     q += head // Q_HEADS * q_b + head % Q_HEADS * q_h + dims[None, :] * q_d
     q_sum = tl.zeros([BLOCK_D], tl.float32)
     anchor_sum = tl.zeros([BLOCK_M], tl.float32)
@@ -252,7 +252,7 @@ def select_kernel(
     row_block = tl.arange(0, HEADS * STEP_TILE) % STEP_TILE
     row_head = pid % HEAD_TILES * HEADS + row_head
     row_first = (b * Q_HEADS + kv_head * HEADS_PER_KV + row_head) * n_blocks + blocks_start
-    dims = tl.arange(0, BLOCK_D)
+    dims = tl.arange(0, BLOCK_D).to(tl.int64)
     keys = tl.arange(0, BLOCK_N)
     k += b * k_b + kv_head * k_h + dims[:, None] * k_d
     words += ((head * n_slots + slot) * (CHUNK // WORD))[:, None]

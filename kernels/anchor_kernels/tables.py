@@ -21,12 +21,10 @@ ROWS_END = tl.constexpr(1)
 SHIFT = tl.constexpr(2)
 INIT_START = tl.constexpr(3)
 INIT_END = tl.constexpr(4)
-CANDIDATES_START = tl.constexpr(5)
-CANDIDATES_END = tl.constexpr(6)
-WINDOW_START = tl.constexpr(7)
-FIRST_BLOCK = tl.constexpr(8)
-N_BLOCKS = tl.constexpr(9)
-GROUP_FIELDS = tl.constexpr(10)
+WINDOW_START = tl.constexpr(5)
+FIRST_BLOCK = tl.constexpr(6)
+N_BLOCKS = tl.constexpr(7)
+GROUP_FIELDS = tl.constexpr(8)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,16 +72,22 @@ class Chunks:
 
 
 def make_tables(
-    config: AnchorConfig, n_queries: int, n_keys: int, cu_seqlens: Tensor | None, device
+    config: AnchorConfig,
+    n_queries: int,
+    n_keys: int,
+    cu_seqlens: Tensor | None,
+    device: torch.device,
 ) -> Tables:
     """Tables for these sizes; the same sizes give the same tables without new work."""
     bounds = None if cu_seqlens is None else tuple(cu_seqlens.tolist())
+    # Memory that is given up may be in use on the stream it was made for, and on no other.
+    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else None
     # θ changes no region.
-    return _tables(replace(config, theta=0.0), n_queries, n_keys, bounds, torch.device(device))
+    return _tables(replace(config, theta=0.0), n_queries, n_keys, bounds, device, stream)
 
 
 @lru_cache(maxsize=32)
-def _tables(config, n_queries, n_keys, bounds, device) -> Tables:
+def _tables(config, n_queries, n_keys, bounds, device, stream) -> Tables:
     cu_seqlens = None if bounds is None else torch.tensor(bounds)
     found = groups(config, n_queries, n_keys, cu_seqlens)
     rows, blocks = [], []
@@ -95,8 +99,6 @@ def _tables(config, n_queries, n_keys, bounds, device) -> Tables:
                 group.shift,
                 group.init.start,
                 group.init.stop,
-                group.candidates.start,
-                group.candidates.stop,
                 group.window_start,
                 len(blocks),
                 len(group.blocks),
