@@ -12,11 +12,13 @@ from anchor_ref.activations.documents import (
     HELD_OUT,
     KEY_FIRST,
     KEY_SECOND,
+    STATEMENTS,
     filler,
     make_keys,
     make_prompt,
 )
 
+BODY = filler(3000, random.Random(0))
 depth_lists = st.lists(st.floats(0, 1), min_size=1, max_size=6).map(tuple)
 
 
@@ -49,18 +51,23 @@ def test_needles_stand_at_their_depth():
         assert abs(place - depth) < 0.02, (depth, place)
 
 
-@given(seed=st.integers(0, 2**31), depths=depth_lists)
-def test_needles_are_listed_as_they_stand_whatever_order_their_depths_come_in(seed, depths):
-    document = make_document(5000, seed, depths=depths, asked=seed % len(depths))
-    body = document.text[: document.text.index("\nQuestion")]
+@given(seed=st.integers(0, 2**31), depths=depth_lists, n=st.integers(0, 3000))
+def test_needles_stand_in_order_at_the_first_sentence_end_after_their_depth(seed, depths, n):
+    document = make_document(n, seed, depths=depths, asked=seed % len(depths), body=BODY)
+    text = document.text[: document.text.index("\nQuestion")]
     assert [needle.depth for needle in document.needles] == sorted(depths)
     assert document.needles[document.asked].depth == depths[seed % len(depths)]
-    starts = [body.index(f"{needle.key} is {needle.value}.") for needle in document.needles]
-    assert starts == sorted(starts)
-    # Each statement before it and the rest of one sentence may push a needle back, nothing else.
-    for place, (needle, start) in enumerate(zip(document.needles, starts, strict=True)):
-        wanted = needle.depth * (len(body) - 80 * len(depths))
-        assert -80 * len(depths) <= start - wanted <= 80 * (place + 1) + 150
+    told = 0
+    for needle in document.needles:
+        said = [words.format(key=needle.key, value=needle.value) for words in STATEMENTS]
+        (statement,) = (words for words in said if words in text)
+        at = text.index(statement) - told  # characters of filler before it
+        told += len(statement)
+        wanted = round(needle.depth * n)
+        assert at >= wanted
+        assert at in (0, n) or BODY[at - 1 : at + 1] == ". "
+        assert at == 0 or ". " not in BODY[max(wanted - 1, 0) : at]
+    assert len(text) == n + told
 
 
 def test_held_out_keys_share_no_word_with_training_keys():

@@ -26,7 +26,7 @@ from anchor_ref.inputs import INPUT_DTYPES
 from anchor_ref.measure import density, measure, recall
 from anchor_ref.online_softmax import SoftmaxState, empty_state, merge, normalise, partial_softmax
 from anchor_ref.regions import groups
-from tests.brute_force import brute_force, cases, kept_pairs, score_slack
+from tests.brute_force import brute_force, brute_masks, cases, kept_pairs, score_slack
 
 
 @given(cases(dtypes=INPUT_DTYPES, means=(0.0, 1.0)))  # rounding on the way hides in a mean of 0
@@ -44,6 +44,24 @@ def test_selection_and_output_agree_with_float64(case):
         bound = 2 * slack + k.shape[2] * eps + torch.finfo(q.dtype).eps
         size = v.abs().max().double()
         torch.testing.assert_close(out.double() / size, exact / size, atol=bound, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_stage_2_pools_and_multiplies_low_precision_inputs_in_float32(dtype):
+    torch.manual_seed(0)
+    config = AnchorConfig(16, 2, theta=4.0)
+    # Means of 4: rounding a pooled query to the inputs' dtype moves every score, none is 0.
+    q, k = (4 + torch.randn(1, heads, 1024, 16) for heads in (4, 2))
+    q, k = q.to(dtype), k.to(dtype)
+    _, trace = anchor_attention(q, k, k, config, 0.25, return_trace=True)
+    *_, candidates, difference = brute_masks(q, k, config, 0.25)
+    difference = difference.unflatten(2, (-1, config.group_size))  # [B, Hq, G, S, N]
+    near = (difference - config.theta).abs() <= score_slack(q, k, 0.25, torch.float32)
+    decided = candidates[:: config.group_size] & ~near.any(3)
+    chosen, found = (difference <= config.theta).any(3), trace.stripes.to_mask(1024)
+    assert torch.equal(found & decided, chosen & decided)
+    assert decided.sum() > 0.99 * 4 * candidates[:: config.group_size].sum()
+    assert 0.1 < chosen[decided].double().mean() < 0.9
 
 
 @given(cases(integers=True))
@@ -452,11 +470,13 @@ def test_defaults_and_signatures_are_those_of_the_contract():
 
 def test_no_config_means_the_default_one():
     torch.manual_seed(0)
-    q, k, v = (8 * torch.randn(1, 1, 2200, 4) for _ in range(3))
-    out, trace = anchor_attention(q, k, v, return_trace=True)
-    expected, default = anchor_attention(q, k, v, AnchorConfig(), return_trace=True)
-    assert torch.equal(out, expected)
+    q, k = torch.zeros(1, 1, 2200, 4), torch.zeros(1, 1, 2200, 4)
+    q[..., 0], k[..., 0] = 1, 24 * torch.rand(2200)  # differences of 0 to 24, θ is 12
+    out, trace = anchor_attention(q, k, k, scale=1.0, return_trace=True)
+    expected, default = anchor_attention(q, k, k, AnchorConfig(), 1.0, return_trace=True)
+    assert 800 < len(trace.stripes.indices) < 1100
     assert torch.equal(trace.stripes.indices, default.stripes.indices)
+    assert torch.equal(out, expected)
 
 
 def test_boundaries_may_be_int32():

@@ -95,6 +95,13 @@ def test_dense_attention_is_softmax_over_all_earlier_keys_in_the_compute_dtype(c
     torch.testing.assert_close(found.double(), exact, atol=bound * v.abs().max().item(), rtol=0)
 
 
+def test_dense_attention_is_dense_beyond_the_groups_of_the_default_config():
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 1, 2500, 4, dtype=torch.float64) for _ in range(3))
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    torch.testing.assert_close(dense_attention(q, k, v), expected, atol=1e-12, rtol=0)
+
+
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=4).filter(sum))
 @settings(max_examples=40)
 def test_measures_of_packed_sequences_are_those_of_each_put_together(lengths):

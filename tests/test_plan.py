@@ -85,6 +85,11 @@ def test_every_caller_refuses_a_key_that_looks_ahead(caller):
         callers(StripePlan.from_lists(lists, (1, 1, 5)))[caller]()
 
 
+def test_a_plan_needs_one_list_for_each_batch_head_and_group():
+    with pytest.raises(ValueError, match="lists must be B·Hq·G = 30 lists, got 29"):
+        StripePlan.from_lists(random_lists(0)[1:], (2, 3, 5))
+
+
 @pytest.mark.usefixtures("unchecked_annotations")
 @pytest.mark.parametrize(
     ("change", "error", "words"),
