@@ -93,6 +93,6 @@ def anchor_attention(
 def _why_no_kernels(q: Tensor) -> str | None:
     try:
         from anchor_kernels.support import why_unsupported
-    except ImportError as missing:  # Triton has wheels for Linux only
-        return f"Triton is not installed here ({missing})"
+    except ImportError as missing:  # Triton, for one, has wheels for Linux only
+        return f"anchor_kernels cannot be imported here ({missing})"
     return why_unsupported(q)

@@ -9,6 +9,8 @@ from anchor_ref.inputs import check_inputs
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MAX_HEAD_DIM = 256
+# Kernels take maxima over q·k, a score divided by the scale: it must be a float32 all the same.
+SMALLEST_SCALE = 2.0**-80
 
 
 class UnsupportedError(RuntimeError):
@@ -55,6 +57,8 @@ def check_call(
     """
     scale = check_inputs(q, k, v, scale, cu_seqlens)
     reason = why_unsupported(q)
+    if reason is None and 0 < abs(scale) < SMALLEST_SCALE:
+        reason = f"scale must be 0 or at least {SMALLEST_SCALE:.1e} in size, got {scale}"
     if reason is not None:
         raise UnsupportedError(f"anchor_kernels cannot run: {reason}")
     return scale
