@@ -27,7 +27,15 @@ def scaled_scores(
     The factor follows the sum: equal inner products stay equal, so that ties at the threshold are
     decided by the numbers and not by the order of rounding.
     """
-    return torch.matmul(q, k.mT).mul_(scale)
+    return product(q, k.mT).mul_(scale)
+
+
+def product(
+    a: Float[Tensor, "*batch N K"], b: Float[Tensor, "*batch K M"]
+) -> Float[Tensor, "*batch N M"]:
+    """The matrix product in the dtype of its factors, also where autocast would take another."""
+    with torch.autocast(a.device.type, enabled=False):
+        return torch.matmul(a, b)
 
 
 def causal_scores(

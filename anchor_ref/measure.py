@@ -20,7 +20,7 @@ from torch import Tensor
 from anchor_ref.anchor import compute_anchor
 from anchor_ref.attention import anchor_attention
 from anchor_ref.config import AnchorConfig
-from anchor_ref.heads import causal_scores
+from anchor_ref.heads import causal_scores, product
 from anchor_ref.inputs import (
     INPUT_DTYPES,
     check_compute_dtype,
@@ -159,7 +159,7 @@ def recall(
             q_rows = q[:, :, rows.start : rows.stop].to(dtype)
             keys = k[:, :, first : rows.stop + group.shift]
             weights = causal_scores(q_rows, keys, scale).softmax(-1)
-            lost = weights[..., candidates] @ dropped.unsqueeze(-1).to(dtype)
+            lost = product(weights[..., candidates], dropped.unsqueeze(-1).to(dtype))
             found[:, :, rows.start : rows.stop] = 1 - lost.squeeze(-1)
     # Rounding may carry 1 − lost past either end by an ulp.
     return found.clamp_(0, 1)

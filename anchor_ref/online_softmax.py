@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from anchor_ref.heads import product
+
 
 @dataclass(frozen=True, eq=False)
 class SoftmaxState:
@@ -51,7 +53,7 @@ def partial_softmax(
         return empty_state(scores.new_empty(*scores.shape[:-1], v.shape[-1]))
     row_max = scores.amax(-1)
     weights = scores.sub_(_exponent_origin(row_max).unsqueeze(-1)).exp_()
-    return SoftmaxState(row_max, weights.sum(-1), weights @ v)
+    return SoftmaxState(row_max, weights.sum(-1), product(weights, v))
 
 
 def empty_state(like: Float[Tensor, "*rows D"]) -> SoftmaxState:

@@ -200,3 +200,17 @@ def test_column_mass_of_a_map_is_the_mean_over_the_rows_that_see_the_column():
         first = 3 * cell
         expected = weights[first:, first : first + 3].sum(1).mean()
         torch.testing.assert_close(data["column_mass"][cell].double(), expected, atol=1e-6, rtol=0)
+
+
+def test_autocast_changes_nothing():
+    """A product that takes part in a decision stays in the dtype that the docstring names."""
+    random = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, heads, 80, 16, generator=random) for heads in (4, 2, 2))
+    config = AnchorConfig(8, 2, theta=1.0)
+    plain = measure(q, k, v, config)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = measure(q, k, v, config)
+    assert torch.equal(cast.trace.row_anchor, plain.trace.row_anchor)
+    assert torch.equal(cast.trace.stripes.indices, plain.trace.stripes.indices)
+    assert torch.equal(cast.recall, plain.recall)
+    assert torch.equal(cast.output_error, plain.output_error)
