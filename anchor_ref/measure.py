@@ -221,7 +221,8 @@ def executed_density(
     for group in all_groups:
         for rows in group.blocks:
             window = rows.stop + group.shift - group.window_start
-            always += block * (_whole(len(group.init), block) + _whole(window, block))
+            # The initial region is made of whole blocks already.
+            always += block * (len(group.init) + _whole(window, block))
     gathered = (stripes.counts.cpu().double() / gather).ceil() * gather
     causal = sum(causal_pairs(group, group.init.start) for group in all_groups)
     return (always + (gathered * tile_rows).sum(-1)) / causal
