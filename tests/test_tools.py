@@ -14,6 +14,7 @@ ROW = {
     "layer": 0,
     "recall_mean": 0.998,
     "recall_p10": 0.99,
+    "recall_min": 0.3,
     "density": 0.25,
     "output_error": 0.0123,
     "seconds": 0.5,
@@ -43,7 +44,7 @@ def test_tour_prints_the_table_and_leaves_notebook_and_page(tmp_path, capfd):
     printed = capfd.readouterr().out
     assert "cell 1/1  Title" in printed
     assert "toy, 4096 tokens" in printed
-    assert "    0       0.9980    0.9900    0.250       1.2e-02     0.50" in printed
+    assert "    0       0.9980    0.9900     0.30    0.250       1.2e-02     0.50" in printed
     kept = nbformat.read(tmp_path / "out" / "course.ipynb", as_version=4)
     assert tour.layer_table(kept) == TABLE
     assert "<math" in (tmp_path / "out" / "course.html").read_text(encoding="utf-8")

@@ -4,11 +4,12 @@ The numbers come from the notebook. Exactly one of its outputs carries the mime 
 `application/vnd.anchor-ref.layers+json` with
 
     {"model": "what ran", "tokens": 8192,
-     "layers": [{"layer": 0, "recall_mean": 0.99, "recall_p10": 0.97, "density": 0.21,
-                 "output_error": 0.004, "seconds": 0.31}, ...]}
+     "layers": [{"layer": 0, "recall_mean": 0.99, "recall_p10": 0.97, "recall_min": 0.4,
+                 "density": 0.21, "output_error": 0.004, "seconds": 0.31}, ...]}
 
-recall, density and output error as `anchor_ref.measure` defines them, over all heads of the
-layer; seconds is the time of AnchorAttention on the layer. A cell makes it by
+recall (mean, 10th percentile and minimum over rows), density and output error as
+`anchor_ref.measure` defines them, each the mean over the heads of the layer; seconds is the time
+of AnchorAttention on the layer. A cell makes it by
 `display({LAYERS: table, "text/plain": ...}, raw=True)`.
 """
 
@@ -30,6 +31,7 @@ COLUMNS = {
     "layer": ("layer", "d", 0, math.inf),
     "recall_mean": ("recall mean", ".4f", 0, 1 + 1e-4),
     "recall_p10": ("10th pct", ".4f", 0, 1 + 1e-4),
+    "recall_min": ("minimum", ".2f", 0, 1 + 1e-4),
     "density": ("density", ".3f", 0, 1),
     "output_error": ("output error", ".1e", 0, math.inf),
     "seconds": ("seconds", ".2f", 0, math.inf),

@@ -48,6 +48,25 @@ class Captured:
     layer: int | None = None
     heads: tuple[int, ...] | None = None
 
+    def causal(self) -> "Captured":
+        """This capture, where the layer computes softmax(q·k) over all earlier keys and no more.
+
+        Raises:
+            ValueError: the layer hides keys behind a sliding window or caps its scores; measured
+                as if it did not, it would seem what it is not.
+        """
+        if self.sliding_window is not None and self.sliding_window < self.k.shape[2]:
+            raise ValueError(
+                f"layer {self.layer} sees a window of {self.sliding_window} keys, "
+                f"not all {self.k.shape[2]}: it cannot be measured as causal attention"
+            )
+        if self.softcap is not None:
+            raise ValueError(
+                f"layer {self.layer} caps its scores at {self.softcap}: "
+                "it cannot be measured as softmax attention over them"
+            )
+        return self
+
 
 @torch.no_grad()
 def capture_qkv(

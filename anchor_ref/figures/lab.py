@@ -19,7 +19,7 @@ def data_maxima(rows: Sequence[dict]) -> list[list[float]]:
 
 
 def draw_maxima(shares: list[list[float]], ax) -> None:
-    """In which heads does a row's largest score lie among the candidates?"""
+    """Where is a row's largest score a candidate's?"""
     ax.imshow(shares, cmap=MAGNITUDE, vmin=0, vmax=1, interpolation="nearest", aspect="auto")
     for layer, heads in enumerate(shares):
         for head, share in enumerate(heads):
@@ -44,20 +44,21 @@ def data_tests(rows: Sequence[dict]) -> dict[str, tuple[float, float]]:
 
 
 def draw_tests(points: dict[str, tuple[float, float]], ax) -> None:
-    """What does each approximation of the difference test cost?"""
-    for name, (density, recall) in points.items():
+    """What does each approximation cost?"""
+    for number, (name, (density, recall)) in enumerate(points.items()):
         colour = STRIPE if name == "method" else ACCENT
         ax.scatter(density, recall, s=28, color=colour, zorder=2)
         ax.annotate(
-            f" {name}",
+            name,
             (density, recall),
             color=colour,
             va="center",
-            xytext=(4, 0),
+            xytext=(8, -8 if number % 2 else 8),  # neighbours in the list lie close together
             textcoords="offset points",
         )
     ax.set(xlabel="density, mean over heads", ylabel="recall, mean over heads")
-    ax.margins(0.25)
+    ax.margins(x=0.25, y=0.1)
+    ax.set_ylim(top=1.0015)
 
 
 def data_certificate(rows: Sequence[dict]) -> list[tuple[float, list[float], float]]:
@@ -77,7 +78,7 @@ def data_certificate(rows: Sequence[dict]) -> list[tuple[float, list[float], flo
 
 
 def draw_certificate(efforts: list[tuple[float, list[float], float]], ax) -> None:
-    """How much recall can be promised without a score of any dropped key?"""
+    """How much recall can be promised?"""
     costs = [cost for cost, _, _ in efforts]
     for head in zip(*(promised for _, promised, _ in efforts), strict=True):
         ax.plot(costs, head, color="#BBBBBB", lw=0.6, zorder=1)
