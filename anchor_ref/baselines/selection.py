@@ -1,0 +1,88 @@
+"""What a method hands over: the keys that each query keeps, a few query rows at a time.
+
+Nothing here is as large as N x N. A mask over all pairs exists only on request, for small N.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+LARGEST_MASK = 4096  # tokens for which `to_mask` builds all N x N pairs
+ROWS = 128  # query rows looked at in one go
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """The pairs (query, key) that a method keeps, and what choosing and using them costs.
+
+    Attributes:
+        shape: (B, Hq, N).
+        rows: for a range of query rows the keys that each of them keeps, as a mask
+            `[B, Hq, len(rows), rows.stop]` over the keys up to the last row's own. No row keeps a
+            later key, and each keeps at least one.
+        executed: pairs multiplied when only whole tiles of the method are, `[B, Hq]` float64; None
+            where the method has no tiles: then those kept.
+        scored: pairs scored to choose, per head, x 1/2 where only q·k is formed.
+    """
+
+    shape: tuple[int, int, int]
+    rows: Callable[[range], Bool[Tensor, "B Hq R M"]]
+    executed: Float[Tensor, "B Hq"] | None
+    scored: float
+
+    def __iter__(self) -> Iterator[tuple[range, Bool[Tensor, "B Hq R M"]]]:
+        """All query rows, `ROWS` at a time, with their masks."""
+        for start in range(0, self.shape[2], ROWS):
+            rows = range(start, min(start + ROWS, self.shape[2]))
+            yield rows, self.rows(rows)
+
+    def to_mask(self) -> Bool[Tensor, "B Hq N N"]:
+        """All pairs.
+
+        Raises:
+            ValueError: N is larger than `LARGEST_MASK`.
+        """
+        batch, heads, n = self.shape
+        if n > LARGEST_MASK:
+            raise ValueError(
+                f"to_mask holds all pairs of at most {LARGEST_MASK} tokens, got {n}; "
+                "iterate over the selection for more"
+            )
+        parts = [torch.nn.functional.pad(mask, (0, n - mask.shape[-1])) for _, mask in self]
+        return torch.cat(parts, 2).view(batch, heads, n, n)
+
+
+def causal_mask(rows: range, device: torch.device | None = None) -> Bool[Tensor, "R M"]:
+    """Keys up to each row's own, `[len(rows), rows.stop]`."""
+    own = torch.arange(rows.start, rows.stop, device=device)
+    return torch.arange(rows.stop, device=device) <= own[:, None]
+
+
+def block_selection(
+    blocks: Bool[Tensor, "B Hq T U"], n: int, q_block: int, k_block: int, scored: float
+) -> Selection:
+    """The selection that keeps whole blocks, as far as they are causal.
+
+    Args:
+        blocks: which of the ceil(N / q_block) x ceil(N / k_block) blocks are kept; what lies
+            after the diagonal does not matter.
+        n: N.
+        q_block, k_block: queries and keys of a block.
+        scored: see `Selection`.
+    """
+    batch, heads, n_q_blocks, n_k_blocks = blocks.shape
+    q_ends = (torch.arange(n_q_blocks, device=blocks.device) + 1) * q_block
+    starts = torch.arange(n_k_blocks, device=blocks.device) * k_block
+    blocks = blocks & (starts < q_ends[:, None].clamp(max=n))
+
+    def keep(rows: range) -> Tensor:
+        first, last = rows.start // q_block, (rows.stop - 1) // q_block
+        wide = blocks[:, :, first : last + 1].repeat_interleave(k_block, -1)[..., : rows.stop]
+        index = torch.arange(rows.start, rows.stop, device=blocks.device) // q_block - first
+        return wide[:, :, index] & causal_mask(rows, blocks.device)
+
+    executed = blocks.sum((-2, -1)).double() * (q_block * k_block)
+    return Selection((batch, heads, n), keep, executed, scored)
