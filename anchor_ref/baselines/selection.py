@@ -5,10 +5,14 @@ Nothing here is as large as N x N. A mask over all pairs exists only on request,
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn.functional import pad
+
+from anchor_ref.inputs import check_inputs
 
 LARGEST_MASK = 4096  # tokens for which `to_mask` builds all N x N pairs
 ROWS = 128  # query rows looked at in one go
@@ -20,7 +24,7 @@ class Selection:
 
     Attributes:
         shape: (B, Hq, N).
-        rows: for a range of query rows the keys that each of them keeps, as a mask
+        rows: for a range of query rows, not empty, the keys that each of them keeps, as a mask
             `[B, Hq, len(rows), rows.stop]` over the keys up to the last row's own. No row keeps a
             later key, and each keeps at least one.
         executed: pairs multiplied when only whole tiles of the method are, `[B, Hq]` float64; None
@@ -51,7 +55,7 @@ class Selection:
                 f"to_mask holds all pairs of at most {LARGEST_MASK} tokens, got {n}; "
                 "iterate over the selection for more"
             )
-        parts = [torch.nn.functional.pad(mask, (0, n - mask.shape[-1])) for _, mask in self]
+        parts = [pad(mask, (0, n - mask.shape[-1])) for _, mask in self]
         return torch.cat(parts, 2).view(batch, heads, n, n)
 
 
@@ -86,3 +90,85 @@ def block_selection(
 
     executed = blocks.sum((-2, -1)).double() * (q_block * k_block)
     return Selection((batch, heads, n), keep, executed, scored)
+
+
+def row_selection(
+    shape: tuple[int, int, int],
+    keep: Callable[[range], Bool[Tensor, "B Hq R M"]],
+    scored: float,
+) -> Selection:
+    """The selection of a method that decides for each row when it is asked.
+
+    Args:
+        shape: (B, Hq, N).
+        keep: for `ROWS` rows that start at a multiple of `ROWS` (the last ones may be fewer) what
+            each keeps, `[B, Hq, len(rows), rows.stop]`; later keys are taken out here.
+        scored: see `Selection`.
+    """
+
+    def rows(wanted: range) -> Tensor:
+        parts = []
+        # Scores of other shapes round differently, and near ties would depend on who asks.
+        for start in range(wanted.start // ROWS * ROWS, wanted.stop, ROWS):
+            run = range(start, min(start + ROWS, shape[2]))
+            mask = keep(run)
+            mask = mask & causal_mask(run, mask.device)
+            inside = slice(max(wanted.start - start, 0), wanted.stop - start)
+            parts.append(pad(mask[:, :, inside], (0, wanted.stop - run.stop)))
+        return torch.cat(parts, 2)
+
+    return Selection(shape, rows, None, scored)
+
+
+def largest(scores: Float[Tensor, "*batch M"], count: int) -> Bool[Tensor, "*batch M"]:
+    """Which of the last dimension are its `count` largest; of equal ones the first."""
+    order = scores.argsort(dim=-1, descending=True, stable=True)
+    return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, order[..., :count], True)
+
+
+def largest_share(weights: Float[Tensor, "*batch M"], share: float) -> Bool[Tensor, "*batch M"]:
+    """The fewest of the last dimension that hold `share` of its sum, the largest first.
+
+    keep w_r   when   Σ_{r' before r} w_r' < share · Σ w   with r in falling order, of equals the
+    first
+
+    Args:
+        weights: not negative. Where their sum is NaN, all are kept.
+        share: in [0, 1]; 0 keeps none, 1 keeps what adds to the sum in the dtype of `weights`.
+    """
+    ranked, order = weights.sort(dim=-1, descending=True, stable=True)
+    sums = ranked.cumsum(-1)
+    reached = pad(sums[..., :-1], (1, 0)) >= share * sums[..., -1:]
+    return torch.empty_like(reached).scatter_(-1, order, ~reached)
+
+
+def check_prompt(q: Tensor, k: Tensor, scale: float | None) -> float:
+    """The scale to use, after refusing what is no whole prompt.
+
+    Raises:
+        TypeError, ValueError: see `inputs.check_inputs`; or queries and keys differ in number.
+    """
+    scale = check_inputs(q, k, None, scale)
+    if q.shape[2] != k.shape[2]:
+        raise ValueError(
+            f"q must have as many tokens as k ({k.shape[2]}): methods are compared on whole "
+            f"prompts; got {q.shape[2]}"
+        )
+    return scale
+
+
+def causal_pairs(n: int) -> int:
+    """Pairs (query, key) with key <= query: N(N+1)/2."""
+    return n * (n + 1) // 2
+
+
+def check_count(field: str, value: object, least: int) -> None:
+    """Refuse a knob that is no integer of at least `least`, with a ValueError naming it."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{field} must be an integer of at least {least}, got {value!r}")
+
+
+def check_number(field: str, value: object, least: float, most: float) -> None:
+    """Refuse a knob that is no real number in [least, most], with a ValueError naming it."""
+    if not isinstance(value, Real) or isinstance(value, bool) or not least <= value <= most:
+        raise ValueError(f"{field} must be a number in [{least}, {most}], got {value!r}")
