@@ -283,17 +283,19 @@ def test_strides_of_any_kind_give_the_same_bits():
         return torch.stack([x, torch.full_like(x, torch.nan)], -1)[..., 0]
 
     for view in (heads_inside, columns_apart):
-        seen, _ = run(case, q=view(case.q), k=view(case.k), v=view(case.v))
-        assert torch.equal(seen, out), view.__name__
+        for names in ("q", "k", "v", "qkv"):  # one alone shows whose strides are taken for it
+            seen, _ = run(case, **{name: view(getattr(case, name)) for name in names})
+            assert torch.equal(seen, out), f"{names} with {view.__name__}"
 
 
 def test_offsets_beyond_31_bits_are_reached():
     """Rows 2^30 elements apart: the third one starts where 32 bits with a sign end."""
     far, dim = 2**30, 16
     torch.use_deterministic_algorithms(False)  # filling it would take the memory it does not need
-    storage = torch.empty(3 * far, dtype=torch.float16, device=DEVICE)
-    x = storage.as_strided((1, 1, 3, dim), (dim, dim, far, 1))
-    x.copy_(torch.randn(1, 1, 3, dim))
+    # The third row is a candidate of the fourth: stage 2 and the gather reach it too.
+    storage = torch.empty(3 * far + dim, dtype=torch.float16, device=DEVICE)
+    x = storage.as_strided((1, 1, 4, dim), (dim, dim, far, 1))
+    x.copy_(torch.randn(1, 1, 4, dim))
     near = x.contiguous()
     config = AnchorConfig(1, 1, theta=math.inf, init_blocks=0)
     for q, k in ((near, x), (x, near)):

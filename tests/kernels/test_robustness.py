@@ -69,6 +69,35 @@ def test_stripes_far_above_the_anchor_are_right_in_every_head_size(dtype, dim):
     )
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dim", HEAD_DIMS)
+def test_weights_too_large_for_float16_alone_are_right(dtype, dim):
+    """A stripe outweighs stage 1 by e^11.5 or so: no float16, but far from float32's end."""
+    config = AnchorConfig(16, 2, theta=math.inf, init_blocks=0)
+    case = random_case(96, 96, (1, 2, 1), dim, config, dtype=dtype, scale=0.25)
+    case.k[:, :, 5] = 0
+    case.k[:, :, 5, 0] = 40
+    case.q[:, :, 40:] = 0
+    case.q[:, :, 40:, 0] = 1.25  # a score of 12.5 at key 5, of less than 1 elsewhere
+    out = anchor_kernels.anchor_attention(case.q, case.k, case.v, config, 0.25)
+    torch.testing.assert_close(
+        out[:, :, 64:], case.v[:, :, 5:6].expand(1, 2, 32, dim), atol=5e-3, rtol=5e-3
+    )
+
+
+@pytest.mark.parametrize("dtype", [dtype for dtype in DTYPES if dtype != torch.float32])
+def test_a_mean_query_keeps_more_digits_than_its_dtype(dtype):
+    """The mean of 1 and 1 + eps is neither; times 64, rounding it would move the difference."""
+    eps = torch.finfo(dtype).eps
+    q, k = torch.zeros(2, 1, 1, 4, 16, dtype=dtype, device=DEVICE)
+    q[..., 0] = torch.tensor([1, 1 + eps, 1, 1 + eps])
+    k[..., 0] = torch.tensor([64, 64, 65, 65])
+    # The anchor is 65 (1 + eps/2), the pooled score 64 (1 + eps/2).
+    config = AnchorConfig(2, 1, theta=1 + 2 * eps, init_blocks=0)
+    _, trace = anchor_kernels.anchor_attention(q, k, k, config, 1.0, return_trace=True)
+    assert trace.stripes.counts.flatten().tolist() == [0, 2]
+
+
 def test_states_and_plans_may_have_any_strides():
     config = AnchorConfig(8, 2, theta=1.0)
     case = random_case(64, 64, (1, 2, 2), 16, config)
