@@ -1,31 +1,29 @@
-"""Other ways to choose the keys, each behind the same call, and one evaluation for all."""
+"""Other ways to choose the keys, each behind the same call, and one evaluation for all.
+
+what a method is             method.py, selection.py; what it is judged by: evaluate.py
+no choice at all             dense.py, streaming.py
+other sparse prefills        vertical_slash.py, flex_prefill.py, xattention.py, sparge.py,
+                             flash_prefill.py
+upper bounds                 token_oracles.py, block_oracles.py, stripe_oracle.py
+AnchorAttention              anchor.py; its choices replaced: anchors.py, budgets.py
+"""
 
 from jaxtyping import Float
 from torch import Tensor
 
-from anchor_ref.baselines.anchor import (
-    AnchorAttention,
-    AnchorBlocks,
-    ConstantThreshold,
-    PartialAnchor,
-    PooledMaximum,
-    PooledTopCdf,
-    PooledTopK,
-)
+from anchor_ref.baselines.anchor import AnchorAttention, AnchorBlocks
+from anchor_ref.baselines.anchors import ConstantThreshold, PartialAnchor, PooledMaximum
+from anchor_ref.baselines.block_oracles import BlockTopCdf, BlockTopK
+from anchor_ref.baselines.budgets import PooledTopCdf, PooledTopK
 from anchor_ref.baselines.dense import Dense
-from anchor_ref.baselines.evaluate import Evaluation, evaluate
-from anchor_ref.baselines.oracles import (
-    BlockTopCdf,
-    BlockTopK,
-    DifferenceOracle,
-    StripeOracle,
-    TokenTopCdf,
-    TokenTopK,
-)
+from anchor_ref.baselines.evaluate import Evaluation, evaluate, evaluate_all
+from anchor_ref.baselines.method import Method
 from anchor_ref.baselines.selection import Selection
 from anchor_ref.baselines.streaming import StreamingLLM
+from anchor_ref.baselines.stripe_oracle import StripeOracle
+from anchor_ref.baselines.token_oracles import DifferenceOracle, TokenTopCdf, TokenTopK
 
-METHODS: dict[str, type] = {
+METHODS: dict[str, type[Method]] = {
     method.__name__: method
     for method in (
         Dense,
@@ -37,12 +35,12 @@ METHODS: dict[str, type] = {
         BlockTopCdf,
         StripeOracle,
         AnchorAttention,
+        AnchorBlocks,
         PartialAnchor,
         ConstantThreshold,
         PooledMaximum,
         PooledTopK,
         PooledTopCdf,
-        AnchorBlocks,
     )
 }
 
@@ -50,24 +48,33 @@ METHODS: dict[str, type] = {
 def select(
     q: Float[Tensor, "B Hq N D"],
     k: Float[Tensor, "B Hkv N D"],
-    config: object,
+    config: Method,
     scale: float | None = None,
 ) -> Selection:
     """The keys that any method keeps.
 
     Args:
         q, k, scale: as in `anchor_attention`, with as many queries as keys.
-        config: an instance of one of `METHODS`.
+        config: a method with its knobs, such as `StreamingLLM(window=512)`.
 
     Raises:
         TypeError: `config` is no method; or see `inputs.check_inputs`.
-        ValueError: see `selection.check_prompt`.
+        ValueError: see `method.check_prompt`.
     """
-    if type(config) not in METHODS.values():
+    if not isinstance(config, Method):
         raise TypeError(
             f"config must be one of the methods {', '.join(METHODS)}, got {type(config).__name__}"
         )
     return config.select(q, k, scale)
 
 
-__all__ = ["METHODS", "Evaluation", "Selection", "evaluate", "select", *METHODS]
+__all__ = [
+    "METHODS",
+    "Evaluation",
+    "Method",
+    "Selection",
+    "evaluate",
+    "evaluate_all",
+    "select",
+    *METHODS,
+]

@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 
-from jaxtyping import Float
 from torch import Tensor
 
-from anchor_ref.baselines.selection import Selection, causal_mask, check_prompt
+from anchor_ref.baselines.method import Method
+from anchor_ref.baselines.selection import Selection, causal_mask
 
 
 @dataclass(frozen=True)
-class Dense:
+class Dense(Method):
     """Every key up to the query's own."""
 
     @classmethod
@@ -17,21 +17,7 @@ class Dense:
         """The one configuration there is."""
         return [cls()]
 
-    def select(
-        self,
-        q: Float[Tensor, "B Hq N D"],
-        k: Float[Tensor, "B Hkv N D"],
-        scale: float | None = None,
-    ) -> Selection:
-        """All causal pairs; nothing is scored to choose them.
-
-        Args:
-            q, k, scale: as in `anchor_attention`, with as many queries as keys.
-
-        Raises:
-            TypeError, ValueError: see `selection.check_prompt`.
-        """
-        check_prompt(q, k, scale)
+    def choose(self, q: Tensor, k: Tensor, scale: float) -> Selection:
         batch, heads, n, _ = q.shape
 
         def keep(rows: range) -> Tensor:

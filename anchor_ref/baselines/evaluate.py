@@ -4,13 +4,15 @@ One dense and one masked softmax over the same scores, `ROWS` query rows at a ti
 differs from method to method.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from anchor_ref.baselines.selection import Selection, causal_mask, causal_pairs, check_prompt
+from anchor_ref.baselines.method import check_prompt
+from anchor_ref.baselines.selection import Selection, causal_mask, causal_pairs
 from anchor_ref.heads import causal_scores, product, stack_heads, unstack_heads
 from anchor_ref.inputs import check_compute_dtype, check_inputs, check_type
 from anchor_ref.measure import output_error
@@ -65,42 +67,68 @@ def evaluate(
 
     Raises:
         TypeError: see `inputs.check_inputs`; or `selection` is no `Selection`.
-        ValueError: see `selection.check_prompt`; or the selection does not fit q, keeps a later
+        ValueError: see `method.check_prompt`; or the selection does not fit q, keeps a later
             key, or leaves a row without any.
+    """
+    check_type("selection", selection, Selection)
+    return evaluate_all(q, k, v, [selection], scale)[0]
+
+
+def evaluate_all(
+    q: Float[Tensor, "B Hq N D"],
+    k: Float[Tensor, "B Hkv N D"],
+    v: Float[Tensor, "B Hkv N D"],
+    selections: Sequence[Selection],
+    scale: float | None = None,
+) -> list[Evaluation]:
+    """`evaluate` of several selections, for which dense attention is computed once.
+
+    Args:
+        q, k, v, scale: as in `evaluate`.
+        selections: what any methods returned, each for this q and k.
+
+    Raises:
+        TypeError, ValueError: as in `evaluate`.
     """
     check_inputs(q, k, v, scale)
     scale = check_prompt(q, k, scale)
-    check_type("selection", selection, Selection)
-    if selection.shape != tuple(q.shape[:3]):
-        raise ValueError(f"selection must be of {tuple(q.shape[:3])}, got {selection.shape}")
+    for selection in selections:
+        if selection.shape != tuple(q.shape[:3]):
+            raise ValueError(f"selection must be of {tuple(q.shape[:3])}, got {selection.shape}")
     dtype = check_compute_dtype(None, q.dtype)
     k, v = k.to(dtype), v.to(dtype)
-    recall = torch.empty(q.shape[:3], dtype=dtype, device=q.device)
-    kept = torch.zeros(q.shape[:2], dtype=torch.float64, device=q.device)
-    out, dense = torch.empty_like(q), torch.empty_like(q, dtype=dtype)
-    for rows, mask in selection:
-        _check_mask(rows, mask)
+    dense = torch.empty_like(q, dtype=dtype)
+    outs = [torch.empty_like(q) for _ in selections]
+    recalls = [torch.empty(q.shape[:3], dtype=dtype, device=q.device) for _ in selections]
+    kept = [torch.zeros(q.shape[:2], dtype=torch.float64, device=q.device) for _ in selections]
+    for parts in zip(*selections, strict=True):
+        rows = parts[0][0]
         block = slice(rows.start, rows.stop)
         values = v[:, :, : rows.stop]
         scores = causal_scores(q[:, :, block].to(dtype), k[:, :, : rows.stop], scale)
         weights = scores.softmax(-1)
         dense[:, :, block] = _weighted_sum(weights, values)
-        # What is lost, not what is found: near 1 that keeps more digits.
-        recall[:, :, block] = 1 - weights.masked_fill_(mask, 0).sum(-1)
-        # A softmax of its own: kept weights may all underflow beside a much larger dropped one.
-        weights = scores.masked_fill_(~mask, -torch.inf).softmax(-1)
-        out[:, :, block] = _weighted_sum(weights, values).to(q.dtype)
-        kept += mask.sum((-2, -1))
-    pairs = causal_pairs(q.shape[2])
-    executed = kept if selection.executed is None else selection.executed
-    return Evaluation(
-        # Rounding may carry 1 − lost past either end by an ulp.
-        recall=recall.clamp_(0, 1),
-        density=kept / pairs,
-        executed_density=executed / pairs,
-        identification_cost=torch.full_like(kept, selection.scored / pairs),
-        output_error=output_error(out, dense),
-    )
+        for (_, mask), out, recall, pairs in zip(parts, outs, recalls, kept, strict=True):
+            _check_mask(rows, mask)
+            # What is lost, not what is found: near 1 that keeps more digits.
+            recall[:, :, block] = 1 - weights.masked_fill(mask, 0).sum(-1)
+            # A softmax of its own: kept weights may all underflow beside a larger dropped one.
+            alone = scores.masked_fill(~mask, -torch.inf).softmax(-1)
+            out[:, :, block] = _weighted_sum(alone, values).to(q.dtype)
+            pairs += mask.sum((-2, -1))
+    causal = causal_pairs(q.shape[2])
+    return [
+        Evaluation(
+            # Rounding may carry 1 − lost past either end by an ulp.
+            recall=recall.clamp_(0, 1),
+            density=pairs / causal,
+            executed_density=(pairs if selection.executed is None else selection.executed)
+            / causal,
+            identification_cost=torch.full_like(pairs, selection.scored / causal),
+            output_error=output_error(out, dense),
+        )
+        for selection, out, recall, pairs in zip(selections, outs, recalls, kept, strict=True)
+    ]
 
 
 def _weighted_sum(weights: Tensor, v: Tensor) -> Tensor:

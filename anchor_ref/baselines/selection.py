@@ -5,14 +5,11 @@ Nothing here is as large as N x N. A mask over all pairs exists only on request,
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from numbers import Integral, Real
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import pad
-
-from anchor_ref.inputs import check_inputs
 
 LARGEST_MASK = 4096  # tokens for which `to_mask` builds all N x N pairs
 ROWS = 128  # query rows looked at in one go
@@ -142,33 +139,6 @@ def largest_share(weights: Float[Tensor, "*batch M"], share: float) -> Bool[Tens
     return torch.empty_like(reached).scatter_(-1, order, ~reached)
 
 
-def check_prompt(q: Tensor, k: Tensor, scale: float | None) -> float:
-    """The scale to use, after refusing what is no whole prompt.
-
-    Raises:
-        TypeError, ValueError: see `inputs.check_inputs`; or queries and keys differ in number.
-    """
-    scale = check_inputs(q, k, None, scale)
-    if q.shape[2] != k.shape[2]:
-        raise ValueError(
-            f"q must have as many tokens as k ({k.shape[2]}): methods are compared on whole "
-            f"prompts; got {q.shape[2]}"
-        )
-    return scale
-
-
 def causal_pairs(n: int) -> int:
     """Pairs (query, key) with key <= query: N(N+1)/2."""
     return n * (n + 1) // 2
-
-
-def check_count(field: str, value: object, least: int) -> None:
-    """Refuse a knob that is no integer of at least `least`, with a ValueError naming it."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{field} must be an integer of at least {least}, got {value!r}")
-
-
-def check_number(field: str, value: object, least: float, most: float) -> None:
-    """Refuse a knob that is no real number in [least, most], with a ValueError naming it."""
-    if not isinstance(value, Real) or isinstance(value, bool) or not least <= value <= most:
-        raise ValueError(f"{field} must be a number in [{least}, {most}], got {value!r}")

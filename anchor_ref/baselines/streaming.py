@@ -7,14 +7,14 @@ never looked at. Nothing is scored, so the choice is the same for every head.
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from anchor_ref.baselines.selection import Selection, causal_mask, check_count, check_prompt
+from anchor_ref.baselines.method import Method, check_count
+from anchor_ref.baselines.selection import Selection, causal_mask
 
 
 @dataclass(frozen=True)
-class StreamingLLM:
+class StreamingLLM(Method):
     """The first G and the last W keys of each row.
 
     keep key j for query i   when   j < G or i − j < W,   j <= i
@@ -42,21 +42,7 @@ class StreamingLLM:
         """Windows that double, from 128 keys to the default, an eighth as many first keys."""
         return [cls(init=window // 8, window=window) for window in (2**p for p in range(7, 14))]
 
-    def select(
-        self,
-        q: Float[Tensor, "B Hq N D"],
-        k: Float[Tensor, "B Hkv N D"],
-        scale: float | None = None,
-    ) -> Selection:
-        """First and nearest keys, whatever the scores.
-
-        Args:
-            q, k, scale: as in `anchor_attention`, with as many queries as keys; only shapes count.
-
-        Raises:
-            TypeError, ValueError: see `selection.check_prompt`.
-        """
-        check_prompt(q, k, scale)
+    def choose(self, q: Tensor, k: Tensor, scale: float) -> Selection:
         batch, heads, n, _ = q.shape
 
         def keep(rows: range) -> Tensor:
