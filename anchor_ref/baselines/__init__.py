@@ -17,17 +17,27 @@ from anchor_ref.baselines.block_oracles import BlockTopCdf, BlockTopK
 from anchor_ref.baselines.budgets import PooledTopCdf, PooledTopK
 from anchor_ref.baselines.dense import Dense
 from anchor_ref.baselines.evaluate import Evaluation, evaluate, evaluate_all
+from anchor_ref.baselines.flash_prefill import FlashPrefill
+from anchor_ref.baselines.flex_prefill import FlexPrefill
 from anchor_ref.baselines.method import Method
 from anchor_ref.baselines.selection import Selection
+from anchor_ref.baselines.sparge import SpargeAttention
 from anchor_ref.baselines.streaming import StreamingLLM
 from anchor_ref.baselines.stripe_oracle import StripeOracle
 from anchor_ref.baselines.token_oracles import DifferenceOracle, TokenTopCdf, TokenTopK
+from anchor_ref.baselines.vertical_slash import VerticalSlash
+from anchor_ref.baselines.xattention import XAttention
 
 METHODS: dict[str, type[Method]] = {
     method.__name__: method
     for method in (
         Dense,
         StreamingLLM,
+        VerticalSlash,
+        FlexPrefill,
+        XAttention,
+        SpargeAttention,
+        FlashPrefill,
         TokenTopK,
         TokenTopCdf,
         DifferenceOracle,
