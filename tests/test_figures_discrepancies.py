@@ -30,6 +30,9 @@ def test_a_square_shows_its_lower_left_pair(counted):
         i, j = 2 * row + 1, 2 * column
         expected = "later" if j > i else ("never", "once", "twice")[counted[i, j]]
         assert names[data["index"][row, column]] == expected
+    causal = [int(counted[i, j]) for i in range(64) for j in range(i + 1)]
+    shares = [causal.count(times) / len(causal) for times in range(3)]
+    assert data["shares"].tolist() == pytest.approx(shares)
 
 
 def test_infinity_is_drawn_one_step_beyond_the_last_threshold():

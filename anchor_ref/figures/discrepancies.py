@@ -24,12 +24,15 @@ def data_counted(counted: Int8[Tensor, "N N"], pixels: int = 256) -> dict[str, T
         index: into `COUNTS`, `[squares, squares]`: that of the lower left pair of the square, the
             one that is causal when any is.
         cell: pairs along the side of a square.
+        shares: of all causal pairs, those counted never, once and twice, `[3]` float64.
     """
     cell = -(-len(counted) // pixels)
-    causal = torch.ones_like(counted).tril()
+    index = counted + torch.ones_like(counted).tril()
+    pairs = torch.bincount(index.flatten(), minlength=len(COUNTS))[1:].double()
     return {
-        "index": (counted + causal)[cell - 1 :: cell, ::cell],
+        "index": index[cell - 1 :: cell, ::cell],
         "cell": torch.tensor(cell),
+        "shares": pairs / pairs.sum(),
     }
 
 
@@ -47,11 +50,10 @@ def draw_counted(data: dict[str, Tensor], ax) -> None:
         extent=(0, n, n, 0),
         interpolation="nearest",
     )
-    shares = torch.bincount(index.flatten().long(), minlength=len(COUNTS)).double()
-    shares /= shares[1:].sum()
-    for line, (name, colour) in enumerate(list(COUNTS.items())[1:]):
+    named = zip(list(COUNTS.items())[1:], data["shares"].tolist(), strict=True)
+    for line, ((name, colour), share) in enumerate(named):
         ax.annotate(
-            f"{name}: {float(shares[line + 1]):.0%}",
+            f"{name}: {share:.0%}",
             (0.97, 0.95 - 0.08 * line),
             xycoords="axes fraction",
             ha="right",
@@ -85,10 +87,10 @@ def draw_theta_error(data: dict[str, list[float]], ax) -> None:
         ax.annotate(
             name,
             (x[-1], errors[-1]),
-            (8, 0),
+            (8, 2),
             textcoords="offset points",
             color=colour,
-            va="center",
+            va="bottom",
             weight="bold",
         )
     ax.set_xticks(x, [*(f"{theta:g}" for theta in x[:-1]), "∞"])
@@ -189,6 +191,8 @@ def draw_memory(data: dict[str, list[float]], ax) -> None:
     for name, sizes in list(data.items())[1:]:
         colour = STRIPE if name.endswith("published") else ACCENT
         dashed = "--" if name.startswith("keys") else "-"
+        other = "selection" if name.startswith("keys") else "keys and values"
+        upper = sizes[-1] >= data[f"{other}, {name.split(', ')[1]}"][-1]
         ax.plot(length, sizes, color=colour, ls=dashed)
         ax.annotate(
             name,
@@ -196,7 +200,7 @@ def draw_memory(data: dict[str, list[float]], ax) -> None:
             (6, 0),
             textcoords="offset points",
             color=colour,
-            va="center",
+            va="bottom" if upper else "top",  # the two of a side may lie close together
             annotation_clip=False,
         )
     ax.set_xscale("log", base=2)

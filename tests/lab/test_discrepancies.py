@@ -1,5 +1,9 @@
 """Effects of the published layout, against direct counting and against the method as written."""
 
+import re
+from pathlib import Path
+
+import nbformat
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -11,6 +15,7 @@ from anchor_ref.measure import dense_attention
 from anchor_ref.regions import groups
 from tests.brute_force import brute_force, cases, score_slack
 
+ROOT = Path(__file__).resolve().parents[2]
 EVERYTHING = AnchorConfig(block_size=4, step=4, theta=float("inf"))  # S = 16
 
 
@@ -124,3 +129,18 @@ def test_memory_is_that_of_the_tensors():
     wanted = discrepancies.memory(90, 4, 2, 8, 1.0, EVERYTHING)["project"]
     assert wanted["selection"] == held + plan.indices.numel() / 8
     assert wanted["keys and values"] == 2 * k.numel() * 2
+
+
+@pytest.mark.parametrize("name", ["15_method_and_code"])
+def test_tests_named_in_the_notebooks_exist(name):
+    notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    sections = [
+        cell.source
+        for cell in notebook.cells
+        if cell.cell_type == "markdown" and "**What to notice.**" in cell.source
+    ]
+    for section in sections:
+        named = re.findall(r"`(tests/[\w/]+\.py): (test_\w+)`", section)
+        assert named, f"no test guards: {section[:80]}"
+        for file, test in named:
+            assert f"def {test}(" in (ROOT / file).read_text(), f"{file}: {test}"
