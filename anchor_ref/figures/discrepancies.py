@@ -197,18 +197,16 @@ def draw_memory(data: dict[str, list[float]], ax) -> None:
         ax.annotate(
             name,
             (length[-1], sizes[-1]),
-            (6, 0),
+            (6, 4 if upper else -4),  # the two of a side may lie close together
             textcoords="offset points",
             color=colour,
-            va="bottom" if upper else "top",  # the two of a side may lie close together
+            va="center",
             annotation_clip=False,
         )
     ax.set_xscale("log", base=2)
     ax.set_yscale("log", base=2)
     ticks = length[::2]
     ax.set_xticks(ticks, [f"{n / 1024:g}k" for n in ticks])
-    ax.set_yticks(
-        [2.0**p for p in range(20, 41, 5)], ["1 MiB", "32 MiB", "1 GiB", "32 GiB", "1 TiB"]
-    )
+    ax.set_yticks([2.0**p for p in range(20, 36, 5)], ["1 MiB", "32 MiB", "1 GiB", "32 GiB"])
     ax.minorticks_off()
     ax.set(xlabel="tokens", ylabel="bytes")
