@@ -1,4 +1,4 @@
-"""Every test that needs a GPU, and compute-sanitizer on small calls: what they found.
+"""Every test that needs a GPU, and the kernels under tools that watch memory: what they found.
 
     python -m benchmarks.gpu_report                              writes gpu_report.json and .md
     python -m benchmarks.gpu_report --pieces bfloat16 memcheck   these; others stay as they were
@@ -7,8 +7,14 @@
 Pieces, each in processes of its own and stopped after --limit-s seconds:
 
 bfloat16, float16, float32, other   `pytest -m gpu`, divided by dtype
-control                             memcheck of a store out of bounds, which it has to find
-memcheck, racecheck, initcheck      the tool on `benchmarks.small_calls`
+memcheck, racecheck, initcheck      compute-sanitizer on `benchmarks.small_calls`
+consan                              Triton's Concurrency Sanitizer on some of them
+memcheck-store, consan-race, ...    the same tool on a kernel of `benchmarks.small_controls`:
+                                    does it see what it should, and nothing else?
+
+racecheck does not see that warps with tasks of their own wait for each other: it complains of
+the faultless `handover` as of its twin without the wait. So the kernel that works like this is
+left out of racecheck and shown to the Concurrency Sanitizer, which tells the two apart.
 
 Exits with 1 unless every piece asked for has passed; a tool that is absent has not.
 """
@@ -26,6 +32,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -45,9 +52,43 @@ TESTS = {
     "float32": "float32",
     "other": "not float16 and not float32",
 }
-TOOLS = {"control": "memcheck"} | {tool: tool for tool in ("memcheck", "racecheck", "initcheck")}
+SANITIZER, CONSAN = "compute-sanitizer", "consan"
+BY_BARRIERS = "sparse_hopper"  # the kernel whose warps have tasks of their own
+
+
+@dataclass(frozen=True)
+class Watch:
+    """A tool, the arguments of `benchmarks.small_calls`, and whether the tool has to complain."""
+
+    tool: str
+    arguments: tuple[str, ...] = ()
+    finds: bool = False
+    options: tuple[str, ...] = ()
+
+
+def _control(tool: str, name: str, finds: bool = True) -> Watch:
+    return Watch(tool, ("--control", name), finds)
+
+
+# Compiling its ledger takes the Concurrency Sanitizer a minute and more for each variant of a
+# kernel: here two of the kernel that racecheck cannot judge, and every way through them.
+CONSAN_CALLS = ("--calls", "ragged", "every key", "packed", "contiguous", "done again")
+TOOLS = {
+    "memcheck-store": _control("memcheck", "store"),
+    "memcheck": Watch("memcheck"),
+    "racecheck-copy": _control("racecheck", "copy"),
+    "racecheck-handover": _control("racecheck", "handover"),
+    "racecheck": Watch(
+        "racecheck", options=("--kernel-name-exclude", f"kernel_substring={BY_BARRIERS}")
+    ),
+    "consan-copy": _control(CONSAN, "copy"),
+    "consan-race": _control(CONSAN, "race"),
+    "consan-unwaited": _control(CONSAN, "unwaited"),
+    "consan-handover": _control(CONSAN, "handover", finds=False),
+    "consan": Watch(CONSAN, CONSAN_CALLS),
+    "initcheck": Watch("initcheck"),
+}
 PIECES = (*TESTS, *TOOLS)
-SANITIZER = "compute-sanitizer"
 
 
 @dataclass(frozen=True)
@@ -121,23 +162,27 @@ def read_junit(text: str) -> list[dict]:
     return tests
 
 
-def run_tool(piece: str, limit_s: float, run: Callable = finish) -> dict:
-    """One tool of compute-sanitizer on the small calls, after these have run by themselves."""
-    sanitizer = find_sanitizer()
-    if sanitizer is None:
+def run_tool(watch: Watch, limit_s: float, run: Callable = finish) -> dict:
+    """One tool on small calls, after these have run by themselves."""
+    sanitizer = find_sanitizer() if watch.tool != CONSAN else None
+    if sanitizer is None and watch.tool != CONSAN:
         places = "PATH, CUDA_HOME, CUDA_PATH, /usr/local/cuda* and NVIDIA's wheels"
         return {"status": "not run", "message": f"{SANITIZER} is in none of {places}"}
-    calls = [sys.executable, "-m", "benchmarks.small_calls"]
-    calls += ["--plant"] if piece == "control" else []
+    calls = [sys.executable, "-m", "benchmarks.small_calls", *watch.arguments]
     started = time.monotonic()
+    if watch.tool == CONSAN:
+        done = run(calls, limit_s, TRITON_INSTRUMENTATION_MODE=CONSAN)
+        return {"status": judge(watch, done), **read_consan(done.output)}
     # Also compiles the kernels, which takes longer under the tool.
     alone = run(calls, limit_s)
-    if alone.code != 0:
+    # A fault may end the calls even where no tool watches them.
+    if alone.code != 0 and not watch.finds:
         return {"status": "failed", "message": f"without the tool: {last_line(alone.output)}"}
     left_s = max(1.0, limit_s - (time.monotonic() - started))
-    command = [str(sanitizer), "--tool", TOOLS[piece], "--target-processes", "application-only"]
+    command = [str(sanitizer), "--tool", watch.tool, *watch.options]
+    command += ["--target-processes", "application-only"]
     done = run([*command, *calls], left_s, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
-    return {"status": judge(piece, done), **read_sanitizer(done.output)}
+    return {"status": judge(watch, done), **read_sanitizer(done.output)}
 
 
 def find_sanitizer() -> Path | None:
@@ -157,17 +202,34 @@ def find_sanitizer() -> Path | None:
     return next((path for path in found if os.access(path, os.X_OK) and path.is_file()), None)
 
 
-def judge(piece: str, done: Finished) -> str:
-    """Passed is what ran to its end and was summed up without an error; control, with one."""
+def judge(watch: Watch, done: Finished) -> str:
+    """Whether a tool ran to its end and found what it had to: faults in a control, else none."""
     if done.code is None:
         return "timed out"
-    counted = [int(x) for x in re.findall(r"SUMMARY: (\d+) (?:error|hazard)", done.output)]
-    if not counted:
-        return "not run"
-    if piece == "control":
-        return "passed" if any(counted) else "failed"
     sound = done.code == 0 and "all calls done" in done.output
+    if watch.tool == CONSAN:
+        counted = [len(_assertions(done.output))]
+        if not any(counted) and not sound:
+            return "failed"  # it ended of something else
+    else:
+        counted = [int(x) for x in re.findall(r"SUMMARY: (\d+) (?:error|hazard)", done.output)]
+        if not counted:
+            return "not run"
+    if watch.finds:
+        return "passed" if any(counted) else "failed"
     return "passed" if sound and not any(counted) else "failed"
+
+
+def _assertions(output: str) -> list[str]:
+    """What failed in a kernel under the Concurrency Sanitizer, each once, most frequent first."""
+    found = Counter(re.findall(r"Assertion `(.*?)` failed", output))
+    return [f"{text} ({count} threads)" for text, count in found.most_common()]
+
+
+def read_consan(output: str) -> dict:
+    """Its assertions, or the last line."""
+    found = _assertions(output)
+    return {"message": found[0] if found else last_line(output), "complaints": found[:20]}
 
 
 def read_sanitizer(output: str) -> dict:
@@ -195,7 +257,7 @@ def kernels_version() -> str:
 def run_piece(piece: str, limit_s: float, date: str) -> dict:
     """What a piece found, on what, and how long it took."""
     started = time.monotonic()
-    found = run_tests(TESTS[piece], limit_s) if piece in TESTS else run_tool(piece, limit_s)
+    found = run_tests(TESTS[piece], limit_s) if piece in TESTS else run_tool(TOOLS[piece], limit_s)
     about = {"date": date, **device_facts(), "python": platform.python_version()}
     seconds = round(time.monotonic() - started)
     return {**about, "kernels": kernels_version(), "seconds": seconds, **found}
@@ -215,10 +277,16 @@ def table(results: dict[str, dict]) -> str:
     where = [[*about, ", ".join(pieces)] for about, pieces in machines.items()]
     tests = [test for found in results.values() for test in found.get("tests", [])]
     parts = [
-        "# The kernels on a GPU: tests and sanitizer",
-        "Made by `python -m benchmarks.gpu_report`. Tests are those marked `gpu`; the sanitizer "
-        "watches `benchmarks.small_calls`, each tensor an allocation of its own. `kernels` is the "
-        "beginning of the SHA-256 of their sources.",
+        "# The kernels on a GPU: tests and sanitizers",
+        "Made by `python -m benchmarks.gpu_report`. Tests are those marked `gpu`; "
+        "compute-sanitizer watches `benchmarks.small_calls`, each tensor an allocation of its "
+        "own. `kernels` is the beginning of the SHA-256 of their sources.",
+        "`memcheck-store` and the like are controls: the tool on a kernel with one fault, passed "
+        "if it complains; only `consan-handover` has none, and passes without complaint. "
+        "racecheck complains of `handover` too, so it cannot judge warps that wait for each "
+        f"other at barriers: `{BY_BARRIERS}` is left out of it and shown to Triton's Concurrency "
+        "Sanitizer, `consan`, which also finds that kernel's waits missing once they are taken "
+        "out (`consan-unwaited`).",
         markdown([*names, "pieces"], where),
         markdown(header, pieces),
         *(f"Not run: {name}." for name in PIECES if name not in results),

@@ -36,6 +36,9 @@ all calls done
 RACE = CLEAN.replace(
     "ERROR SUMMARY: 0 errors", "RACECHECK SUMMARY: 2 hazards displayed (2 errors, 0 warnings)"
 )
+PENDING = "x.py:35: unknown: block: [4,0,0], thread: [0,0,0] Assertion `Pending access` failed.\n"
+LOCKED = "all calls done\n"
+BROKEN = "ImportError: no\n"
 REFUSED = """========= COMPUTE-SANITIZER
 ========= Error: Device not supported. Please refer to the documentation
 RuntimeError: CUDA error: unknown error
@@ -95,13 +98,26 @@ def test_tests_have_passed_only_when_all_ran_and_passed(junit, code, status):
         ("memcheck", None, CLEAN, "timed out"),
         ("racecheck", 0, RACE, "failed"),
         ("racecheck", 0, RACE.replace("2 ", "0 "), "passed"),
-        ("control", 1, STRAY, "passed"),
-        ("control", 0, CLEAN, "failed"),
-        ("control", 1, REFUSED, "not run"),
+        ("memcheck-store", 1, STRAY, "passed"),
+        ("memcheck-store", 0, CLEAN, "failed"),
+        ("memcheck-store", 1, REFUSED, "not run"),
+        ("racecheck-handover", 0, RACE, "passed"),
+        ("racecheck-handover", 0, RACE.replace("2 ", "0 "), "failed"),
+        ("consan", 0, LOCKED, "passed"),
+        ("consan", 1, PENDING, "failed"),
+        ("consan", 0, PENDING + LOCKED, "failed"),
+        ("consan", 1, BROKEN, "failed"),
+        ("consan", 0, "", "failed"),
+        ("consan", None, LOCKED, "timed out"),
+        ("consan-race", 1, PENDING, "passed"),
+        ("consan-race", 1, BROKEN, "failed"),
+        ("consan-race", 0, LOCKED, "failed"),
+        ("consan-handover", 0, LOCKED, "passed"),
+        ("consan-handover", 1, PENDING, "failed"),
     ],
 )
 def test_a_tool_has_passed_only_when_it_says_so(piece, code, output, status):
-    assert report.judge(piece, Finished(code, output)) == status
+    assert report.judge(report.TOOLS[piece], Finished(code, output)) == status
 
 
 def test_what_a_tool_says_is_its_summary_and_its_complaints():
@@ -112,9 +128,45 @@ def test_what_a_tool_says_is_its_summary_and_its_complaints():
     assert refused["message"].startswith("no summary: Error: Device not supported")
 
 
+def test_assertions_of_the_concurrency_sanitizer_are_counted():
+    found = report.read_consan(PENDING * 3 + PENDING.replace("Pending", "Other"))
+    assert found["message"] == "Pending access (3 threads)"
+    assert found["complaints"] == ["Pending access (3 threads)", "Other access (1 threads)"]
+    assert report.read_consan(BROKEN) == {"message": "ImportError: no", "complaints": []}
+
+
+def test_the_concurrency_sanitizer_is_asked_for_by_its_variable():
+    seen = []
+
+    def run(command, limit_s, **environment):
+        seen.append((command[2:], environment))
+        return Finished(0, LOCKED)
+
+    assert report.run_tool(report.TOOLS["consan-handover"], 9.0, run)["status"] == "passed"
+    command = ["benchmarks.small_calls", "--control", "handover"]
+    assert seen == [(command, {"TRITON_INSTRUMENTATION_MODE": "consan"})]
+
+
+def test_racecheck_leaves_out_the_one_kernel_that_it_cannot_judge(monkeypatch, tmp_path):
+    from anchor_kernels import sparse_hopper
+
+    assert hasattr(sparse_hopper, f"{report.BY_BARRIERS}_kernel")
+    monkeypatch.setattr(report, "find_sanitizer", lambda: tmp_path)
+    seen = []
+
+    def run(command, limit_s, **environment):
+        seen.append(command)
+        return Finished(0, RACE.replace("2 ", "0 "))
+
+    assert report.run_tool(report.TOOLS["racecheck"], 9.0, run)["status"] == "passed"
+    assert "kernel_substring=sparse_hopper" in seen[1]
+    left_out = [name for name, watch in report.TOOLS.items() if watch.options]
+    assert left_out == ["racecheck"]
+
+
 def test_an_absent_tool_is_said_and_has_not_passed(monkeypatch):
     monkeypatch.setattr(report, "find_sanitizer", lambda: None)
-    found = report.run_tool("memcheck", 1.0)
+    found = report.run_tool(report.TOOLS["memcheck"], 1.0)
     assert found["status"] == "not run"
     assert found["message"].startswith("compute-sanitizer is in none of PATH, CUDA_HOME")
 
@@ -127,20 +179,22 @@ def test_the_tool_runs_what_ran_alone_before_on_allocations_of_their_own(monkeyp
         seen.append((command, environment))
         return Finished(0, CLEAN)
 
-    assert report.run_tool("initcheck", 9.0, run)["status"] == "passed"
+    assert report.run_tool(report.TOOLS["initcheck"], 9.0, run)["status"] == "passed"
     (alone, _), (watched, environment) = seen
     assert alone == [sys.executable, "-m", "benchmarks.small_calls"]
     assert watched[:3] == [str(tmp_path / "compute-sanitizer"), "--tool", "initcheck"]
     assert watched[-3:] == alone
     assert environment == {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     seen.clear()
-    report.run_tool("control", 9.0, run)
-    assert [command[-1] for command, _ in seen] == ["--plant", "--plant"]
+    report.run_tool(report.TOOLS["memcheck-store"], 9.0, run)
+    assert [command[-1] for command, _ in seen] == ["store", "store"]
 
 
 def test_calls_that_fail_by_themselves_are_no_finding_of_the_tool(monkeypatch, tmp_path):
     monkeypatch.setattr(report, "find_sanitizer", lambda: tmp_path)
-    found = report.run_tool("memcheck", 9.0, lambda *_, **__: Finished(1, "ImportError: no\n"))
+    found = report.run_tool(
+        report.TOOLS["memcheck"], 9.0, lambda *_, **__: Finished(1, "ImportError: no\n")
+    )
     assert found == {"status": "failed", "message": "without the tool: ImportError: no"}
 
 
