@@ -8,13 +8,14 @@ INSTALLED := .venv/.installed
 # ten times slower as soon as anything else wants the cores.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: help tour test lab notebooks evaluate-model lint clean
+.PHONY: help tour test lab notebooks book compat evaluate-model lint clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make tour       run the first notebook on the bundled model: table here, page in out/"
 	@echo "make test       every test, then every notebook compared with its stored outputs"
 	@echo "make lab        open the course in JupyterLab"
+	@echo "make book       the course as a static site in out/book, every link checked"
 	@echo "make notebooks  re-execute and normalise every notebook in place"
 	@echo "make evaluate-model CORPUS=books.jsonl.xz   every number of the model card; wants a GPU"
 	@echo "make lint       ruff: code, notebooks, format"
@@ -49,6 +50,9 @@ lab: $(INSTALLED)
 
 notebooks: $(INSTALLED)
 	$(BIN)/python -m tools.notebooks
+
+book: $(INSTALLED)
+	$(BIN)/python -m tools.book
 
 evaluate-model: $(INSTALLED)
 	@test -n "$(CORPUS)" || { echo "Name the held-out books: make evaluate-model CORPUS=FILE"; exit 1; }

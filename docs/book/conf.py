@@ -1,0 +1,117 @@
+"""The course as a site: every notebook with its stored outputs, built without a network.
+
+The repository is the source folder, so that links mean here what they mean on GitHub.
+"""
+
+import sys
+from pathlib import Path
+
+from docutils.nodes import SkipNode
+from sphinx.addnodes import pending_xref
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from tools.page import formula_to_mathml  # noqa: E402
+
+project = "AnchorAttention, read and seen"
+author = "The anchor-attention contributors"
+copyright = author
+root_doc = "README"
+include_patterns = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "notebooks/**",
+    "docs/**",
+    "benchmarks/*.md",
+    "training/README.md",
+    "anchor_ref/activations/model/README.md",
+]
+exclude_patterns = ["**/.ipynb_checkpoints"]
+
+extensions = ["myst_nb"]
+nb_execution_mode = "off"  # what is shown is what is committed
+nb_ipywidgets_js = {}  # would be loaded from a delivery network
+nb_merge_streams = True
+myst_enable_extensions = ["amsmath", "dollarmath"]
+myst_heading_anchors = 4
+suppress_warnings = ["mystnb.unknown_mime_type"]  # the table that `make tour` reads
+
+html_theme = "sphinx_book_theme"
+html_title = project
+html_static_path = ["static"]
+html_css_files = ["book.css"]
+html_math_renderer = "mathml"
+html_copy_source = False
+html_show_sourcelink = False
+html_theme_options = {
+    "home_page_in_toc": True,
+    "navbar_persistent": [],  # the search field is beside the contents already
+    "show_toc_level": 2,
+    "use_download_button": False,
+    "use_fullscreen_button": False,
+    "use_source_button": False,
+}
+
+CONTENTS = {
+    "The course": "notebooks/[0-9]*",
+    "Exercises": "notebooks/exercises/*",
+    "Solutions": "notebooks/solutions/*",
+    "Tools and tables": "notebooks/[a-z]*",
+    "How to": "docs/how-to/*",
+    "More": "docs/*",
+    "Measured": "benchmarks/*",
+    "The bundled model": "anchor_ref/activations/model/README",
+    "Its training": "training/README",
+    "Taking part": "CONTRIBUTING",
+}
+
+
+def contents() -> str:
+    """The table of contents as MyST, one part for each entry of `CONTENTS` that has pages."""
+    return "\n".join(
+        f"\n```{{toctree}}\n:caption: {title}\n:hidden:\n:glob:\n\n{pattern}\n```\n"
+        for title, pattern in CONTENTS.items()
+        if any(ROOT.glob(f"{pattern.removesuffix('*')}*.*"))
+    )
+
+
+def add_contents(app, docname: str, source: list[str]) -> None:
+    """README.md is the front page; on GitHub it needs no table of contents, here it does."""
+    if docname == root_doc:
+        source[0] += contents()
+
+
+def unlink_folders(app, doctree) -> None:
+    """A link to a folder, which GitHub lists and a site does not, becomes its text."""
+    for link in list(doctree.findall(pending_xref)):
+        if (Path(link.source or doctree["source"]).parent / link["reftarget"]).is_dir():
+            link.replace_self(link.children)
+
+
+def write_index(app, exception) -> None:
+    """Sites are entered by index.html."""
+    if exception is None:
+        page = f'<!doctype html><meta http-equiv="refresh" content="0; url={root_doc}.html">\n'
+        Path(app.outdir, "index.html").write_text(page, encoding="utf-8")
+
+
+def visit_inline_math(translator, node) -> None:
+    translator.body.append(formula_to_mathml(node.astext()))
+    raise SkipNode
+
+
+def visit_block_math(translator, node) -> None:
+    translator.body.append(f'<div class="math">{formula_to_mathml(node.astext(), "block")}</div>')
+    raise SkipNode
+
+
+def setup(app) -> None:
+    app.connect("source-read", add_contents)
+    app.connect("doctree-read", unlink_folders)
+    app.connect("build-finished", write_index)
+    app.add_html_math_renderer(
+        "mathml",
+        inline_renderers=(visit_inline_math, None),
+        block_renderers=(visit_block_math, None),
+    )

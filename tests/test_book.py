@@ -1,0 +1,51 @@
+"""The site's checks find what is wrong with a page; `make book` runs them on all."""
+
+import pytest
+
+from tools import book
+
+GOOD = """<!doctype html><html><head><link rel="stylesheet" href="a.css"></head><body>
+<h1 id="top-of-it">A page</h1><img src="b.png" alt="b"><a href="#top-of-it">up</a>
+<a href="other.html#part">there</a><a href="https://arxiv.org/abs/2505.23520">paper</a></body></html>"""
+
+
+@pytest.fixture
+def site(tmp_path):
+    (tmp_path / "index.html").write_text(GOOD)
+    (tmp_path / "other.html").write_text('<p id="part">Part</p>')
+    (tmp_path / "a.css").write_text("p { margin: 0 }")
+    (tmp_path / "b.png").write_bytes(b"")
+    return tmp_path
+
+
+def test_a_sound_site_has_no_faults(site):
+    assert book.faults(site) == []
+    assert len(book.html(site)) == 2
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "fault"),
+    [
+        ("other.html#part", "another.html", "index.html: another.html leads nowhere"),
+        ("b.png", "c.png", "index.html: c.png leads nowhere"),
+        ("#part", "#whole", "index.html: other.html#whole leads to no part of that page"),
+        ('"#top-of-it"', '"#gone"', "index.html: #gone leads to no part of that page"),
+        ("a.css", "https://example.org/a.css", "index.html: loads https://example.org/a.css"),
+        ("b.png", "//example.org/b.png", "index.html: loads //example.org/b.png"),
+    ],
+)
+def test_a_fault_is_named(site, old, new, fault):
+    (site / "index.html").write_text(GOOD.replace(old, new))
+    assert book.faults(site) == [fault]
+
+
+def test_a_theme_s_templates_are_no_pages(site):
+    (site / "_static").mkdir()
+    (site / "_static" / "macros.html").write_text('<a href="{{ nowhere }}">x</a>')
+    assert book.faults(site) == []
+
+
+def test_an_escaped_address_is_the_file_it_means(site):
+    (site / "a b.html").write_text("<p>x</p>")
+    (site / "index.html").write_text(GOOD.replace("other.html#part", "a%20b.html"))
+    assert book.faults(site) == []
