@@ -1,0 +1,1 @@
+"""Reports on a model's sparsity: measured layer by layer, shown as one page."""
