@@ -1,14 +1,18 @@
 """Execute notebooks with a progress display, and bring them into the form they are committed in.
 
 `python -m tools.notebooks` re-executes every notebook of the course, each in a fresh kernel, and
-rewrites it with its outputs and counts. A notebook that fails is left as it was.
+rewrites it with its outputs and counts, and with the time and memory that it took in its header.
+A notebook that fails is left as it was.
 """
 
 import copy
 import hashlib
+import math
+import re
 import sys
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
@@ -27,6 +31,7 @@ LANGUAGE = {
     "name": "python",
     "pygments_lexer": "ipython3",
 }
+TIME_ROW = re.compile(r"^\| time \|.*\|$", re.MULTILINE)  # of the table in a notebook's first cell
 CELL_METADATA = {"tags", "jupyter"}  # what an author sets; editors and kernels add the rest
 
 
@@ -53,6 +58,26 @@ class Progress:
             self.stream.write("\n")
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What a run of a notebook took.
+
+    Attributes:
+        seconds: wall time, the start of the kernel not counted.
+        peak_bytes: most memory that its kernel held; None where the system does not tell.
+    """
+
+    seconds: float
+    peak_bytes: int | None
+
+    def __str__(self) -> str:
+        """In steps that another run on the same machine would land on too."""
+        seconds = f"{max(5, 5 * math.ceil(self.seconds / 5))} s on two CPU cores"
+        if self.peak_bytes is None:
+            return seconds
+        return f"{seconds}, {max(0.5, math.ceil(2 * self.peak_bytes / 2**30) / 2):g} GiB of memory"
+
+
 def find(folder: Path = ROOT / "notebooks") -> list[Path]:
     """Every notebook of the course, in reading order."""
     return sorted(
@@ -71,7 +96,7 @@ def headings(notebook: NotebookNode) -> list[str]:
     return found
 
 
-def execute(notebook: NotebookNode, folder: Path, name: str, stream: TextIO | None = None) -> None:
+def execute(notebook: NotebookNode, folder: Path, name: str, stream: TextIO | None = None) -> Cost:
     """Run all cells in place, in a fresh kernel of this Python, from `folder`.
 
     Args:
@@ -80,13 +105,24 @@ def execute(notebook: NotebookNode, folder: Path, name: str, stream: TextIO | No
         name: shown in front of the progress.
         stream: where progress goes, standard output unless given.
 
+    Returns:
+        What it took.
+
     Raises:
         NotebookError: a cell raised, took more than `CELL_SECONDS`, or the kernel died.
     """
     stream = stream or sys.stdout
     titles, progress = headings(notebook), Progress(name, stream)
     code = [i for i, cell in enumerate(notebook.cells) if is_code(cell)]
-    last = 0
+    last, peak, started = 0, None, 0.0
+
+    def start(notebook):
+        nonlocal started
+        started = time.monotonic()
+
+    def finish(notebook):
+        nonlocal peak
+        peak = peak_memory(client.km.provisioner.pid)
 
     def show(cell, cell_index):
         nonlocal last
@@ -107,6 +143,8 @@ def execute(notebook: NotebookNode, folder: Path, name: str, stream: TextIO | No
         # Kernels warn that they talk to us over an unencrypted port of this machine.
         extra_arguments=["--log-level=ERROR"],
         on_cell_execute=show,
+        on_notebook_start=start,
+        on_notebook_complete=finish,
     )
     try:
         client.execute()
@@ -120,7 +158,28 @@ def execute(notebook: NotebookNode, folder: Path, name: str, stream: TextIO | No
         raise NotebookError(
             f"{name}: cell {last} under {titles[last]!r} failed\n\n{source}\n\n{reason}"
         ) from error
+    seconds = time.monotonic() - started
     progress.done(len(code))
+    return Cost(seconds, peak)
+
+
+def peak_memory(pid: int) -> int | None:
+    """Most bytes that a process has held so far; None where the system does not tell."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    found = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
+    return int(found.group(1)) * 1024 if found else None
+
+
+def with_cost(notebook: NotebookNode, cost: Cost) -> NotebookNode:
+    """A copy whose header says what a run takes; without the row `| time | … |`, as it is."""
+    notebook = copy.deepcopy(notebook)
+    if notebook.cells:
+        first = notebook.cells[0]
+        first.source = TIME_ROW.sub(f"| time | {cost} |", first.source, count=1)
+    return notebook
 
 
 def is_code(cell: NotebookNode) -> bool:
@@ -153,12 +212,12 @@ def main(paths: Iterable[str]) -> int:
     for path in [Path(path).resolve() for path in paths] or find():
         notebook = nbformat.read(path, as_version=4)
         try:
-            execute(notebook, path.parent, path.name)
+            cost = execute(notebook, path.parent, path.name)
         except NotebookError as error:
             print(error, file=sys.stderr)
             failed = True
         else:
-            nbformat.write(normalised(notebook), path)
+            nbformat.write(normalised(with_cost(notebook, cost)), path)
     return int(failed)
 
 
