@@ -35,3 +35,31 @@ def use_style() -> None:
 def caption(figure, text: str) -> None:
     """A line of small print under the figure: reduction, model, layer, head, N, θ."""
     figure.supxlabel(text, x=0.01, ha="left", fontsize=7.5, color="#555555")
+
+
+def show(figure, alt: str) -> None:
+    """Show a figure in a notebook, with words for those who cannot see it, and close it.
+
+    The words are the picture's alternative text in the output's metadata, where nbconvert looks
+    for it, and the output's plain text, which is what a terminal shows and nbval compares.
+
+    Args:
+        figure: a matplotlib figure.
+        alt: what the figure shows, in a sentence or two.
+
+    Raises:
+        ValueError: `alt` is empty.
+    """
+    from base64 import b64encode
+    from io import BytesIO
+
+    from IPython.display import display
+    from matplotlib import pyplot as plt
+
+    if not alt.strip():
+        raise ValueError(f"alt must say what the figure shows, got {alt!r}")
+    picture = BytesIO()
+    figure.savefig(picture, format="png")
+    plt.close(figure)
+    bundle = {"image/png": b64encode(picture.getvalue()).decode(), "text/plain": alt}
+    display(bundle, metadata={"image/png": {"alt": alt}}, raw=True)
