@@ -120,7 +120,7 @@ def execute(notebook: NotebookNode, folder: Path, name: str, stream: TextIO | No
         nonlocal started
         started = time.monotonic()
 
-    def finish(notebook):
+    def look(cell, cell_index, execute_reply):
         nonlocal peak
         peak = peak_memory(client.km.provisioner.pid)
 
@@ -144,7 +144,7 @@ def execute(notebook: NotebookNode, folder: Path, name: str, stream: TextIO | No
         extra_arguments=["--log-level=ERROR"],
         on_cell_execute=show,
         on_notebook_start=start,
-        on_notebook_complete=finish,
+        on_cell_executed=look,
     )
     try:
         client.execute()
