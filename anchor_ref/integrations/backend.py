@@ -1,6 +1,7 @@
 """Which implementation runs: the Triton kernels or the reference. Decided here alone."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -66,12 +67,15 @@ def anchor_attention(
     *,
     backend: str = "auto",
     return_trace: bool = False,
+    theta_by_head: Sequence[float] | None = None,
 ) -> Float[Tensor, "B Hq Nq D"] | tuple[Float[Tensor, "B Hq Nq D"], AnchorTrace]:
     """AnchorAttention by the implementation that `choose_backend` names.
 
     Args:
         q, k, v, config, scale, cu_seqlens, return_trace: as in `anchor_ref.anchor_attention`.
         backend: "auto", "triton" or "torch", see `choose_backend`.
+        theta_by_head: a threshold for each query head, in place of `config.theta`. The test
+            ā − s <= θ_h is asked as (ā − θ_h) − s <= 0: equal but for the rounding of ā − θ_h.
 
     Returns:
         What `anchor_ref.anchor_attention` returns.
@@ -85,9 +89,30 @@ def anchor_attention(
         import anchor_kernels as implementation
     else:
         implementation = anchor_ref
+    if theta_by_head is not None:
+        more = (scale, cu_seqlens)
+        out, trace = _by_head(implementation, q, k, v, config, theta_by_head, *more)
+        return (out, trace) if return_trace else out
     return implementation.anchor_attention(
         q, k, v, config, scale, cu_seqlens, return_trace=return_trace
     )
+
+
+def _by_head(implementation, q, k, v, config, thetas, scale, cu_seqlens):
+    """The three stages, with every head's anchors lowered by its own threshold before the test."""
+    if len(thetas) != q.shape[1]:
+        raise ValueError(
+            f"theta_by_head must have one value for each of q's {q.shape[1]} heads, "
+            f"got {len(thetas)}"
+        )
+    for theta in thetas:
+        AnchorConfig(theta=theta)  # refuses what is no threshold
+    config = replace(config or AnchorConfig(), theta=0.0)
+    state = implementation.compute_anchor(q, k, v, config, scale, cu_seqlens)
+    lowered = state.max - state.max.new_tensor(thetas)[:, None]
+    stripes = implementation.identify_stripes(q, k, lowered, config, scale, cu_seqlens)
+    out = implementation.attend_stripes(q, k, v, state, stripes, config, scale, cu_seqlens)
+    return out, AnchorTrace(state.max, stripes)
 
 
 def _why_no_kernels(q: Tensor) -> str | None:

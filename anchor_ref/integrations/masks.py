@@ -1,0 +1,107 @@
+"""The mask function of `attn_implementation="anchor_attention"`: no matrix but where it must be."""
+
+import torch
+from torch import Tensor
+
+from anchor_ref.integrations.sequences import HIDDEN, UNWRITTEN
+
+STRIP = 2**24  # entries of a mask that are looked at together
+
+
+def causal_segments(**asked) -> Tensor | None:
+    """Mask function for transformers' `AttentionMaskInterface`.
+
+    Args:
+        asked: what transformers hands to its mask functions, the same as to `sdpa_mask`.
+
+    Returns:
+        Segments, `[B, 1, 1, Nk]` int32, where the mask is causal but for padding and packing; None
+        where it is causal and the queries are all keys. What `sdpa_mask` returns for a single
+        query, for sliding windows, and for every mask that segments cannot express.
+    """
+    from transformers.masking_utils import sdpa_mask
+
+    if _query_length(asked) == 1 or asked.get("local_size") is not None:
+        return sdpa_mask(**asked)
+    return _segments_or_mask(asked)
+
+
+@torch.compiler.disable
+def _segments_or_mask(asked: dict) -> Tensor | None:
+    from transformers.masking_utils import causal_mask_function, sdpa_mask
+
+    plain = asked["mask_function"] is causal_mask_function
+    # A model that will not have the matrix skipped wants to work on the matrix itself.
+    wants_matrix = plain and not asked.get("allow_is_causal_skip", True)
+    if wants_matrix or int(asked.get("kv_offset", 0)) != 0:
+        return sdpa_mask(**asked)
+    n_queries, n_keys, offset = _query_length(asked), asked["kv_length"], _query_offset(asked)
+    padding, written = asked.get("attention_mask"), offset + n_queries
+    if plain:
+        device = asked.get("device") or asked["cache_position"].device
+        segments = torch.zeros(asked["batch_size"], n_keys, dtype=torch.int32, device=device)
+    else:
+        segments = _packed_segments(asked) if written == n_queries == n_keys else None
+        if segments is None:
+            return sdpa_mask(**asked)
+    if padding is not None:
+        real = padding[:, :n_keys].bool()
+        real = torch.nn.functional.pad(real, (0, n_keys - real.shape[1]))
+        segments = segments.masked_fill(~real, HIDDEN)
+    segments[:, written:] = UNWRITTEN
+    if written == n_queries == n_keys and not segments.any():
+        return None
+    return segments[:, None, None]
+
+
+def _packed_segments(asked: dict) -> Tensor | None:
+    """Segments of a mask that only its function knows, or None when it is of another kind.
+
+    The mask is looked at whole, in strips of rows: each row must see its segment from the first
+    key to its own, padding left out, and nothing else.
+    """
+    from transformers.masking_utils import sdpa_mask
+
+    batch, n_keys = asked["batch_size"], asked["kv_length"]
+    rows, starts = max(1, STRIP // (batch * n_keys)), []
+    for first in range(0, n_keys, rows):
+        seen = sdpa_mask(**_strip(asked, first, min(first + rows, n_keys))).expand(
+            batch, 1, -1, -1
+        )
+        seen = seen[:, 0]  # [B, R, Nk]
+        key = torch.arange(n_keys, device=seen.device)
+        own = key[first : first + seen.shape[1], None]
+        start = seen.int().argmax(-1, keepdim=True)  # the first key that the row sees
+        padding = asked.get("attention_mask")
+        real = torch.ones_like(seen[:, 0]) if padding is None else padding.bool()  # [B, Nk]
+        expected = (start <= key) & (key <= own) & real[:, None]
+        row_is_real = real[:, first : first + seen.shape[1], None]
+        if ((seen != expected) & row_is_real).any():
+            return None
+        starts.append(start.squeeze(-1).masked_fill(~row_is_real.squeeze(-1), 0))
+    start = torch.cat(starts, 1).cummax(1).values  # [B, Nk]
+    changes = start.diff(dim=1, prepend=start.new_zeros(batch, 1)) != 0
+    if (changes & (start != key)).any():  # a window that slides begins before its own key
+        return None
+    return start.to(torch.int32)
+
+
+def _strip(asked: dict, first: int, end: int) -> dict:
+    """The same request for some of the queries, the matrix not skipped."""
+    if "q_length" in asked:
+        rows = {"q_length": end - first, "q_offset": first}
+    else:  # transformers 4
+        rows = {"cache_position": asked["cache_position"][first:end]}
+    return asked | rows | {"allow_is_causal_skip": False}
+
+
+def _query_length(asked: dict) -> int:
+    if "q_length" in asked:
+        return asked["q_length"]
+    return asked["cache_position"].shape[0]  # transformers 4
+
+
+def _query_offset(asked: dict) -> int:
+    if "q_length" in asked:
+        return int(asked["q_offset"])
+    return int(asked["cache_position"][0])

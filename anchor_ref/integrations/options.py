@@ -1,0 +1,194 @@
+"""How AnchorAttention runs inside a model: thresholds, sizes, dense layers, implementation."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import lru_cache
+from numbers import Integral, Real
+from os import PathLike
+from pathlib import Path
+from types import MappingProxyType
+
+from anchor_ref.config import AnchorConfig
+from anchor_ref.integrations.backend import BACKENDS
+from anchor_ref.lab.calibration import Calibration
+
+SIZES = ("block_size", "step", "init_blocks", "window_blocks")
+FIELDS = ("theta", "dense_layers", "backend", *SIZES)
+CONFIG_FIELD = "anchor_attention"
+
+_changes: ContextVar[Mapping] = ContextVar(
+    "anchor_attention_options", default=MappingProxyType({})
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What holds for one call of one model, every choice made.
+
+    Attributes:
+        thetas: one threshold for all, or by layer one for all its heads or one for each query
+            head; natural-log units.
+        dense_layers: layers that keep dense attention.
+        backend: "auto", "triton" or "torch", see `choose_backend`.
+        sizes: block and group sizes; its own θ plays no part.
+    """
+
+    thetas: float | dict[int, float | tuple[float, ...]]
+    dense_layers: frozenset[int]
+    backend: str
+    sizes: AnchorConfig
+
+    def theta(self, layer: int, n_layers: int, n_heads: int) -> float | tuple[float, ...]:
+        """θ of a layer: one number, or one for each of its query heads.
+
+        Raises:
+            ValueError: a layer that the options name does not exist, the layer has no threshold,
+                or not one for each head.
+        """
+        _check_layers("dense_layers", self.dense_layers, n_layers)
+        if not isinstance(self.thetas, dict):
+            return self.thetas
+        _check_layers("theta", self.thetas, n_layers)
+        if layer not in self.thetas:
+            raise ValueError(
+                f"theta must have an entry for each layer that runs AnchorAttention, "
+                f"got none for layer {layer}"
+            )
+        found = self.thetas[layer]
+        if isinstance(found, tuple) and len(found) != n_heads:
+            raise ValueError(
+                f"theta must have one value for each of the {n_heads} query heads of layer "
+                f"{layer}, got {len(found)}"
+            )
+        return found
+
+
+@contextmanager
+def options(
+    *,
+    theta: object = None,
+    dense_layers: Iterable[int] | None = None,
+    backend: str | None = None,
+    block_size: int | None = None,
+    step: int | None = None,
+    init_blocks: int | None = None,
+    window_blocks: int | None = None,
+) -> Iterator[Options]:
+    """Inside the `with`, models with `attn_implementation="anchor_attention"` run so.
+
+    What is not named stays as the surrounding `with`, else `model.config.anchor_attention` (a dict
+    with the same names), else `AnchorConfig` has it.
+
+    Args:
+        theta: one threshold for all; a sequence with one entry for each layer; a mapping from
+            layer to entry; a `Calibration`, or the path of a saved one. An entry is one number or
+            a sequence with one for each query head. +inf keeps a head dense.
+        dense_layers: layers that keep dense attention.
+        backend: "auto", "triton" or "torch", see `choose_backend`.
+        block_size, step, init_blocks, window_blocks: as in `AnchorConfig`. A calibration brings
+            its own; naming others is refused.
+
+    Yields:
+        What was named here and around, completed by the defaults.
+
+    Raises:
+        ValueError: a value is outside what is described.
+        OSError: there is no such calibration file.
+    """
+    named = dict(
+        zip(
+            FIELDS,
+            (theta, dense_layers, backend, block_size, step, init_blocks, window_blocks),
+            strict=True,
+        )
+    )
+    named = {field: value for field, value in named.items() if value is not None}
+    if "dense_layers" in named:
+        named["dense_layers"] = tuple(named["dense_layers"])  # an iterator would serve only once
+    changes = _changes.get() | named
+    completed = _complete(changes)
+    token = _changes.set(changes)
+    try:
+        yield completed
+    finally:
+        _changes.reset(token)
+
+
+def current_options(config) -> Options:
+    """What holds now for a model with this transformers configuration.
+
+    Raises:
+        ValueError: `config.anchor_attention` is no dict of options, or a value is outside what
+            `options` describes.
+    """
+    own = getattr(config, CONFIG_FIELD, None) or {}
+    if not isinstance(own, Mapping) or not set(own) <= set(FIELDS):
+        raise ValueError(
+            f"config.{CONFIG_FIELD} must be a dict with names among {', '.join(FIELDS)}, "
+            f"got {own!r}"
+        )
+    return _complete(dict(own) | _changes.get())
+
+
+def _complete(named: dict) -> Options:
+    theta = named.get("theta", AnchorConfig().theta)
+    if isinstance(theta, str | PathLike):
+        theta = _load(Path(theta), Path(theta).stat().st_mtime_ns)
+    sizes = {field: named[field] for field in SIZES if field in named}
+    if isinstance(theta, Calibration):
+        for field, value in sizes.items():
+            if value != (holds_for := getattr(theta.config, field)):
+                raise ValueError(
+                    f"{field} must be {holds_for}, as the thresholds were calibrated for, "
+                    f"got {value!r}"
+                )
+        sizes = {field: getattr(theta.config, field) for field in SIZES}
+        theta = theta.thetas
+    backend = named.get("backend", "auto")
+    if backend not in BACKENDS:
+        allowed = ", ".join(repr(name) for name in BACKENDS)
+        raise ValueError(f"backend must be one of {allowed}, got {backend!r}")
+    dense = frozenset(_layer("dense_layers", layer) for layer in named.get("dense_layers", ()))
+    return Options(_by_layer(theta), dense, backend, AnchorConfig(**sizes))
+
+
+@lru_cache(maxsize=4)
+def _load(path: Path, changed: int) -> Calibration:
+    """The calibration of a file, read again only when the file has changed."""
+    return Calibration.load(path)
+
+
+def _by_layer(theta: object) -> float | dict[int, float | tuple[float, ...]]:
+    if isinstance(theta, Mapping):  # the keys of a configuration read from JSON are strings
+        return {_layer("theta", layer): _entry(entry) for layer, entry in theta.items()}
+    if isinstance(theta, Sequence):
+        return {layer: _entry(entry) for layer, entry in enumerate(theta)}
+    return _number(theta)
+
+
+def _entry(entry: object) -> float | tuple[float, ...]:
+    return tuple(map(_number, entry)) if isinstance(entry, Sequence) else _number(entry)
+
+
+def _number(theta: object) -> float:
+    if not isinstance(theta, Real):
+        raise ValueError(
+            "theta must be a number, a sequence or mapping of them by layer, a Calibration or a "
+            f"path, got {theta!r}"
+        )
+    return AnchorConfig(theta=theta).theta
+
+
+def _layer(field: str, layer: object) -> int:
+    if isinstance(layer, str) and layer.isdecimal():
+        return int(layer)
+    if not isinstance(layer, Integral) or isinstance(layer, bool) or layer < 0:
+        raise ValueError(f"{field} must name layers by integers of at least 0, got {layer!r}")
+    return int(layer)
+
+
+def _check_layers(field: str, layers: Iterable[int], n_layers: int) -> None:
+    if layers and max(layers) >= n_layers:
+        raise ValueError(f"{field} must name layers in 0..{n_layers - 1}, got {sorted(layers)}")

@@ -1,0 +1,170 @@
+"""One layer's attention over more than one query: which texts, which method, and the result."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from anchor_ref.integrations.backend import anchor_attention, choose_backend
+from anchor_ref.integrations.options import Options, current_options
+from anchor_ref.integrations.record import Part, now, running_record, take_down
+from anchor_ref.integrations.sequences import (
+    Tokens,
+    from_segments,
+    is_segments,
+    packed,
+    refuse_restarts,
+    whole,
+)
+from anchor_ref.measure import density
+
+
+@torch.compiler.disable
+def prefill(module, query, key, value, mask, given: dict, kwargs: dict) -> Tensor:
+    """Attention of one layer, dense where AnchorAttention has nothing to gain.
+
+    Args:
+        module: the attention layer, with `layer_idx` and `config`.
+        query, key, value: as transformers' `AttentionInterface` hands them over.
+        mask: segments (see `sequences`), None, or a mask that segments cannot express.
+        given: dropout and scaling.
+        kwargs: what else the model hands over.
+
+    Returns:
+        `[B, Nq, Hq, D]`; 0 for padding.
+
+    Raises:
+        ValueError: the layer cannot be computed as asked; the message says why.
+    """
+    chosen, layer = current_options(module.config), module.layer_idx
+    theta = chosen.theta(layer, module.config.num_hidden_layers, query.shape[1])
+    stats = running_record()
+    started = now(query) if stats is not None else 0.0
+    why_dense = _why_dense(module, chosen, kwargs)
+    texts = _texts(query, key, mask, kwargs)
+    if texts is None:
+        why_dense = why_dense or _why_short(query.shape[2], key.shape[2], chosen)
+        if why_dense is None:
+            got = "none" if mask is None else f"{tuple(mask.shape)} {mask.dtype}"
+            raise ValueError(
+                "attention_mask must be causal but for padding and packed texts, given to the "
+                f"model as (batch, tokens) or not at all, got {got} in layer {layer}: use "
+                "attn_implementation='sdpa' for any other mask"
+            )
+        out = dense(module, query, key, value, mask, given)
+        unknown = torch.full((query.shape[1],), torch.nan, dtype=torch.float64)
+        parts = [Part("dense", why_dense, _causal_pairs(query, key), unknown)]
+    else:
+        out = query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[3])
+        parts = []
+        for text in texts:
+            q = query[text.rows][:, :, text.queries]
+            k, v = (x[text.rows][:, :, text.keys] for x in (key, value))
+            why = why_dense or _why_short(text.n_queries, text.n_keys, chosen)
+            if why is None:
+                found, part = _sparse(q, k, v, theta, chosen, given, counted=stats is not None)
+            else:
+                found = dense(module, q, k, v, _lower_right(q, k), given)
+                part = Part(
+                    "dense", why, _causal_pairs(q, k), torch.ones(q.shape[1], dtype=torch.float64)
+                )
+            out[text.rows, text.queries] = found
+            parts.append(part)
+    if stats is not None:
+        sizes = (layer, query.shape[2], key.shape[2])
+        stats.calls.append(take_down(*sizes, parts, now(query) - started))
+    return out
+
+
+def dense(module, query, key, value, mask: Tensor | None, given: dict) -> Tensor:
+    """What `attn_implementation="sdpa"` computes, `[B, Nq, Hq, D]`."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    return sdpa_attention_forward(module, query, key, value, mask, **given)[0]
+
+
+def _sparse(q, k, v, theta, chosen: Options, given: dict, counted: bool) -> tuple[Tensor, Part]:
+    if any(x.requires_grad for x in (q, k, v)) and torch.is_grad_enabled():
+        raise ValueError(
+            "the model must run under torch.no_grad(): AnchorAttention has no backward pass. "
+            "Train with attn_implementation='sdpa'"
+        )
+    if given["dropout"]:
+        raise ValueError(
+            f"attention dropout must be 0 with AnchorAttention, got {given['dropout']}: "
+            "call model.eval()"
+        )
+    by_head = theta if isinstance(theta, tuple) else None
+    config = chosen.sizes if by_head else replace(chosen.sizes, theta=theta)
+    out, trace = anchor_attention(
+        q,
+        k,
+        v,
+        config,
+        given["scaling"],
+        backend=chosen.backend,
+        return_trace=True,
+        theta_by_head=by_head,
+    )
+    part = None
+    if counted:
+        choice = choose_backend(q, chosen.backend)
+        kept = density(trace.stripes, config, q.shape[2], k.shape[2]).mean(0)
+        part = Part("anchor", f"{choice.name}: {choice.reason}", _causal_pairs(q, k), kept)
+    return out.transpose(1, 2), part
+
+
+def _why_dense(module, chosen: Options, kwargs: dict) -> str | None:
+    """Why the whole layer keeps dense attention; None when it need not."""
+    kinds = getattr(module.config, "layer_types", None) or ()
+    kind = kinds[module.layer_idx] if module.layer_idx < len(kinds) else "full_attention"
+    window = kwargs.get("sliding_window") or getattr(module, "sliding_window", None)
+    if window is not None or kind != "full_attention":
+        return "the layer has a window of its own"
+    if module.layer_idx in chosen.dense_layers:
+        return "dense_layers names the layer"
+    return None
+
+
+def _why_short(n_queries: int, n_keys: int, chosen: Options) -> str | None:
+    """Why so few tokens are served by dense attention; None when they are enough."""
+    if n_keys <= chosen.sizes.group_size:
+        return f"{n_keys} keys are no more than a group"
+    if n_queries < chosen.sizes.block_size:
+        return f"{n_queries} queries are fewer than a block"
+    return None
+
+
+def _texts(query, key, mask: Tensor | None, kwargs: dict) -> list[Tokens] | None:
+    """The texts of the call; None when a mask of another kind says who sees whom."""
+    n_queries, n_keys = query.shape[2], key.shape[2]
+    texts = None
+    if is_segments(mask):
+        texts = from_segments(mask, n_queries)
+    elif mask is not None and mask.shape[2] != n_queries:
+        raise ValueError(
+            f"attention_mask must have a row for each of the {n_queries} queries, got shape "
+            f"{tuple(mask.shape)} {mask.dtype}: did the model change the mask on its way?"
+        )
+    elif mask is None and n_queries == n_keys:
+        texts = whole(query.shape[0], n_keys)
+    bounds = kwargs.get("cu_seq_lens_q")
+    if bounds is not None:
+        return packed(bounds, kwargs.get("cu_seq_lens_k"), query, key, mask, texts)
+    if texts is not None:
+        refuse_restarts(kwargs.get("position_ids"), texts)
+    return texts
+
+
+def _lower_right(q: Tensor, k: Tensor) -> Tensor | None:
+    """The causal mask of queries that are the last tokens; None where sdpa needs none."""
+    n_queries, n_keys = q.shape[2], k.shape[2]
+    if n_queries == n_keys:
+        return None
+    every = torch.ones(n_queries, n_keys, dtype=torch.bool, device=q.device)
+    return every.tril(n_keys - n_queries)[None, None]
+
+
+def _causal_pairs(q: Tensor, k: Tensor) -> int:
+    n_queries, n_keys = q.shape[2], k.shape[2]
+    return q.shape[0] * (n_queries * n_keys - n_queries * (n_queries - 1) // 2)

@@ -1,0 +1,160 @@
+"""What each layer of a model kept of its attention, and how long it took."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+_running: ContextVar["Record | None"] = ContextVar("anchor_attention_record", default=None)
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One text of a call, or all of the call when its mask does not tell texts apart.
+
+    Attributes:
+        ran: "anchor" or "dense".
+        why: one sentence.
+        pairs: causal pairs.
+        density: as in `LayerCall`.
+    """
+
+    ran: str
+    why: str
+    pairs: int
+    density: Float[Tensor, "Hq"]
+
+
+@dataclass(frozen=True, eq=False)
+class LayerCall:
+    """One call of one layer with more than one query.
+
+    Attributes:
+        layer: the layer's index.
+        queries, keys: Nq and Nk of the call, padding included.
+        ran: "anchor" where AnchorAttention ran for at least one sequence of the batch, else
+            "dense".
+        why: one sentence: what ran, or why it was dense.
+        pairs: causal pairs of the call, a weight for means over calls.
+        density: share of the causal pairs that was kept, for each query head, `[Hq]` float64; NaN
+            where a mask that AnchorAttention has no part in says what is kept.
+        seconds: wall time of the attention alone.
+    """
+
+    layer: int
+    queries: int
+    keys: int
+    ran: str
+    why: str
+    pairs: int
+    density: Float[Tensor, "Hq"]
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class LayerSummary:
+    """All calls of a layer together.
+
+    Attributes:
+        ran: "anchor", "dense", or "both".
+        density: mean over calls, weighted by their causal pairs, `[Hq]` float64.
+        seconds: sum over calls.
+        calls: how many.
+    """
+
+    ran: str
+    density: Float[Tensor, "Hq"]
+    seconds: float
+    calls: int
+
+
+@dataclass
+class Record:
+    """Calls in the order in which they ran; decoding, one query at a time, is not among them."""
+
+    calls: list[LayerCall] = field(default_factory=list)
+
+    @property
+    def layers(self) -> dict[int, LayerSummary]:
+        """What each layer did, by its index, in ascending order."""
+        found: dict[int, list[LayerCall]] = {}
+        for call in self.calls:
+            found.setdefault(call.layer, []).append(call)
+        return {layer: _summary(found[layer]) for layer in sorted(found)}
+
+    @property
+    def density(self) -> float:
+        """Mean over layers and heads of the share of the causal pairs that was kept.
+
+        Layers whose own mask says what is kept are left out.
+        """
+        return torch.stack([x.density.mean() for x in self.layers.values()]).nanmean().item()
+
+    @property
+    def seconds(self) -> float:
+        """Time spent in attention, all layers together."""
+        return sum(call.seconds for call in self.calls)
+
+    def __str__(self) -> str:
+        lines = ["layer  ran     density  least-most    seconds"]
+        lines += [
+            f"{layer:5}  {x.ran:6}  {x.density.mean():7.3f}  "
+            f"{x.density.min():.3f}-{x.density.max():.3f}  {x.seconds:8.3f}"
+            for layer, x in self.layers.items()
+        ]
+        return "\n".join(lines)
+
+
+@contextmanager
+def record() -> Iterator[Record]:
+    """Inside the `with`, every prefill of a model that runs AnchorAttention is written down.
+
+    On a GPU each layer's attention is waited for, twice, so that its time is its own: a recorded
+    run is slower than one that is not.
+
+    Yields:
+        A `Record` that fills while models run. Records may be nested; the inner one gets the
+        calls.
+    """
+    stats = Record()
+    token = _running.set(stats)
+    try:
+        yield stats
+    finally:
+        _running.reset(token)
+
+
+def running_record() -> Record | None:
+    """The record that is being kept, if any."""
+    return _running.get()
+
+
+def take_down(layer: int, queries: int, keys: int, parts: list[Part], seconds: float) -> LayerCall:
+    """The call that these parts make up."""
+    told = next((part for part in parts if part.ran == "anchor"), parts[0])
+    pairs = sum(part.pairs for part in parts)
+    kept = sum(part.density * part.pairs for part in parts) / pairs
+    return LayerCall(layer, queries, keys, told.ran, told.why, pairs, kept, seconds)
+
+
+def now(q: Tensor) -> float:
+    """Seconds on a clock, after what was queued on q's device has ended."""
+    if q.is_cuda:
+        torch.cuda.synchronize(q.device)
+    return time.perf_counter()
+
+
+def _summary(calls: list[LayerCall]) -> LayerSummary:
+    kinds = {call.ran for call in calls}
+    pairs = sum(call.pairs for call in calls)
+    return LayerSummary(
+        kinds.pop() if len(kinds) == 1 else "both",
+        sum(call.density * call.pairs for call in calls) / pairs,
+        sum(call.seconds for call in calls),
+        len(calls),
+    )

@@ -1,0 +1,152 @@
+"""Which keys go with which queries: transformers' causal masks, as sequences of tokens.
+
+Causal attention with padding and packed texts needs no matrix of Nq x Nk: a number for each key
+says it all. Under `attn_implementation="anchor_attention"` the place of the mask is taken by
+
+    segments[b, 0, 0, j] = the packed text that key j belongs to, from 0
+                           HIDDEN     padding, which nobody sees
+                           UNWRITTEN  a place of a static cache that no token has reached yet
+
+and the queries are the last of the keys that have been written.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from anchor_ref.inputs import check_cu_seqlens
+
+HIDDEN, UNWRITTEN = -1, -2
+
+_ACROSS = (
+    "cu_seq_lens_q {} must bound the texts of the attention mask, got a mask by which they see "
+    "each other: pass position_ids that begin again with each text, use_cache=False and no "
+    "attention_mask"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """One text, in one row of the batch or, when they are alike, in all.
+
+    Attributes:
+        rows: the rows of the batch.
+        keys: its places among the keys, ascending.
+        queries: its places among the queries: those of its last keys.
+        n_keys, n_queries: how many there are.
+    """
+
+    rows: slice
+    keys: slice | Int[Tensor, "n"]
+    queries: slice | Int[Tensor, "m"]
+    n_keys: int
+    n_queries: int
+
+
+def is_segments(mask: Tensor | None) -> bool:
+    """Does the mask come from `causal_segments`, as segments?"""
+    return mask is not None and mask.dtype == torch.int32 and tuple(mask.shape[1:3]) == (1, 1)
+
+
+def from_segments(segments: Int[Tensor, "B 1 1 Nk"], n_queries: int) -> list[Tokens]:
+    """The texts that hold at least one query, row by row."""
+    table = segments[:, 0, 0].cpu()
+    if (table == table[:1]).all():
+        found = [(slice(0, len(table)), table[0])]
+    else:
+        found = [(slice(b, b + 1), row) for b, row in enumerate(table)]
+    return [tokens for rows, row in found for tokens in _texts(rows, row, n_queries)]
+
+
+def whole(batch: int, n_tokens: int) -> list[Tokens]:
+    """One text in every row, nothing padded, every key a query."""
+    every = slice(0, n_tokens)
+    return [Tokens(slice(0, batch), every, every, n_tokens, n_tokens)]
+
+
+def packed(
+    bounds: Int[Tensor, "S"],
+    key_bounds: Int[Tensor, "S"] | None,
+    query: Float[Tensor, "B Hq Nq D"],
+    key: Float[Tensor, "B Hkv Nk D"],
+    mask: Tensor | None,
+    texts: list[Tokens] | None,
+) -> list[Tokens] | None:
+    """The texts that flash attention's `cu_seq_lens_q` bounds.
+
+    Args:
+        bounds, key_bounds: `cu_seq_lens_q` and `cu_seq_lens_k`, which must agree.
+        query, key: of the layer, one row.
+        mask: the layer's mask.
+        texts: what the mask says, or None when it is of another kind.
+
+    Returns:
+        The texts between the bounds; None where the mask is of another kind.
+
+    Raises:
+        TypeError, ValueError: the bounds do not fit the tensors or each other, or the mask lets
+            one text see another.
+    """
+    if query.shape[0] != 1:
+        raise ValueError(f"cu_seq_lens_q needs a batch of 1, got {query.shape[0]} rows")
+    if key_bounds is not None and not torch.equal(key_bounds, bounds):
+        raise ValueError(
+            f"cu_seq_lens_k must equal cu_seq_lens_q {bounds.tolist()}, got {key_bounds.tolist()}"
+        )
+    ends = check_cu_seqlens(bounds, query.shape[2], key.shape[2])
+    spans = [slice(start, end) for start, end in pairwise(ends) if end > start]
+    apart = [Tokens(slice(0, 1), s, s, s.stop - s.start, s.stop - s.start) for s in spans]
+    if texts is None:
+        text_of = torch.bucketize(torch.arange(ends[-1]), bounds.cpu(), right=True)
+        across = (text_of[:, None] != text_of).to(query.device)
+        seen = mask if mask is None or mask.dtype == torch.bool else mask == 0
+        if mask is None or (seen & across).any():
+            raise ValueError(_ACROSS.format(ends))
+        return None
+    if len(texts) > 1 and [text.keys for text in texts] != spans:
+        raise ValueError(_ACROSS.format(ends))
+    return apart
+
+
+def refuse_restarts(positions: Tensor | None, texts: list[Tokens]) -> None:
+    """Refuse positions that begin again where the mask knows of one text only.
+
+    transformers' sdpa then reads one text, its flash attention several.
+
+    Args:
+        positions: `position_ids` as the layer got them, `[B or 1, Nq]`; others are not judged.
+        texts: what the mask says.
+
+    Raises:
+        ValueError: positions begin again at 0 inside a text.
+    """
+    if positions is None or positions.ndim != 2:
+        return
+    for text in texts:
+        if (
+            positions[text.rows if len(positions) > 1 else slice(0, 1), text.queries][:, 1:] == 0
+        ).any():
+            raise ValueError(
+                "position_ids must not begin again inside a text, got packed texts that the "
+                "attention mask does not know of: pass use_cache=False and no attention_mask, or "
+                "cu_seq_lens_q and cu_seq_lens_k"
+            )
+
+
+def _texts(rows: slice, segments: Tensor, n_queries: int) -> Iterator[Tokens]:
+    first_query = int((segments != UNWRITTEN).sum()) - n_queries
+    for number in segments[segments >= 0].unique().tolist():
+        keys = (segments == number).nonzero().flatten()
+        queries = keys[keys >= first_query] - first_query
+        if len(queries):
+            yield Tokens(rows, _range(keys), _range(queries), len(keys), len(queries))
+
+
+def _range(places: Tensor) -> slice | Tensor:
+    """Places in a row as a slice, which copies nothing."""
+    first, last = int(places[0]), int(places[-1])
+    return slice(first, last + 1) if last - first + 1 == len(places) else places
