@@ -1,4 +1,4 @@
-"""The mask function of `attn_implementation="anchor_attention"`: no matrix but where it must be."""
+"""The mask function of `attn_implementation="anchor_attention"`, which draws a matrix rarely."""
 
 import torch
 from torch import Tensor
@@ -45,9 +45,7 @@ def _segments_or_mask(asked: dict) -> Tensor | None:
         if segments is None:
             return sdpa_mask(**asked)
     if padding is not None:
-        real = padding[:, :n_keys].bool()
-        real = torch.nn.functional.pad(real, (0, n_keys - real.shape[1]))
-        segments = segments.masked_fill(~real, HIDDEN)
+        segments = segments.masked_fill(~_real(padding, n_keys), HIDDEN)
     segments[:, written:] = UNWRITTEN
     if written == n_queries == n_keys and not segments.any():
         return None
@@ -64,6 +62,7 @@ def _packed_segments(asked: dict) -> Tensor | None:
 
     batch, n_keys = asked["batch_size"], asked["kv_length"]
     rows, starts = max(1, STRIP // (batch * n_keys)), []
+    padding = asked.get("attention_mask")
     for first in range(0, n_keys, rows):
         seen = sdpa_mask(**_strip(asked, first, min(first + rows, n_keys))).expand(
             batch, 1, -1, -1
@@ -72,8 +71,7 @@ def _packed_segments(asked: dict) -> Tensor | None:
         key = torch.arange(n_keys, device=seen.device)
         own = key[first : first + seen.shape[1], None]
         start = seen.int().argmax(-1, keepdim=True)  # the first key that the row sees
-        padding = asked.get("attention_mask")
-        real = torch.ones_like(seen[:, 0]) if padding is None else padding.bool()  # [B, Nk]
+        real = torch.ones_like(seen[:, 0]) if padding is None else _real(padding, n_keys)
         expected = (start <= key) & (key <= own) & real[:, None]
         row_is_real = real[:, first : first + seen.shape[1], None]
         if ((seen != expected) & row_is_real).any():
@@ -84,6 +82,12 @@ def _packed_segments(asked: dict) -> Tensor | None:
     if (changes & (start != key)).any():  # a window that slides begins before its own key
         return None
     return start.to(torch.int32)
+
+
+def _real(padding: Tensor, n_keys: int) -> Tensor:
+    """Which keys are tokens, `[B, Nk]`; a key beyond the mask is none, as in transformers."""
+    real = padding[:, :n_keys].bool()
+    return torch.nn.functional.pad(real, (0, n_keys - real.shape[1]))
 
 
 def _strip(asked: dict, first: int, end: int) -> dict:

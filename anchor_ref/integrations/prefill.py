@@ -36,7 +36,10 @@ def prefill(module, query, key, value, mask, given: dict, kwargs: dict) -> Tenso
     Raises:
         ValueError: the layer cannot be computed as asked; the message says why.
     """
-    chosen, layer = current_options(module.config), module.layer_idx
+    layer = getattr(module, "layer_idx", None)
+    if layer is None:
+        raise ValueError(f"{type(module).__name__} must have a layer_idx, got none")
+    chosen = current_options(module.config)
     theta = chosen.theta(layer, module.config.num_hidden_layers, query.shape[1])
     stats = running_record()
     started = now(query) if stats is not None else 0.0
@@ -44,33 +47,24 @@ def prefill(module, query, key, value, mask, given: dict, kwargs: dict) -> Tenso
     texts = _texts(query, key, mask, kwargs)
     if texts is None:
         why_dense = why_dense or _why_short(query.shape[2], key.shape[2], chosen)
-        if why_dense is None:
-            got = "none" if mask is None else f"{tuple(mask.shape)} {mask.dtype}"
-            raise ValueError(
-                "attention_mask must be causal but for padding and packed texts, given to the "
-                f"model as (batch, tokens) or not at all, got {got} in layer {layer}: use "
-                "attn_implementation='sdpa' for any other mask"
-            )
+        _check_served(mask, why_dense, layer)
         out = dense(module, query, key, value, mask, given)
-        unknown = torch.full((query.shape[1],), torch.nan, dtype=torch.float64)
-        parts = [Part("dense", why_dense, _causal_pairs(query, key), unknown)]
+        parts = [Part("dense", why_dense, _causal_pairs(query, key), _all_heads(query, torch.nan))]
     else:
-        out = query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[3])
-        parts = []
+        found, parts = [], []
         for text in texts:
             q = query[text.rows][:, :, text.queries]
             k, v = (x[text.rows][:, :, text.keys] for x in (key, value))
             why = why_dense or _why_short(text.n_queries, text.n_keys, chosen)
             if why is None:
-                found, part = _sparse(q, k, v, theta, chosen, given, counted=stats is not None)
+                out, part = _sparse(q, k, v, theta, chosen, given, counted=stats is not None)
             else:
-                found = dense(module, q, k, v, _lower_right(q, k), given)
-                part = Part(
-                    "dense", why, _causal_pairs(q, k), torch.ones(q.shape[1], dtype=torch.float64)
-                )
-            out[text.rows, text.queries] = found
+                out = dense(module, q, k, v, _lower_right(q, k), given)
+                part = Part("dense", why, _causal_pairs(q, k), _all_heads(q, 1.0))
+            found.append(out)
             parts.append(part)
-    if stats is not None:
+        out = _together(found, texts, query, value)
+    if stats is not None and parts:
         sizes = (layer, query.shape[2], key.shape[2])
         stats.calls.append(take_down(*sizes, parts, now(query) - started))
     return out
@@ -83,7 +77,9 @@ def dense(module, query, key, value, mask: Tensor | None, given: dict) -> Tensor
     return sdpa_attention_forward(module, query, key, value, mask, **given)[0]
 
 
-def _sparse(q, k, v, theta, chosen: Options, given: dict, counted: bool) -> tuple[Tensor, Part]:
+def _sparse(
+    q, k, v, theta, chosen: Options, given: dict, counted: bool
+) -> tuple[Tensor, Part | None]:
     if any(x.requires_grad for x in (q, k, v)) and torch.is_grad_enabled():
         raise ValueError(
             "the model must run under torch.no_grad(): AnchorAttention has no backward pass. "
@@ -94,6 +90,9 @@ def _sparse(q, k, v, theta, chosen: Options, given: dict, counted: bool) -> tupl
             f"attention dropout must be 0 with AnchorAttention, got {given['dropout']}: "
             "call model.eval()"
         )
+    device = q.device.type
+    if torch.is_autocast_enabled(device) and q.dtype != torch.float64:  # as sdpa does
+        q, k, v = (x.to(torch.get_autocast_dtype(device)) for x in (q, k, v))
     by_head = theta if isinstance(theta, tuple) else None
     config = chosen.sizes if by_head else replace(chosen.sizes, theta=theta)
     out, trace = anchor_attention(
@@ -112,6 +111,29 @@ def _sparse(q, k, v, theta, chosen: Options, given: dict, counted: bool) -> tupl
         kept = density(trace.stripes, config, q.shape[2], k.shape[2]).mean(0)
         part = Part("anchor", f"{choice.name}: {choice.reason}", _causal_pairs(q, k), kept)
     return out.transpose(1, 2), part
+
+
+def _together(found: list[Tensor], texts: list[Tokens], query, value) -> Tensor:
+    """The outputs of all texts in their places."""
+    batch, heads, n_queries, _ = query.shape
+    shape = (batch, n_queries, heads, value.shape[3])
+    if len(found) == 1 and found[0].shape == shape:
+        return found[0]
+    out = (found[0] if found else query).new_zeros(shape)
+    for part, text in zip(found, texts, strict=True):
+        out[text.rows, text.queries] = part
+    return out
+
+
+def _check_served(mask: Tensor | None, why_dense: str | None, layer: int) -> None:
+    """Refuse AnchorAttention under a mask that segments cannot express."""
+    if why_dense is None:
+        got = "none" if mask is None else f"{tuple(mask.shape)} {mask.dtype}"
+        raise ValueError(
+            "attention_mask must be causal but for padding and packed texts, given to the model "
+            f"as (batch, tokens) or not at all, got {got} in layer {layer}: use "
+            "attn_implementation='sdpa' for any other mask"
+        )
 
 
 def _why_dense(module, chosen: Options, kwargs: dict) -> str | None:
@@ -168,3 +190,7 @@ def _lower_right(q: Tensor, k: Tensor) -> Tensor | None:
 def _causal_pairs(q: Tensor, k: Tensor) -> int:
     n_queries, n_keys = q.shape[2], k.shape[2]
     return q.shape[0] * (n_queries * n_keys - n_queries * (n_queries - 1) // 2)
+
+
+def _all_heads(q: Tensor, share: float) -> Tensor:
+    return torch.full((q.shape[1],), share, dtype=torch.float64)
