@@ -17,7 +17,7 @@ from anchor_ref.baselines.selection import (
 from anchor_ref.config import AnchorConfig
 from anchor_ref.heads import scaled_scores, stack_heads, unstack_heads
 from anchor_ref.inputs import check_compute_dtype
-from anchor_ref.measure import dropped_candidates, executed_density, identification_cost
+from anchor_ref.measure import executed_density, identification_cost
 from anchor_ref.plan import StripePlan
 from anchor_ref.regions import Group, groups
 
@@ -42,6 +42,8 @@ def stripe_selection(
     """
     batch, heads, _ = stripes.counts.shape
     device, all_groups = stripes.indices.device, groups(config, n, n)
+    executed = executed_density(stripes, config, n, n, gather=gather) * causal_pairs(n)
+    kept = stripes.to_mask(n)  # [B, Hq, G, N]: a byte a key where the plan has four a stripe
 
     def keep(rows: range) -> Tensor:
         mask = causal_mask(rows, device).repeat(batch, heads, 1, 1)
@@ -50,11 +52,9 @@ def stripe_selection(
             if first < last:
                 inside = slice(first - rows.start, last - rows.start)
                 candidates = slice(group.candidates.start, group.candidates.stop)
-                dropped = dropped_candidates(stripes, g, group)  # [B, Hq, C]
-                mask[:, :, inside, candidates] &= ~dropped.unsqueeze(2)
+                mask[:, :, inside, candidates] &= kept[:, :, g, None, candidates]
         return mask
 
-    executed = executed_density(stripes, config, n, n, gather=gather) * causal_pairs(n)
     return Selection((batch, heads, n), keep, executed.to(device), scored)
 
 
