@@ -1,0 +1,172 @@
+"""Every method on one bench: what each head keeps, loses and pays, over each method's own knobs.
+
+Definitions are those of `anchor_ref.baselines.evaluate`; one head is looked at at a time, 128 rows
+at a time, so memory grows linearly in N.
+"""
+
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass, replace
+
+from jaxtyping import Float
+from torch import Tensor
+
+from anchor_ref.activations.capture import Captured
+from anchor_ref.baselines import METHODS, Method, evaluate_all
+
+MEASURES = (
+    "recall_mean",
+    "recall_p10",
+    "recall_min",
+    "density",
+    "executed_density",
+    "identification_cost",
+    "output_error",
+    "total_cost",
+)
+COLUMNS = ("text", "method", "configuration", "layer", "head", "length", *MEASURES)
+GROUP = 2048  # queries that share their stripes, as published
+
+
+def group_for(length: int, block_size: int = 128) -> int:
+    """Queries of a group that suit a prompt: 2048 from 8192 tokens on, a quarter of shorter ones.
+
+    In groups of 2048 a prompt of 2048 tokens is one dense group, and one of 4096 keeps half of all
+    pairs before anything is selected. Four groups are the least that shows a choice; then a
+    quarter of all pairs lies in windows, whatever the length.
+    """
+    return min(GROUP, max(1, length // 4 // block_size) * block_size)
+
+
+def sweeps(
+    methods: Sequence[str] | None = None, group_size: int = GROUP
+) -> dict[str, list[Method]]:
+    """The configurations of each method, from its sparsest to its densest.
+
+    Args:
+        methods: names of `METHODS`; None for all.
+        group_size: queries of a group for those that have groups; a multiple of their block size.
+
+    Raises:
+        ValueError: a name is unknown, or `group_size` is no multiple of a method's blocks.
+    """
+    names = list(METHODS if methods is None else methods)
+    if unknown := [name for name in names if name not in METHODS]:
+        raise ValueError(f"methods must be of {', '.join(METHODS)}, got {', '.join(unknown)}")
+    return {
+        name: [_with_groups(method, group_size) for method in METHODS[name].sweep()]
+        for name in names
+    }
+
+
+def label_configurations(sweep: Sequence[Method]) -> list[str]:
+    """What tells the configurations of a sweep apart, such as "theta=9"; "default" for only one.
+
+    Args:
+        sweep: configurations of one method, no two alike.
+    """
+    knobs = [_knobs(method) for method in sweep]
+    moved = [name for name in knobs[0] if len({values[name] for values in knobs}) > 1]
+    return [
+        " ".join(f"{name}={_show(values[name])}" for name in moved) or "default"
+        for values in knobs
+    ]
+
+
+def compare_head(
+    q: Float[Tensor, "1 1 N D"],
+    k: Float[Tensor, "1 1 N D"],
+    v: Float[Tensor, "1 1 N D"],
+    methods: Sequence[Method],
+    scale: float | None = None,
+) -> list[dict[str, float]]:
+    """The metric contract for one head and any number of selections.
+
+    total_cost = executed_density + identification_cost, in units of dense attention
+
+    Args:
+        q, k, v, scale: as in `anchor_attention`, of one query head with its key head.
+        methods: configurations of any methods. Dense attention is computed once for all.
+
+    Returns:
+        For each method its `MEASURES`: recall over rows (mean, 10th percentile, minimum), and
+        shares of all causal pairs.
+
+    Raises:
+        TypeError, ValueError: see `baselines.evaluate_all`.
+    """
+    selections = [method.select(q, k, scale) for method in methods]
+    found = []
+    for evaluation in evaluate_all(q, k, v, selections, scale):
+        row = {f"recall_{name}": x.item() for name, x in evaluation.recall_summary().items()}
+        for name in ("density", "executed_density", "identification_cost", "output_error"):
+            row[name] = getattr(evaluation, name).item()
+        row["total_cost"] = row["executed_density"] + row["identification_cost"]
+        found.append(row)
+    return found
+
+
+def compare_layer(
+    captured: Captured,
+    method: str,
+    sweep: Sequence[Method],
+    heads: Sequence[int] | None = None,
+    text: str = "document",
+) -> list[dict[str, str | int | float]]:
+    """One row for each head of a layer and each configuration of a method.
+
+    Args:
+        captured: one prompt in one layer.
+        method: what to call the method.
+        sweep: its configurations.
+        heads: the model's indices of query heads; None for all that were captured.
+        text: what to call the prompt.
+
+    Returns:
+        Rows with `COLUMNS`, head by head.
+
+    Raises:
+        ValueError: the layer is no causal attention over all keys (`Captured.causal`), the capture
+            holds several prompts, or not that head.
+    """
+    x = captured.causal()
+    if x.q.shape[0] != 1:
+        raise ValueError(f"captured must hold one prompt, got {x.q.shape[0]}")
+    there = range(x.q.shape[1]) if x.heads is None else x.heads
+    rows, labels = [], label_configurations(sweep)
+    for head in there if heads is None else heads:
+        if head not in there:
+            raise ValueError(f"heads must be of those captured, {tuple(there)}, got {head}")
+        place = there.index(head)
+        kv = place // (x.q.shape[1] // x.k.shape[1])
+        one = (x.q[:, place : place + 1], x.k[:, kv : kv + 1], x.v[:, kv : kv + 1])
+        about = {"layer": x.layer, "head": head, "length": x.q.shape[2]}
+        rows += [
+            {"text": text, "method": method, "configuration": label, **about, **measures}
+            for label, measures in zip(labels, compare_head(*one, sweep, x.scaling), strict=True)
+        ]
+    return rows
+
+
+def _with_groups(method: Method, group_size: int) -> Method:
+    config = getattr(method, "config", None)
+    if config is None:
+        return method
+    if group_size < 1 or group_size % config.block_size:
+        raise ValueError(
+            f"group_size must be a multiple of the block size {config.block_size}, "
+            f"got {group_size}"
+        )
+    return replace(method, config=replace(config, step=group_size // config.block_size))
+
+
+def _knobs(record) -> dict[str, object]:
+    """All fields, those of a configuration inside included."""
+    found = {}
+    for field in fields(record):
+        value = getattr(record, field.name)
+        found |= _knobs(value) if is_dataclass(value) else {field.name: value}
+    return found
+
+
+def _show(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
