@@ -2,14 +2,17 @@
 
 from anchor_ref.explorer.prepare import STEPS, PreparedHead, prepare_head
 from anchor_ref.explorer.view import Selection, View, Window, look, select
+from anchor_ref.explorer.widget import Explorer, prepare_heads
 
 __all__ = [
     "STEPS",
+    "Explorer",
     "PreparedHead",
     "Selection",
     "View",
     "Window",
     "look",
     "prepare_head",
+    "prepare_heads",
     "select",
 ]

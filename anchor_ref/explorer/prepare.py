@@ -30,8 +30,8 @@ class PreparedHead:
         scale: factor of q·k.
         log_sum: ln Σ_j exp(s_ij) over all earlier keys, `[N]`.
         anchors: for each step the row anchors a_i, `[N]`.
-        levels: log10 of the largest attention weight in each cell, the finest map first, float16;
-            -inf where every key comes later. A cell of each level is 2 x 2 cells of the one before.
+        levels: log10 of the largest attention weight in each cell, float16, finest map first;
+            -inf where every key comes later. Each level halves the one before.
         cell: tokens to a side of a cell of the finest level, a power of two.
     """
 

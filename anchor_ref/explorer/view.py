@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from anchor_ref.config import AnchorConfig
@@ -60,13 +60,14 @@ class View:
         cell: tokens to a side of a cell.
         log_weight: log10 of the largest attention weight in each cell, -inf where every key
             comes later, `[cells, cells]`.
-        kept: whether the selection keeps any pair of the cell, `[cells, cells]`.
+        kept: share of the cell's keys that the selection keeps, `[cells, cells]`; where the cell
+            lies in two groups, of the one that keeps more.
     """
 
     window: Window
     cell: int
     log_weight: Float[Tensor, "cells cells"]
-    kept: Bool[Tensor, "cells cells"]
+    kept: Float[Tensor, "cells cells"]
 
 
 def select(head: PreparedHead, config: AnchorConfig) -> Selection:
@@ -155,17 +156,18 @@ def _cut(head: PreparedHead, window: Window) -> tuple[Window, int, Tensor]:
 
 
 def _kept(selection: Selection, window: Window, cell: int, cells: int) -> Tensor:
-    """Whether any pair of the cell lies in initial region, window or a stripe."""
-    kept = torch.zeros(cells, cells, dtype=torch.bool)
+    """Share of each cell's keys in initial region, window or a stripe."""
+    kept = torch.zeros(cells, cells)
     for g, group in enumerate(selection.groups):
         start = max(group.rows.start - window.query, 0)
         stop = min(group.rows.stop - window.query, cells * cell)
         if start >= stop:
             continue
-        keys = torch.zeros(cells * cell, dtype=torch.bool)
+        keys = torch.zeros(cells * cell)
         for region in (group.init, range(group.window_start, group.rows.stop)):
-            keys[max(0, region.start - window.key) : max(0, region.stop - window.key)] = True
+            keys[max(0, region.start - window.key) : max(0, region.stop - window.key)] = 1
         chosen = selection.stripes.keys(0, 0, g).long() - window.key
-        keys[chosen[(chosen >= 0) & (chosen < len(keys))]] = True
-        kept[start // cell : -(-stop // cell)] |= keys.unflatten(0, (cells, cell)).any(1)
+        keys[chosen[(chosen >= 0) & (chosen < len(keys))]] = 1
+        rows = kept[start // cell : -(-stop // cell)]
+        torch.maximum(rows, keys.unflatten(0, (cells, cell)).mean(1), out=rows)
     return kept

@@ -9,6 +9,7 @@ from anchor_ref.figures.style import INK, MAGNITUDE, STRIPE
 
 FAINTEST = -5.0  # log10 of the weight below which differences are not shown
 LABELLED = 32  # tokens to a side up to which each is written out
+VISIBLE = 0.45  # tint of a cell of which a single key is kept
 
 
 def data_view(view: View) -> dict[str, Tensor | tuple]:
@@ -16,6 +17,7 @@ def data_view(view: View) -> dict[str, Tensor | tuple]:
 
     Two scales, one for what is computed and one for what is not: kept cells run from dark blue to
     yellow with their largest weight, skipped cells from white to red. White was skipped rightly.
+    A cell kept in part is a mixture by its share, but never so pale that a lone stripe is lost.
 
     Returns:
         image: red, green and blue of each cell in 0..1, `[cells, cells, 3]`; later keys grey.
@@ -25,7 +27,8 @@ def data_view(view: View) -> dict[str, Tensor | tuple]:
 
     strength = ((view.log_weight - FAINTEST) / -FAINTEST).clamp(0, 1)
     kept = torch.from_numpy(matplotlib.colormaps[MAGNITUDE](strength.numpy())[..., :3]).float()
-    image = torch.where(view.kept[..., None], kept, skipped_colour(strength))
+    share = torch.where(view.kept > 0, VISIBLE + (1 - VISIBLE) * view.kept, 0)[..., None]
+    image = share * kept + (1 - share) * skipped_colour(strength)
     image[view.log_weight == -torch.inf] = 0.965
     side = len(image) * view.cell
     window = view.window
@@ -97,7 +100,7 @@ def draw_scale(ax) -> None:
     strength = torch.linspace(0, 1, 256)
     kept = torch.from_numpy(matplotlib.colormaps[MAGNITUDE](strength.numpy())[:, :3]).float()
     rows = torch.stack([kept, skipped_colour(strength)])
-    ax.imshow(rows.numpy(), aspect="auto", extent=(FAINTEST, 0, 2, 0), interpolation="bilinear")
+    ax.imshow(rows.numpy(), aspect="auto", extent=(FAINTEST, 0, 2, 0), interpolation="nearest")
     ax.axhline(1, color="white", lw=2)
     ax.set_yticks([0.5, 1.5], labels=["computed", "skipped"], fontsize=8)
     ax.set_xticks(
@@ -122,7 +125,7 @@ def draw_shares(shares: list[tuple[int, int, float]], ax) -> None:
     starts, ends, widths = zip(*shares, strict=True)
     heights = [end - start for start, end in zip(starts, ends, strict=True)]
     ax.barh(starts, widths, heights, align="edge", color=STRIPE, lw=0)
-    ax.set(xlim=(0, 1), xticks=[0, 1], xlabel="kept")
-    ax.set_xticklabels(["0", "all"], fontsize=8)
+    ax.set(xlim=(0, 1), xticks=[1], xlabel="kept")
+    ax.set_xticklabels(["all"], fontsize=8)
     ax.tick_params("y", labelleft=False, length=0)
     ax.spines["left"].set(color=INK, lw=0.5)
