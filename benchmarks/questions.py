@@ -4,8 +4,8 @@
     python -m benchmarks.questions --table       .md and .png from questions.json
 
 One text of the bundled model; of every head: where the largest scores lie, what each approximation
-of the difference test costs, and how much recall a certificate can promise. Then thresholds by
-head, by layer and for all, calibrated on two texts and judged on a third.
+of the difference test costs, and how much recall a certificate promises at which cost. Then
+thresholds by head, by layer and for all, calibrated on two texts and judged on a third.
 """
 
 import argparse
@@ -18,13 +18,10 @@ import torch
 
 from anchor_ref import AnchorConfig, compute_anchor, identify_stripes
 from anchor_ref.activations import Captured, capture_qkv, load_bundled, make_document
-from anchor_ref.figures import lab as figures
-from anchor_ref.figures.style import caption, use_style
 from anchor_ref.lab import (
-    REGIONS,
     TESTS,
     THETAS,
-    calibrate,
+    calibrate_captured,
     certificate_cost,
     certify,
     compare_tests,
@@ -32,10 +29,11 @@ from anchor_ref.lab import (
     theta_curve,
 )
 from anchor_ref.measure import recall
+from benchmarks.questions_table import draw, table
 
 HERE = Path(__file__).parent
 CONFIG = AnchorConfig(theta=9.0)
-EFFORTS = ((128, 0), (32, 0), (8, 0), (8, 3), (8, 7))  # rows, directions
+RANKS = (0, 8, 16, 24, 32)  # of the certificate; at the head's dimension it is exact
 TARGETS = (0.9, 0.95, 0.98, 0.99)
 CALIBRATION_SEEDS, HELD_OUT_SEED = (1, 2), 3
 
@@ -50,7 +48,7 @@ def capture(n: int, seed: int) -> dict[int, Captured]:
     return capture_qkv(model, tokens, dtype=torch.float32)
 
 
-def look(layer: int, x: Captured) -> list[dict]:
+def look(layer: int, x: Captured, ranks: tuple[int, ...] = RANKS) -> list[dict]:
     """One row for each head of a layer."""
     n = x.q.shape[2]
     maxima = locate_maxima(x.q, x.k, CONFIG, x.scaling)
@@ -58,9 +56,10 @@ def look(layer: int, x: Captured) -> list[dict]:
     anchor = compute_anchor(x.q, x.k, x.v, CONFIG, x.scaling).max
     stripes = identify_stripes(x.q, x.k, anchor, CONFIG, x.scaling)
     exact = recall(x.q, x.k, stripes, CONFIG, x.scaling)
-    efforts = [{"rows": rows, "directions": directions} for rows, directions in EFFORTS]
-    costs = [certificate_cost(CONFIG, n, n, **effort) for effort in efforts]
-    promises = [certify(x.q, x.k, stripes, CONFIG, x.scaling, **effort) for effort in efforts]
+    dim = x.q.shape[3]
+    promises = {rank: certify(x.q, x.k, stripes, CONFIG, x.scaling, rank=rank) for rank in ranks}
+    promises[dim] = exact
+    costs = {rank: certificate_cost(stripes, CONFIG, n, n, dim, rank=rank) for rank in promises}
     return [
         {
             "layer": layer,
@@ -73,10 +72,13 @@ def look(layer: int, x: Captured) -> list[dict]:
                 }
                 for name in TESTS
             },
-            "recall": round(exact[0, head].double().mean().item(), 4),
             "certificate": [
-                {**effort, "cost": cost, "promised": round(found[0, head].mean().item(), 4)}
-                for effort, cost, found in zip(efforts, costs, promises, strict=True)
+                {
+                    "rank": rank,
+                    "cost": round(costs[rank][0, head].item(), 4),
+                    "promised": round(promised[0, head].double().mean().item(), 4),
+                }
+                for rank, promised in promises.items()
             ],
         }
         for head in range(x.q.shape[1])
@@ -93,7 +95,7 @@ def calibration(n: int) -> list[dict]:
     rows = []
     for target in TARGETS:
         for per in ("head", "layer"):
-            found = calibrate(texts, target, CONFIG, per=per)
+            found = calibrate_captured(texts, target, CONFIG, per=per)
             rows.append({"target": target, "per": per, **judge(held_out, found.thetas)})
     single = [
         {layer: [theta] * curve.density.shape[2] for layer, curve in held_out.items()}
@@ -121,98 +123,14 @@ def judge(curves: dict, thetas: dict) -> dict[str, float]:
     }
 
 
-def table(results: dict) -> str:
-    """The results as Markdown."""
-    rows = results["heads"]
-    mean = lambda values: sum(values) / len(rows)  # noqa: E731
-    lines = [
-        "# What the lab finds out about the bundled model",
-        "",
-        f"Made by `python -m benchmarks.questions` on {results['date']} with torch "
-        f"{results['torch']}: {results['n']} tokens, θ = {CONFIG.theta:g}, all {len(rows)} heads. "
-        "Definitions: `anchor_ref/lab`.",
-        "",
-        "## Where do the largest scores lie?",
-        "",
-        "Of the rows that have candidates, mean over heads.",
-        "",
-        "| " + " | ".join(REGIONS) + " |",
-        "|" + " --- |" * len(REGIONS),
-        "| " + " | ".join(f"{mean(r['maxima'][i] for r in rows):.1%}" for i in range(3)) + " |",
-        "",
-        "## What does each approximation cost?",
-        "",
-        "| test | what is compared with θ, and who keeps the key | recall | density |",
-        "| --- | --- | --- | --- |",
-    ]
-    for name, what in TESTS.items():
-        found = {x: mean(r["tests"][name][x] for r in rows) for x in ("recall", "density")}
-        lines.append(f"| {name} | {what} | {found['recall']:.4f} | {found['density']:.3f} |")
-    lines += [
-        "",
-        "## What can be promised without a score of any dropped key?",
-        "",
-        f"Mean recall is {mean(r['recall'] for r in rows):.4f}. Cost in all causal pairs.",
-        "",
-        "| queries pooled | directions | cost | promised, mean | heads promised 0.9 |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for i in range(len(EFFORTS)):
-        efforts = [row["certificate"][i] for row in rows]
-        enough = sum(effort["promised"] >= 0.9 for effort in efforts)
-        lines.append(
-            f"| {efforts[0]['rows']} | {efforts[0]['directions']} | {efforts[0]['cost']:.3f} | "
-            f"{mean(e['promised'] for e in efforts):.3f} | {enough} of {len(rows)} |"
-        )
-    lines += [
-        "",
-        "## Is a threshold for each head worth it?",
-        "",
-        "Calibrated on two texts, judged on a third. Beside each the single θ that reaches the "
-        "same mean recall there.",
-        "",
-        "| target | θ for each | recall | least of a head | density | single θ | its least | its "
-        "density |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    single = [row for row in results["calibration"] if row["per"] == "all"]
-    for row in results["calibration"]:
-        if row["per"] != "all":
-            same = next((x for x in single if x["recall"] >= row["recall"]), single[-1])
-            lines.append(
-                f"| {row['target']} | {row['per']} | {row['recall']:.4f} | {row['least']:.4f} | "
-                f"{row['density']:.3f} | {same['theta']:g} | {same['least']:.4f} | "
-                f"{same['density']:.3f} |"
-            )
-    return "\n".join(lines) + "\n"
-
-
-def draw(results: dict, path: Path) -> None:
-    """Three questions in one picture."""
-    from matplotlib import pyplot as plt
-
-    use_style()
-    rows = results["heads"]
-    figure, axes = plt.subplots(1, 3, figsize=(13, 3.9), width_ratios=[1.15, 1, 1])
-    panels = (
-        (figures.data_maxima, figures.draw_maxima),
-        (figures.data_tests, figures.draw_tests),
-        (figures.data_certificate, figures.draw_certificate),
-    )
-    for ax, (data, draw_one) in zip(axes, panels, strict=True):
-        draw_one(data(rows), ax)
-        ax.set_title(draw_one.__doc__, fontsize=9)
-    caption(figure, f"Bundled model, all heads, N = {results['n']}, θ = {CONFIG.theta:g}.")
-    figure.savefig(path)
-    plt.close(figure)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--n", type=int, default=8192)
     parser.add_argument("--table", action="store_true", help="no measuring, only table and figure")
     parser.add_argument("--out", type=Path, default=HERE / "questions.json")
     options = parser.parse_args()
+    if options.n <= CONFIG.group_size:
+        parser.error(f"--n must be above {CONFIG.group_size}, or nothing is chosen from")
     if not options.table:
         rows = []
         for layer, x in capture(options.n, seed=0).items():
@@ -222,6 +140,7 @@ def main() -> None:
             "date": time.strftime("%Y-%m-%d"),
             "torch": str(torch.__version__),
             "n": options.n,
+            "theta": CONFIG.theta,
             "heads": rows,
             "calibration": calibration(options.n),
         }

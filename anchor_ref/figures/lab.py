@@ -61,40 +61,76 @@ def draw_tests(points: dict[str, tuple[float, float]], ax) -> None:
     ax.set_ylim(top=1.0015)
 
 
-def data_certificate(rows: Sequence[dict]) -> list[tuple[float, list[float], float]]:
-    """Of each effort its cost, what each head is promised, and the mean promise, by rising cost.
+def data_certificate(rows: Sequence[dict]) -> dict[str, list]:
+    """What is promised at which cost, by rising rank.
 
     Args:
-        rows: one for each head, with "certificate": [{"cost": …, "promised": …}, ...].
+        rows: one for each head, with "certificate": [{"rank": …, "cost": …, "promised": …}, ...];
+            at the last rank it is the recall itself.
+
+    Returns:
+        rank: `[efforts]`; heads: for each head that drops anything its points (cost, promised);
+        mean: their mean `[efforts]`.
     """
-    by_cost: dict[float, list[float]] = {}
-    for row in rows:
-        for effort in row["certificate"]:
-            by_cost.setdefault(effort["cost"], []).append(effort["promised"])
-    return [
-        (cost, promised, sum(promised) / len(promised))
-        for cost, promised in sorted(by_cost.items())
+    heads = [
+        [(effort["cost"], effort["promised"]) for effort in row["certificate"]]
+        for row in rows
+        if row["certificate"][-1]["cost"] > 0
     ]
+    means = [
+        tuple(sum(x) / len(heads) for x in zip(*points, strict=True))
+        for points in zip(*heads, strict=True)
+    ]
+    ranks = [effort["rank"] for effort in rows[0]["certificate"]]
+    return {"rank": ranks, "heads": heads, "mean": means}
 
 
-def draw_certificate(efforts: list[tuple[float, list[float], float]], ax) -> None:
+def draw_certificate(data: dict[str, list], ax) -> None:
     """How much recall can be promised?"""
-    costs = [cost for cost, _, _ in efforts]
-    for head in zip(*(promised for _, promised, _ in efforts), strict=True):
-        ax.plot(costs, head, color="#BBBBBB", lw=0.6, zorder=1)
-    ax.plot(costs, [mean for _, _, mean in efforts], color=ACCENT, lw=2, marker="o", zorder=2)
-    ax.annotate(
-        "mean over heads",
-        (costs[-1], efforts[-1][2]),
-        color=ACCENT,
-        weight="bold",
-        ha="right",
-        xytext=(-6, 6),
-        textcoords="offset points",
-    )
+    for points in data["heads"]:
+        ax.plot(*zip(*points, strict=True), color="#BBBBBB", lw=0.6, zorder=1)
+    ax.plot(*zip(*data["mean"], strict=True), color=ACCENT, lw=2, marker="o", zorder=2)
+    for rank, at in zip(data["rank"], data["mean"], strict=True):
+        ax.annotate(
+            f"rank {rank}" if rank != data["rank"][-1] else "recall",
+            at,
+            (7, -11),
+            textcoords="offset points",
+            color=ACCENT,
+            weight="bold",
+        )
     ax.set(
-        xscale="log",
         xlabel="cost of asking, share of all causal pairs",
         ylabel="guaranteed recall, mean over rows",
-        ylim=(-0.02, 1.02),
+        ylim=(-0.02, 1.03),
     )
+
+
+def data_calibration(rows: Sequence[dict]) -> dict[str, list[tuple[float, float]]]:
+    """Points (density, recall) on held-out text: by "per" and rising recall.
+
+    Args:
+        rows: with "per": "head", "layer" or "all", "density" and "recall".
+    """
+    points: dict[str, list[tuple[float, float]]] = {}
+    for row in sorted(rows, key=lambda row: row["recall"]):
+        points.setdefault(row["per"], []).append((row["density"], row["recall"]))
+    return points
+
+
+def draw_calibration(data: dict[str, list[tuple[float, float]]], ax) -> None:
+    """Is a threshold for each head worth it?"""
+    looks = {
+        "head": ("one θ a head", STRIPE, "o", (-8, 4), "right"),
+        "layer": ("one θ a layer", INK, "s", (8, -10), "left"),
+        "all": ("one θ for all", ACCENT, None, (8, -8), "left"),
+    }
+    least = min(recall for per in ("head", "layer") for _, recall in data[per])
+    for per, (name, colour, marker, offset, side) in looks.items():
+        points = [point for point in data[per] if point[1] >= least - 0.02]
+        ax.plot(*zip(*points, strict=True), color=colour, marker=marker, ms=4)
+        ax.annotate(
+            name, points[0], offset, textcoords="offset points", color=colour, ha=side, va="center"
+        )
+    ax.set(xlabel="density on held-out text", ylabel="recall there, mean over heads")
+    ax.margins(x=0.15)

@@ -1,6 +1,6 @@
 """The comparison lab: questions about sparse attention, each a function one can call."""
 
-from anchor_ref.lab.calibration import Calibration, calibrate
+from anchor_ref.lab.calibration import Calibration, calibrate, calibrate_captured
 from anchor_ref.lab.certificate import certificate_cost, certify
 from anchor_ref.lab.curves import THETAS, ThetaCurve, theta_curve
 from anchor_ref.lab.maxima import REGIONS, Maxima, locate_maxima
@@ -17,6 +17,7 @@ __all__ = [
     "SampledRecall",
     "ThetaCurve",
     "calibrate",
+    "calibrate_captured",
     "certificate_cost",
     "certify",
     "compare_tests",

@@ -1,6 +1,7 @@
 """A certificate: what can the keys that were dropped weigh at most?
 
-Nothing but pooled quantities is looked at, so that asking costs about what stage 2 does.
+For less than their scores would cost. A row is promised a recall that it has at least, whatever
+the dropped keys are.
 """
 
 import torch
@@ -8,11 +9,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from anchor_ref.config import AnchorConfig
-from anchor_ref.heads import causal_scores, scaled_scores, stack_heads, unstack_heads
+from anchor_ref.heads import causal_scores
 from anchor_ref.inputs import check_inputs, check_plan
 from anchor_ref.measure import causal_pairs, dropped_candidates
 from anchor_ref.plan import StripePlan
 from anchor_ref.regions import groups
+
+RIDGE = 1e-2  # of the mean variance: no direction is stretched so far that rounding shows
+SAMPLE = 8  # every eighth vector is enough to choose coordinates: any choice gives a true bound
+ROWS_AT_ONCE = 256  # a row of the bound is as long as the list of dropped keys
 
 
 def certify(
@@ -23,92 +28,146 @@ def certify(
     scale: float | None = None,
     cu_seqlens: Int[Tensor, "S"] | None = None,
     *,
-    rows: int = 128,
-    directions: int = 0,
+    rank: int = 16,
+    pool: int = 32,
 ) -> Float[Tensor, "B Hq Nq"]:
-    """A recall that each row has at least, without a score of any dropped key.
+    """A recall that each row has at least, from fewer products than its dropped scores take.
 
-    Queries that are pooled together differ from their mean by δ_i = q_i − q̄, and so
+    Neighbouring queries have a mean q̄, neighbouring keys a mean k̄; with δ = q − q̄, κ = k − k̄
 
-        s_ij = <q̄, k_j> + <δ_i, k_j>
-             <= <q̄, k_j> + Σ_u max_i <δ_i, u><k_j, u> + max_i ‖δ_i'‖ · ‖k_j'‖
-        recall_i >= K_i / (K_i + Σ_{j dropped} exp(bound_j))
+        s_ij = <q̄, k_j> + <δ_i, k̄> + <δ_i, κ_j>
+        <δ_i, κ_j> <= Σ_{u <= rank} δ_iu κ_ju + ‖rest of δ_i‖ · ‖rest of κ_j‖
+        recall_i >= K_i / (K_i + Σ_{j dropped} exp(bound_ij))
 
-    with u the main directions of the δ_i, the primes what lies outside them, and K_i = Σ exp(s_ij)
-    over the keys that are kept, which stage 3 has anyway. (The scale goes into q.)
+    in coordinates that leave <δ, κ> as it is, chosen so that the first hold as much of it as any
+    can (`_balanced`). K_i = Σ exp(s_ij) over the keys that are kept, which stage 3 has anyway. The
+    first two terms are pooled; the bound is loose by the product of what two means leave over.
+    Where so few keys are dropped that their scores cost less, they are scored, and the promise is
+    the recall. (The scale goes into q.)
 
     Args:
-        q, k, config, scale, cu_seqlens: as in `identify_stripes`.
+        q, k, config, scale, cu_seqlens: as in `identify_stripes`; finite.
         stripes: the keys kept among the candidates.
-        rows: queries pooled together, at least 1. Fewer are more alike: the bound is tighter and
-            costs more.
-        directions: number of directions u, 0 to rows − 1. With rows − 1 of them nothing lies
-            outside, and the cost is that of all scores.
+        rank: coordinates multiplied out, 0 to D. 0 is what pooled quantities say; D is exact.
+        pool: neighbours that share a mean, at least 1.
 
     Returns:
         Guaranteed recall in [0, 1], `[B, Hq, Nq]` float64; true up to rounding in float64.
 
     Raises:
-        TypeError, ValueError: see `check_inputs` and `check_plan`; or `rows` or `directions` is
-            outside its range.
+        TypeError, ValueError: see `check_inputs` and `check_plan`; q or k is not finite; or
+            `rank` or `pool` is outside its range.
     """
     scale = check_inputs(q, k, None, scale, cu_seqlens)
-    _check_effort(rows, directions)
+    _check_effort(rank, pool, q.shape[3])
+    for name, x in (("q", q), ("k", k)):
+        if not x.isfinite().all():
+            raise ValueError(f"{name} must be finite to be certified, got inf or NaN in it")
     all_groups = groups(config, q.shape[2], k.shape[2], cu_seqlens)
     check_plan(stripes, [group.candidates for group in all_groups], q)
     q, k = q.double() * scale, k.double()
     found = torch.empty(q.shape[:3], dtype=torch.float64, device=q.device)
     for g, group in enumerate(all_groups):
         dropped = dropped_candidates(stripes, g, group)  # [B, Hq, C]
-        k_dropped = k[:, :, group.candidates.start : group.candidates.stop]
-        for start in range(group.rows.start, group.rows.stop, rows):
-            part = slice(start, min(start + rows, group.rows.stop))
-            keys = k[:, :, group.init.start : part.stop + group.shift]
+        for rows in group.blocks:
+            block = slice(rows.start, rows.stop)
+            keys = k[:, :, group.init.start : rows.stop + group.shift]
             hidden = dropped, group.candidates.start - group.init.start
-            kept = _log_kept(q[:, :, part], keys, *hidden)  # [B, Hq, b]
-            bound = _score_bound(q[:, :, part], k_dropped, directions)  # [B, Hq, C]
-            lost = bound.masked_fill(~dropped, -torch.inf).logsumexp(-1, keepdim=True)
-            found[:, :, part] = (kept - lost).sigmoid()
-    return found
+            found[:, :, block] = _log_kept(q[:, :, block], keys, *hidden)
+        rows = slice(group.rows.start, group.rows.stop)
+        for b in range(q.shape[0]):
+            for h in range(q.shape[1]):
+                place = dropped[b, h].nonzero().flatten()
+                k_dropped = k[b, h * k.shape[1] // q.shape[1], place + group.candidates.start]
+                lost = _log_lost(q[b, h, rows], k_dropped, place, rank, pool)
+                found[b, h, rows] -= lost
+    return found.sigmoid_()
 
 
 def certificate_cost(
+    stripes: StripePlan,
     config: AnchorConfig,
     n_queries: int,
     n_keys: int,
+    dim: int,
     cu_seqlens: Int[Tensor, "S"] | None = None,
     *,
-    rows: int = 128,
-    directions: int = 0,
-) -> float:
-    """Products formed to certify, x 1/2, as a share of all causal pairs.
+    rank: int = 16,
+    pool: int = 32,
+) -> Float[Tensor, "B Hq"]:
+    """Multiplications to certify, D of them a pair, x 1/2, as a share of all causal pairs.
 
-    The unit of `measure.identification_cost`: with rows = block_size and no directions they are
-    equal.
+    The unit of `measure.identification_cost`. With rank = D it is the cost of all dropped scores.
+    Exponentials are not in it: each dropped pair takes one at any rank.
+
+    Args:
+        stripes, config, n_queries, n_keys, cu_seqlens: as in `measure.density`.
+        dim: D.
+        rank, pool: as in `certify`.
     """
-    _check_effort(rows, directions)
+    _check_effort(rank, pool, dim)
     all_groups = groups(config, n_queries, n_keys, cu_seqlens)
-    pooled = sum(-(-len(g.rows) // rows) * len(g.candidates) for g in all_groups)
-    causal = sum(causal_pairs(g, g.init.start) for g in all_groups)
-    return pooled * (1 + directions) / 2 / causal
+    check_plan(stripes, [group.candidates for group in all_groups])
+    causal = sum(causal_pairs(group, group.init.start) for group in all_groups)
+    pairs = torch.zeros(stripes.counts.shape[:2], dtype=torch.float64)
+    for g, group in enumerate(all_groups):
+        for (b, h), count in _entries(stripes.counts[:, :, g].cpu()):
+            dropped = len(group.candidates) - count
+            pairs[b, h] += _pairs(len(group.rows), dropped, dim, rank, pool)
+    return pairs / 2 / causal
 
 
-def _score_bound(q: Tensor, k: Tensor, directions: int) -> Tensor:
-    """What no score of these queries exceeds, for each key: `[B, Hq, C]`; q is scaled."""
-    mean = q.mean(2, keepdim=True)
-    spread = q - mean  # δ, [B, Hq, b, D]
-    bound = _scores(mean, k).squeeze(2)
-    outside = k.square().sum(-1).repeat_interleave(q.shape[1] // k.shape[1], 1)  # [B, Hq, C]
-    if directions:
-        axes = torch.linalg.svd(spread, full_matrices=False).Vh[:, :, :directions]  # [B, Hq, u, D]
-        along_k = _scores(axes, k)  # [B, Hq, u, C]
-        along_q = spread @ axes.mT  # [B, Hq, b, u]
-        most, least = along_q.amax(2).unsqueeze(-1), along_q.amin(2).unsqueeze(-1)
-        bound = bound + torch.maximum(most * along_k, least * along_k).sum(2)
-        outside = outside - along_k.square().sum(2)
-        spread = spread - along_q @ axes
-    radius = spread.norm(dim=-1).amax(2, keepdim=True)  # [B, Hq, 1]
-    return bound + radius * outside.clamp(min=0).sqrt()
+def _pairs(rows: int, keys: int, dim: int, rank: int, pool: int) -> float:
+    """Products of D multiplications for one head and group: the bound's, or all scores'."""
+    pooled = -(-rows // pool) * keys + rows * -(-keys // pool)
+    coordinates = (1 + 1 / SAMPLE) * dim * (rows + keys)
+    return float(min(rows * keys, rows * keys * rank / dim + pooled + coordinates))
+
+
+def _log_lost(q: Tensor, k: Tensor, place: Tensor, rank: int, pool: int) -> Tensor:
+    """At least log Σ_j exp(<q_i, k_j>), `[S]`; `place`, among the candidates, tells neighbours."""
+    (rows, dim), keys = q.shape, len(k)
+    if _pairs(rows, keys, dim, rank, pool) >= rows * keys:
+        return torch.cat([(part @ k.T).logsumexp(-1) for part in q.split(ROWS_AT_ONCE)])
+    q_mean, q_owner = _means(q, torch.arange(rows, device=q.device) // pool)
+    k_mean, k_owner = _means(k, place // pool)
+    spread, k_spread = q - q_mean[q_owner], k - k_mean[k_owner]  # δ, κ
+    to_q, to_k = _balanced(spread[::SAMPLE], k_spread[::SAMPLE])
+    first, rest = (spread @ to_q).tensor_split([rank], -1)
+    k_first, k_rest = (k_spread @ to_k).tensor_split([rank], -1)
+    radius, k_radius = rest.norm(dim=-1), k_rest.norm(dim=-1)
+    found = []
+    for part in torch.arange(rows, device=q.device).split(ROWS_AT_ONCE):
+        bound = first[part] @ k_first.T + radius[part, None] * k_radius  # [rows, keys]
+        bound += (q_mean @ k.T)[q_owner[part]] + (spread[part] @ k_mean.T)[:, k_owner]
+        found.append(bound.logsumexp(-1))
+    return torch.cat(found)
+
+
+def _balanced(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """Matrices P, R `[D, D]` with <qP, kR> = <q, k>: both second moments become one diagonal.
+
+    Its entries fall, and no other coordinates of this kind keep as much of the product's second
+    moment in the first few (balanced truncation: Moore, 1981).
+    """
+    q_root, k_root = (torch.linalg.cholesky(_second_moment(x)) for x in (q, k))
+    left, size, right = torch.linalg.svd(q_root.T @ k_root)
+    q_axes = torch.linalg.solve_triangular(q_root.T, left, upper=True)
+    k_axes = torch.linalg.solve_triangular(k_root.T, right.T, upper=True)
+    return q_axes * size.sqrt(), k_axes * size.sqrt()
+
+
+def _second_moment(x: Tensor) -> Tensor:
+    moment = x.T @ x / len(x)
+    mean = moment.diagonal().mean()
+    ridge = RIDGE * torch.where(mean > 0, mean, 1.0)
+    return moment + ridge * torch.eye(len(moment), dtype=x.dtype, device=x.device)
+
+
+def _means(x: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean of each block's vectors, `[blocks, D]`, and for each vector its block's row."""
+    _, owner, size = block.unique(return_inverse=True, return_counts=True)
+    return x.new_zeros(len(size), x.shape[1]).index_add_(0, owner, x) / size[:, None], owner
 
 
 def _log_kept(q: Tensor, k: Tensor, dropped: Tensor, at: int) -> Tensor:
@@ -118,12 +177,13 @@ def _log_kept(q: Tensor, k: Tensor, dropped: Tensor, at: int) -> Tensor:
     return scores.logsumexp(-1)
 
 
-def _scores(q: Tensor, k: Tensor) -> Tensor:
-    return unstack_heads(scaled_scores(stack_heads(q, k.shape[1]), k, 1.0), q.shape[1])
+def _entries(counts: Tensor):
+    """((b, h), count) of every batch entry and head."""
+    return (((b, h), int(c)) for b, row in enumerate(counts) for h, c in enumerate(row))
 
 
-def _check_effort(rows: int, directions: int) -> None:
-    if not isinstance(rows, int) or rows < 1:
-        raise ValueError(f"rows must be an integer of at least 1, got {rows!r}")
-    if not isinstance(directions, int) or not 0 <= directions < rows:
-        raise ValueError(f"directions must be an integer in 0..rows - 1, got {directions!r}")
+def _check_effort(rank: int, pool: int, dim: int) -> None:
+    if not isinstance(rank, int) or not 0 <= rank <= dim:
+        raise ValueError(f"rank must be an integer in 0..D = {dim}, got {rank!r}")
+    if not isinstance(pool, int) or pool < 1:
+        raise ValueError(f"pool must be an integer of at least 1, got {pool!r}")

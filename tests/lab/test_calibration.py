@@ -1,14 +1,16 @@
 """All thresholds at once give what each gives alone, and calibration picks the smallest."""
 
+import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 
 from anchor_ref import AnchorConfig, compute_anchor, identify_stripes
-from anchor_ref.activations import Captured
-from anchor_ref.lab import Calibration, calibrate, theta_curve
+from anchor_ref.activations import Captured, capture_qkv, load_bundled, make_document
+from anchor_ref.lab import Calibration, calibrate, calibrate_captured, theta_curve
 from anchor_ref.measure import density, recall
 from tests.brute_force import cases
 
@@ -52,38 +54,105 @@ def test_thresholds_out_of_order_are_refused():
 @pytest.mark.parametrize("per", ["head", "layer"])
 def test_the_smallest_threshold_that_reaches_the_recall_is_chosen(per):
     config, target = AnchorConfig(8, 2), 0.9
-    texts = [{0: sample(1), 3: sample(2)}, {0: sample(3), 3: sample(4)}]
-    found = calibrate(texts, target, config, per=per, thetas=GRID)
+    texts = [{0: sample(1), 3: sample(2)}, {0: sample(3, 60), 3: sample(4, 60)}]
+    found = calibrate_captured(texts, target, config, per=per, thetas=GRID)
     for layer in (0, 3):
         curves = [
-            theta_curve(text[layer].q, text[layer].k, config, GRID, text[layer].scaling).recall
+            theta_curve(text[layer].q, text[layer].k, config, GRID, text[layer].scaling)
             for text in texts
         ]
-        mean = torch.cat(curves, -1).mean((1, 3))  # [T, Hq]
+        mean = torch.cat([curve.recall for curve in curves], -1).double().mean((1, 3))  # [T, Hq]
+        pairs = [90 * 91 / 2, 60 * 61 / 2]
+        kept = sum(n * curve.density[:, 0] for n, curve in zip(pairs, curves, strict=True))
         enough = [
             min(t for t, r in zip(GRID, mean[:, h], strict=True) if r >= target) for h in range(4)
         ]
         enough = enough if per == "head" else [max(enough)] * 4
         assert list(found.thetas[layer]) == enough
         for h, theta in enumerate(enough):
-            expected = mean[GRID.index(theta), h].item()
-            assert found.reached[layer][h] == pytest.approx(expected)
+            at = GRID.index(theta)
+            assert found.reached[layer][h] == pytest.approx(mean[at, h].item())
+            assert found.density[layer][h] == pytest.approx(kept[at, h].item() / sum(pairs))
     assert any(len(set(row)) > 1 for row in found.thetas.values()) == (per == "head")
 
 
 def test_what_no_threshold_reaches_gets_the_last_and_says_so():
-    found = calibrate([{0: sample(1)}], 0.9999, AnchorConfig(8, 2), thetas=(-9.0, -8.0))
+    found = calibrate_captured([{0: sample(1)}], 0.9999, AnchorConfig(8, 2), thetas=(-9.0, -8.0))
     assert set(found.thetas[0]) == {-8.0}
     assert max(found.reached[0]) < 0.9999
 
 
+def test_a_model_is_calibrated_on_strings_and_tokens_alike():
+    model, tokenizer = load_bundled()
+    config = AnchorConfig(16, 4)
+    texts = [make_document(900, seed=seed).text for seed in (1, 2)]
+    tokens = [tokenizer(text, return_tensors="pt").input_ids for text in texts]
+    found = calibrate(model, iter(texts), 0.9, config, tokenizer=tokenizer)
+    assert list(found.thetas) == list(range(8))
+    assert all(len(heads) == 8 for heads in found.thetas.values())
+    assert found == calibrate(model, [tokens[0], tokens[1][0]], 0.9, config)
+    captures = [capture_qkv(model, ids, dtype=torch.float32) for ids in tokens]
+    assert found == calibrate_captured(captures, 0.9, config)
+    with pytest.raises(TypeError, match="tokenizer must be given for strings, and text 1 is one"):
+        calibrate(model, [tokens[0], texts[1]], 0.9, config)
+
+
+def test_what_is_no_text_is_refused(unchecked_annotations):
+    with pytest.raises(TypeError, match=r"texts must be strings or token tensors, got int \(0\)"):
+        calibrate(None, [7], 0.9)
+
+
+def test_a_text_that_every_threshold_keeps_whole_is_refused():
+    """Its recall of 1 at the smallest θ would say that the smallest θ is enough."""
+    with pytest.raises(
+        ValueError, match=r"texts must be longer than a group, 96 tokens.*one of 90"
+    ):
+        calibrate_captured([{0: sample(1)}], 0.9, AnchorConfig(16, 6))
+
+
+def test_a_layer_that_is_no_plain_causal_attention_is_refused():
+    with pytest.raises(ValueError, match="sees a window of 30 keys"):
+        calibrate_captured([{0: replace(sample(1), sliding_window=30)}], 0.9, AnchorConfig(8, 2))
+
+
 def test_a_calibration_is_read_as_it_was_written(tmp_path):
-    found = calibrate([{0: sample(1), 7: sample(2)}], 0.9, AnchorConfig(8, 2, init_blocks=2))
+    captured = [{0: sample(1), 7: sample(2)}]
+    found = calibrate_captured(captured, 0.9, AnchorConfig(8, 2, init_blocks=2))
+    found = replace(found, thetas=found.thetas | {7: (math.inf, 2.0, -math.inf, 1.0)})
     found.save(tmp_path / "thetas.json")
     assert Calibration.load(tmp_path / "thetas.json") == found
-    (tmp_path / "other.json").write_text("[1]")
-    with pytest.raises(ValueError, match="path must hold a saved calibration"):
-        Calibration.load(tmp_path / "other.json")
+    with pytest.raises(FileNotFoundError):
+        Calibration.load(tmp_path / "nowhere.json")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda _: [1], "path must hold a saved calibration"),
+        (lambda text: {**text, "more": 1}, "it has .*'more'"),
+        (lambda text: {n: x for n, x in text.items() if n != "density"}, "it has"),
+        (lambda text: {**text, "target_recall": 1.5}, r"target_recall must be in \(0, 1\)"),
+        (lambda text: {**text, "target_recall": True}, "target_recall must be in"),
+        (lambda text: {**text, "thetas": {}}, "thetas must hold a threshold"),
+        (lambda text: {**text, "thetas": {"0": ["9"] * 4}}, "thetas of layer 0 must be numbers"),
+        (lambda text: {**text, "thetas": {"0": [math.nan] * 4}}, "thetas of layer 0 must be"),
+        (lambda text: {**text, "thetas": {"first": [9.0] * 4}}, "invalid literal"),
+        (lambda text: {**text, "reached": {"0": [0.9] * 3}}, "reached must have the layers and"),
+        (lambda text: {**text, "reached": {"1": [0.9] * 4}}, "reached must have the layers and"),
+        (
+            lambda text: {**text, "density": {"0": [1.1] * 4}},
+            r"density .* numbers in \[0.0, 1.0\]",
+        ),
+        (lambda text: {**text, "config": {"block_size": 0}}, "block_size must be an integer"),
+        (lambda text: {**text, "config": {"blocks": 8}}, "unexpected keyword argument 'blocks'"),
+    ],
+)
+def test_a_file_that_was_changed_is_refused(tmp_path, change, message, unchecked_annotations):
+    path = tmp_path / "thetas.json"
+    calibrate_captured([{0: sample(1)}], 0.9, AnchorConfig(8, 2)).save(path)
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    with pytest.raises(ValueError, match=message):
+        Calibration.load(path)
 
 
 @pytest.mark.parametrize(
@@ -96,14 +165,14 @@ def test_a_calibration_is_read_as_it_was_written(tmp_path):
 )
 def test_bad_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
-        calibrate([{0: sample(1)}], config=AnchorConfig(8, 2), **arguments)
+        calibrate_captured([{0: sample(1)}], config=AnchorConfig(8, 2), **arguments)
     with pytest.raises(ValueError, match="texts must hold at least one captured layer"):
-        calibrate([], 0.9)
+        calibrate_captured([], 0.9)
 
 
-def sample(seed):
+def sample(seed, n=90):
     random = torch.Generator().manual_seed(seed)
     strength = torch.tensor([0.5, 1.0, 1.5, 2.0])[:, None, None]
-    q = strength * torch.randn(1, 4, 90, 16, generator=random)
-    k, v = (torch.randn(1, 2, 90, 16, generator=random) for _ in range(2))
+    q = strength * torch.randn(1, 4, n, 16, generator=random)
+    k, v = (torch.randn(1, 2, n, 16, generator=random) for _ in range(2))
     return Captured(q, k, v, 0.25)
