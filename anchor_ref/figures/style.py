@@ -55,11 +55,15 @@ def show(figure, alt: str) -> None:
 
     from IPython.display import display
     from matplotlib import pyplot as plt
+    from PIL import Image
 
     if not alt.strip():
         raise ValueError(f"alt must say what the figure shows, got {alt!r}")
-    picture = BytesIO()
-    figure.savefig(picture, format="png")
+    drawn, picture = BytesIO(), BytesIO()
+    figure.savefig(drawn, format="png")
     plt.close(figure)
+    # 256 colours, a third of the bytes: notebooks are kept in git and read over networks.
+    small = Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    small.save(picture, format="png", optimize=True)
     bundle = {"image/png": b64encode(picture.getvalue()).decode(), "text/plain": alt}
     display(bundle, metadata={"image/png": {"alt": alt}}, raw=True)
