@@ -1,0 +1,21 @@
+"""Prompts on more than one GPU: heads split (tensor parallel) or tokens split (sequence parallel).
+
+ulysses.py    attention whose tokens lie on many ranks: exchange to heads, attend, exchange back
+prefill.py    a transformers model with a share of the prompt, or of each weight
+cost.py       memory and communication on paper
+__main__.py   an example to run under torchrun
+
+Stripes are chosen head by head and from all tokens, so in both ways it is heads that are split
+while attention runs.
+"""
+
+from anchor_ref.parallel.prefill import sequence_parallel_prefill, tensor_parallel
+from anchor_ref.parallel.ulysses import shard_rows, ulysses, ulysses_attention
+
+__all__ = [
+    "sequence_parallel_prefill",
+    "shard_rows",
+    "tensor_parallel",
+    "ulysses",
+    "ulysses_attention",
+]

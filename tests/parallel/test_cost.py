@@ -1,0 +1,83 @@
+"""The page on paper: its tables are the formulas', and the formulas hold where one can count."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from anchor_ref import AnchorConfig
+from anchor_ref.activations import load_bundled
+from anchor_ref.measure import causal_pairs
+from anchor_ref.parallel.cost import (
+    GIB,
+    LLAMA_8B,
+    ModelShape,
+    bytes_sent,
+    memory,
+    tables,
+    work,
+)
+from anchor_ref.regions import groups
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "memory_and_communication.md"
+N = 2**20
+
+
+def test_the_tables_of_the_page_are_recomputed():
+    stored = re.search(r"<!-- tables -->\n(.*)<!-- /tables -->", PAGE.read_text(), re.DOTALL)
+    assert stored.group(1) == tables()
+
+
+def test_numbers_of_the_text_are_those_of_the_tables():
+    text = PAGE.read_text().replace("\n", " ")
+    sequence, tensor = (bytes_sent(LLAMA_8B, mode, 8) for mode in ("sequence", "tensor"))
+    assert f"{tensor / sequence:.1f} times as much" in text
+    flop = work(LLAMA_8B, N, 0.05)
+    assert f"{flop['attention, dense'] / flop['attention, anchor']:.0f} times less" in text
+    one = memory(LLAMA_8B, "sequence", N, 1, 0.05)
+    assert f"{one['at once'] / GIB:.0f} GiB on one GPU" in text
+    assert f"{one['keys and values of all layers'] / N / 1024:.0f} KiB a token" in text
+
+
+def test_parameters_are_those_of_the_model():
+    model = load_bundled()[0]
+    shape = ModelShape.of(model.config)
+    assert shape.matrices + shape.other_weights == sum(x.numel() for x in model.parameters())
+    # Published sizes of the 8B model: 8.03 billion parameters.
+    assert LLAMA_8B.matrices + LLAMA_8B.other_weights == 8_030_261_248
+
+
+def test_memory_by_hand_for_a_small_case():
+    shape = ModelShape(2, 8, 24, 4, 2, 2, 10)
+    n = 4096  # two groups; the second chooses among 2048 − 128 keys
+    found = memory(shape, "sequence", n, 2, 0.5)
+    assert found["keys and values of all layers"] == 2 * 2 * 2 * 2 * 2048 * 2
+    assert found["hidden states, before and after a norm"] == 2 * 8 * 2048 * 2
+    assert found["q, k, v and output of one layer"] == 2 * (4 + 4 + 2 + 2) * 2 * 2048 * 2
+    assert found["gate and up of the MLP"] == 2 * 24 * 2048 * 2
+    assert found["lists of stripes"] == 2 * (4 * 960 + 12 * 2 + 1920 / 8)
+    split = memory(shape, "tensor", n, 2, 0.5)
+    assert split["hidden states, before and after a norm"] == 2 * 8 * 4096 * 2
+    assert split["q, k, v and output of one layer"] == (4 + 4 + 2 + 2) * 2 * 2048 * 2
+    assert found["weights"] - split["weights"] == shape.matrices  # half of them, 2 bytes each
+
+
+def test_one_rank_sends_nothing():
+    assert bytes_sent(LLAMA_8B, "sequence", 1) == bytes_sent(LLAMA_8B, "tensor", 1) == 0
+    with pytest.raises(ValueError, match="mode must be 'sequence' or 'tensor', got 'ring'"):
+        bytes_sent(LLAMA_8B, "ring", 8)
+
+
+def test_work_counts_the_pairs_that_are_kept():
+    n, config = 8192, AnchorConfig()
+    layout = groups(config, n, n)
+    always = sum(
+        len(group.rows) * len(group.init) + causal_pairs(group, group.window_start)
+        for group in layout
+    )
+    pooled = sum(len(group.blocks) * len(group.candidates) for group in layout)
+    flop = work(ModelShape(1, 1, 1, 1, 1, 1, 1), n, 0.0)
+    assert flop["attention, dense"] == 4 * n * (n + 1) / 2
+    assert flop["attention, anchor"] == pytest.approx(4 * always + 2 * pooled)
+    everything = work(ModelShape(1, 1, 1, 1, 1, 1, 1), n, 1.0)
+    assert everything["attention, anchor"] == pytest.approx(4 * n * (n + 1) / 2 + 2 * pooled)
