@@ -1,0 +1,126 @@
+"""Report on the sparsity of a model on a text: one HTML page with every head, every θ.
+
+Every head asked for is measured at all thresholds from 0 to 32; then the page is drawn. A run that
+was interrupted goes on where it stopped when the same command is given again.
+
+examples:
+  anchor-ref inspect
+  anchor-ref inspect --text book.txt --length 16384 --target-recall 0.98
+  anchor-ref inspect --model meta-llama/Llama-3.2-1B --dtype bfloat16 --layers 4 8 --heads 0 1
+"""
+
+import argparse
+import sys
+from collections.abc import Iterable
+from importlib.util import find_spec
+from pathlib import Path
+
+from anchor_ref.activations.models import BUNDLED
+
+DTYPES = ("float32", "bfloat16", "float16")
+LENGTH = 8192
+NEEDED = ("transformers", "tqdm", "matplotlib", "nbclient", "nbconvert", "latex2mathml")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What to look at, on which text, and where the report goes."""
+    add = parser.add_argument
+    add("--model", default=BUNDLED, help="a folder or a name on the hub (default: bundled)")
+    add("--dtype", choices=DTYPES, default="float32", help="of the weights (default: float32)")
+    add("--device", default="cpu", help="as PyTorch names it (default: cpu)")
+    add(
+        "--text",
+        default="retrieval",
+        metavar="FILE",
+        help="a text file, - for standard input, or made up: retrieval (default), document",
+    )
+    add("--length", type=int, default=LENGTH, help=f"tokens of the text (default: {LENGTH})")
+    add("--seed", type=int, default=0, help="of what is made up (default: 0)")
+    add("--layers", nargs="+", type=int, metavar="L", help="default: all")
+    add("--heads", nargs="+", type=int, metavar="H", help="query heads (default: all)")
+    add("--theta", type=float, help="threshold to show (default: the target's)")
+    add(
+        "--target-recall",
+        type=float,
+        default=0.95,
+        metavar="R",
+        help="mean recall that θ is recommended for (default: 0.95)",
+    )
+    add(
+        "--rates",
+        metavar="FILE",
+        help="attention.json of benchmarks.attention on your GPU, for the estimated speed-up "
+        "(default: an NVIDIA H200)",
+    )
+    add("--out", type=Path, default=Path("report"), help="folder (default: ./report)")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Load, measure what is missing, draw the page."""
+    for package in NEEDED:
+        if find_spec(package) is None:
+            raise ImportError(f"inspect needs {package}: pip install '.[models,lab,notebooks]'")
+    import torch
+
+    from anchor_ref.activations.models import load_model
+    from anchor_ref.lab.curves import THETAS
+    from anchor_ref.lab.texts import read_text
+    from anchor_ref.report import cost, inspect, notebook, render, results
+
+    rates = cost.H200 if options.rates is None else cost.read_rates(options.rates)
+    thetas = THETAS if options.theta is None else sorted({*THETAS, options.theta})
+    results.check_target(options.target_recall)
+    model, tokenizer = load_model(options.model, getattr(torch, options.dtype), options.device)
+    text = read_text(options.text, tokenizer, options.length, options.seed)
+    n, folder = text.tokens.shape[1], options.out / "results"
+    config = model.config.get_text_config()
+    head_dim = (
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
+    working = inspect.working_bytes(n, head_dim, len(thetas))
+    print(f"{options.model}, {text.name}, {n} tokens; results in {folder}")
+    print(f"memory beside the model: {_mib(working)} for a head, and one captured layer")
+    inspect.inspect_layers(
+        model, tokenizer, options.model, text, folder,
+        layers=options.layers, heads=options.heads, thetas=thetas, progress=_bar("layers"),
+    )  # fmt: skip
+    del model
+    found = results.load_results(folder)
+    recommended = results.recommended_theta(found, options.target_recall)
+    theta = recommended if options.theta is None else options.theta
+    results.calibration(found, options.target_recall).save(options.out / "calibration.json")
+    cells = notebook.report_cells("results", theta, options.target_recall, rates)
+    page = render.render_report(cells, options.out, options.model, _bar("page"))
+    at = found.thetas.index(theta)
+    print(
+        f"θ = {theta:g}: recall {found.recall[at].mean():.3f}, "
+        f"density {found.density[at].mean():.3f}; recommended for a recall of "
+        f"{options.target_recall:g}: θ = {recommended:g}"
+    )
+    print(f"peak memory {_peak()}\n{page}: open it in any browser")
+    return 0
+
+
+def _bar(unit: str):
+    """Progress on stderr, where that is a terminal."""
+
+    def bar(left: list) -> Iterable:
+        from tqdm import tqdm
+
+        return tqdm(left, desc=unit, file=sys.stderr, disable=None)
+
+    return bar
+
+
+def _mib(size: float) -> str:
+    return f"{size / 2**20:,.0f} MiB"
+
+
+def _peak() -> str:
+    """The most memory that this process held, where the system tells."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return "unknown"
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return _mib(most * (1 if sys.platform == "darwin" else 1024))
