@@ -11,7 +11,7 @@ import torch
 
 # Each is a module of anchor_ref.commands: its docstring's first line is the help, and it has
 # `add_arguments(parser) -> None` and `run(options) -> int`.
-COMMANDS = ("compare",)
+COMMANDS = ("compare", "inspect")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -19,7 +19,7 @@ main { padding: 0 1rem 4rem; }
   font-variant-numeric: tabular-nums; }
 .jp-RenderedHTMLCommon :is(td, th) { padding: 4px 10px; border-bottom: 1px solid #e5e5e5;
   vertical-align: top; max-width: none; }
-.jp-RenderedHTMLCommon :is(td, th).words { text-align: left; }
+.jp-RenderedHTMLCommon :is(td, th).words { text-align: left !important; min-width: 6em; }
 .jp-RenderedHTMLCommon table tr { background: none; }
 .jp-RenderedHTMLCommon tr.marked td { font-weight: bold; background: #eef5fb; }
 .jp-RenderedHTMLCommon mark { background: #fbe3d3; padding: 0 2px; }
