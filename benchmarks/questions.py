@@ -21,11 +21,12 @@ from anchor_ref.activations import Captured, capture_qkv, load_bundled, make_doc
 from anchor_ref.lab import (
     TESTS,
     THETAS,
-    calibrate_captured,
     certificate_cost,
     certify,
+    choose_thetas,
     compare_tests,
     locate_maxima,
+    mean_curves,
     theta_curve,
 )
 from anchor_ref.measure import recall
@@ -87,7 +88,7 @@ def look(layer: int, x: Captured, ranks: tuple[int, ...] = RANKS) -> list[dict]:
 
 def calibration(n: int) -> list[dict]:
     """Recall and density on the held-out text, for thresholds by head, by layer and for all."""
-    texts = [capture(n, seed) for seed in CALIBRATION_SEEDS]
+    curves = mean_curves((capture(n, seed) for seed in CALIBRATION_SEEDS), CONFIG, THETAS)
     held_out = {
         layer: theta_curve(x.q, x.k, CONFIG, THETAS, x.scaling)
         for layer, x in capture(n, HELD_OUT_SEED).items()
@@ -95,7 +96,7 @@ def calibration(n: int) -> list[dict]:
     rows = []
     for target in TARGETS:
         for per in ("head", "layer"):
-            found = calibrate_captured(texts, target, CONFIG, per=per)
+            found = choose_thetas(curves, target, per)
             rows.append({"target": target, "per": per, **judge(held_out, found.thetas)})
     single = [
         {layer: [theta] * curve.density.shape[2] for layer, curve in held_out.items()}

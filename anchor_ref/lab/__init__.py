@@ -1,8 +1,8 @@
 """The comparison lab: questions about sparse attention, each a function one can call."""
 
-from anchor_ref.lab.calibration import Calibration, calibrate, calibrate_captured
+from anchor_ref.lab.calibration import Calibration, calibrate, choose_thetas
 from anchor_ref.lab.certificate import certificate_cost, certify
-from anchor_ref.lab.curves import THETAS, ThetaCurve, theta_curve
+from anchor_ref.lab.curves import THETAS, MeanCurves, ThetaCurve, mean_curves, theta_curve
 from anchor_ref.lab.maxima import REGIONS, Maxima, locate_maxima
 from anchor_ref.lab.pooling import TESTS, Kept, compare_tests
 from anchor_ref.lab.sampled import SampledRecall, sampled_recall
@@ -14,14 +14,16 @@ __all__ = [
     "Calibration",
     "Kept",
     "Maxima",
+    "MeanCurves",
     "SampledRecall",
     "ThetaCurve",
     "calibrate",
-    "calibrate_captured",
     "certificate_cost",
     "certify",
+    "choose_thetas",
     "compare_tests",
     "locate_maxima",
+    "mean_curves",
     "sampled_recall",
     "theta_curve",
 ]

@@ -1,20 +1,20 @@
 """Thresholds that reach a recall: one for each head, or for each layer."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from math import isnan
 from numbers import Real
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from anchor_ref.activations.capture import Captured, capture_qkv
 from anchor_ref.config import AnchorConfig
-from anchor_ref.lab.curves import THETAS, theta_curve
+from anchor_ref.lab.curves import THETAS, MeanCurves, mean_curves
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Calibration:
 
 def calibrate(
     model,
-    texts: Iterable[str | Int[Tensor, "N"] | Int[Tensor, "B N"]],
+    texts: Iterable[str | Int[Tensor, "_"] | Int[Tensor, "_ _"]],
     target_recall: float,
     config: AnchorConfig | None = None,
     *,
@@ -118,49 +118,33 @@ def calibrate(
         ValueError: an argument is outside what is described, there is no text, or the model
             computes another attention; see `activations.capture_qkv`.
     """
-    captures = _captures(model, texts, tokenizer)
-    return calibrate_captured(captures, target_recall, config, per=per, thetas=thetas)
+    _check_target(target_recall)  # before hours of work
+    curves = mean_curves(_captures(model, texts, tokenizer), config, thetas)
+    return choose_thetas(curves, target_recall, per)
 
 
-def calibrate_captured(
-    captures: Iterable[Mapping[int, Captured]],
-    target_recall: float,
-    config: AnchorConfig | None = None,
-    *,
-    per: str = "head",
-    thetas: Sequence[float] = THETAS,
-) -> Calibration:
-    """`calibrate` from what `activations.capture_qkv` returned for each text.
+def choose_thetas(curves: MeanCurves, target_recall: float, per: str = "head") -> Calibration:
+    """The smallest threshold on each curve that reaches the recall asked for.
 
     Args:
-        captures: of each text, by layer.
-        target_recall, config, per, thetas: as in `calibrate`.
+        curves: of the calibration texts.
+        target_recall, per: as in `calibrate`.
 
     Raises:
-        TypeError, ValueError: as in `calibrate`.
+        ValueError: as in `calibrate`.
     """
     _check_target(target_recall)
     if per not in ("head", "layer"):
         raise ValueError(f"per must be 'head' or 'layer', got {per!r}")
-    config = AnchorConfig() if config is None else config
-    sums: dict[int, list] = {}  # recall over rows, kept pairs, rows, pairs
-    for captured in captures:
-        for layer, x in captured.items():
-            mean, density = _curves(x, config, thetas)  # [T, Hq] each
-            rows = x.q.shape[0] * x.q.shape[2]
-            pairs = rows * (x.q.shape[2] + 1) / 2
-            found = (mean * rows, density * pairs, rows, pairs)
-            sums[layer] = [a + b for a, b in zip(sums.get(layer, [0] * 4), found, strict=True)]
-    if not sums:
-        raise ValueError("texts must hold at least one captured layer, got none")
     chosen, reached, kept = {}, {}, {}
-    for layer, (recall, density, rows, pairs) in sums.items():
-        at = _first_reaching(recall / rows, target_recall, per)[None]  # [1, Hq]
-        chosen[layer] = tuple(float(thetas[i]) for i in at[0].tolist())
-        reached[layer] = tuple((recall / rows).gather(0, at)[0].tolist())
-        kept[layer] = tuple((density / pairs).gather(0, at)[0].tolist())
-    sizes = replace(config, theta=AnchorConfig().theta)
-    return Calibration(chosen, target_recall, reached, kept, sizes)
+    for layer, recall in curves.recall.items():
+        # Recall never falls as θ rises.
+        at = (recall < target_recall).sum(0).clamp(max=len(recall) - 1)  # [Hq]
+        at = at if per == "head" else at.amax().expand_as(at)
+        chosen[layer] = tuple(curves.thetas[i] for i in at.tolist())
+        reached[layer] = tuple(recall.gather(0, at[None])[0].tolist())
+        kept[layer] = tuple(curves.density[layer].gather(0, at[None])[0].tolist())
+    return Calibration(chosen, target_recall, reached, kept, curves.config)
 
 
 def _captures(model, texts, tokenizer) -> Iterator[dict[int, Captured]]:
@@ -176,26 +160,6 @@ def _captures(model, texts, tokenizer) -> Iterator[dict[int, Captured]]:
         tokens = torch.atleast_2d(text).to(model.device)
         with TemporaryDirectory() as folder:
             yield capture_qkv(model, tokens, dtype=None, save_to=folder)
-
-
-def _curves(
-    x: Captured, config: AnchorConfig, thetas: Sequence[float]
-) -> tuple[Float[Tensor, "T Hq"], Float[Tensor, "T Hq"]]:
-    """Mean recall and density of each head at each threshold; float64."""
-    tokens = x.causal().q.shape[2]
-    if tokens <= config.group_size:
-        raise ValueError(
-            f"texts must be longer than a group, {config.group_size} tokens, or every θ keeps all "
-            f"of it; got one of {tokens}"
-        )
-    curve = theta_curve(x.q, x.k, config, thetas, x.scaling)
-    return curve.recall.double().mean((1, 3)), curve.density.mean(1)
-
-
-def _first_reaching(mean: Tensor, target: float, per: str) -> Tensor:
-    """Index of each head's threshold, `[Hq]`, from mean recalls `[T, Hq]`."""
-    short = (mean < target).sum(0).clamp(max=len(mean) - 1)  # recall never falls as θ rises
-    return short if per == "head" else short.amax().expand_as(short)
 
 
 def _check_target(target_recall: float) -> None:

@@ -1,12 +1,13 @@
 """Recall and density for every threshold at once."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from anchor_ref.activations.capture import Captured
 from anchor_ref.anchor import compute_anchor
 from anchor_ref.config import AnchorConfig
 from anchor_ref.heads import causal_scores, scaled_scores, stack_heads, unstack_heads
@@ -84,6 +85,65 @@ def theta_curve(
             recall[:, :, :, block] = (1 - lost).clamp(0, 1).movedim(-1, 0)
     causal = sum(causal_pairs(group, group.init.start) for group in all_groups)
     return ThetaCurve(tuple(thetas), recall, kept / causal)
+
+
+@dataclass(frozen=True, eq=False)
+class MeanCurves:
+    """What each head keeps at each threshold, mean over rows, batch and texts; float64.
+
+    Attributes:
+        config: sizes; its own θ plays no part.
+        thetas: T thresholds, ascending.
+        recall: by layer `[T, Hq]`.
+        density: by layer `[T, Hq]`.
+    """
+
+    config: AnchorConfig
+    thetas: tuple[float, ...]
+    recall: dict[int, Float[Tensor, "T Hq"]]
+    density: dict[int, Float[Tensor, "T Hq"]]
+
+
+def mean_curves(
+    captures: Iterable[Mapping[int, Captured]],
+    config: AnchorConfig | None = None,
+    thetas: Sequence[float] = THETAS,
+) -> MeanCurves:
+    """Look at each text once; `choose_thetas` then serves any target.
+
+    Args:
+        captures: of each text, by layer, what `activations.capture_qkv` returned.
+        config: block and group sizes; None means `AnchorConfig()`.
+        thetas: ascending.
+
+    Raises:
+        TypeError, ValueError: see `theta_curve`; there is no text, one is no longer than a group,
+            or a layer computes another attention, see `Captured.causal`.
+    """
+    config = AnchorConfig() if config is None else config
+    sums: dict[int, list] = {}  # recall over rows, kept pairs, rows, pairs
+    for captured in captures:
+        for layer, x in captured.items():
+            tokens = x.causal().q.shape[2]
+            if tokens <= config.group_size:
+                raise ValueError(
+                    f"texts must be longer than a group, {config.group_size} tokens, or every θ "
+                    f"keeps all of it; got one of {tokens}"
+                )
+            curve = theta_curve(x.q, x.k, config, thetas, x.scaling)
+            rows = x.q.shape[0] * tokens
+            pairs = rows * (tokens + 1) / 2
+            recall = curve.recall.double().mean((1, 3)) * rows
+            found = (recall, curve.density.mean(1) * pairs, rows, pairs)
+            sums[layer] = [a + b for a, b in zip(sums.get(layer, [0] * 4), found, strict=True)]
+    if not sums:
+        raise ValueError("texts must hold at least one captured layer, got none")
+    return MeanCurves(
+        replace(config, theta=AnchorConfig().theta),
+        tuple(map(float, thetas)),
+        {layer: recall / rows for layer, (recall, _, rows, _) in sums.items()},
+        {layer: kept / pairs for layer, (_, kept, _, pairs) in sums.items()},
+    )
 
 
 def _least_difference(q: Tensor, k: Tensor, anchor: Tensor, group: Group, scale: float) -> Tensor:

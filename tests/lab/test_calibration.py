@@ -10,7 +10,7 @@ from hypothesis import given, settings
 
 from anchor_ref import AnchorConfig, compute_anchor, identify_stripes
 from anchor_ref.activations import Captured, capture_qkv, load_bundled, make_document
-from anchor_ref.lab import Calibration, calibrate, calibrate_captured, theta_curve
+from anchor_ref.lab import Calibration, calibrate, choose_thetas, mean_curves, theta_curve
 from anchor_ref.measure import density, recall
 from tests.brute_force import cases
 
@@ -55,7 +55,7 @@ def test_thresholds_out_of_order_are_refused():
 def test_the_smallest_threshold_that_reaches_the_recall_is_chosen(per):
     config, target = AnchorConfig(8, 2), 0.9
     texts = [{0: sample(1), 3: sample(2)}, {0: sample(3, 60), 3: sample(4, 60)}]
-    found = calibrate_captured(texts, target, config, per=per, thetas=GRID)
+    found = choose_thetas(mean_curves(texts, config, GRID), target, per)
     for layer in (0, 3):
         curves = [
             theta_curve(text[layer].q, text[layer].k, config, GRID, text[layer].scaling)
@@ -77,7 +77,7 @@ def test_the_smallest_threshold_that_reaches_the_recall_is_chosen(per):
 
 
 def test_what_no_threshold_reaches_gets_the_last_and_says_so():
-    found = calibrate_captured([{0: sample(1)}], 0.9999, AnchorConfig(8, 2), thetas=(-9.0, -8.0))
+    found = choose_thetas(mean_curves([{0: sample(1)}], AnchorConfig(8, 2), (-9.0, -8.0)), 0.9999)
     assert set(found.thetas[0]) == {-8.0}
     assert max(found.reached[0]) < 0.9999
 
@@ -92,7 +92,7 @@ def test_a_model_is_calibrated_on_strings_and_tokens_alike():
     assert all(len(heads) == 8 for heads in found.thetas.values())
     assert found == calibrate(model, [tokens[0], tokens[1][0]], 0.9, config)
     captures = [capture_qkv(model, ids, dtype=torch.float32) for ids in tokens]
-    assert found == calibrate_captured(captures, 0.9, config)
+    assert found == choose_thetas(mean_curves(captures, config), 0.9)
     with pytest.raises(TypeError, match="tokenizer must be given for strings, and text 1 is one"):
         calibrate(model, [tokens[0], texts[1]], 0.9, config)
 
@@ -107,17 +107,17 @@ def test_a_text_that_every_threshold_keeps_whole_is_refused():
     with pytest.raises(
         ValueError, match=r"texts must be longer than a group, 96 tokens.*one of 90"
     ):
-        calibrate_captured([{0: sample(1)}], 0.9, AnchorConfig(16, 6))
+        mean_curves([{0: sample(1)}], AnchorConfig(16, 6))
 
 
 def test_a_layer_that_is_no_plain_causal_attention_is_refused():
     with pytest.raises(ValueError, match="sees a window of 30 keys"):
-        calibrate_captured([{0: replace(sample(1), sliding_window=30)}], 0.9, AnchorConfig(8, 2))
+        mean_curves([{0: replace(sample(1), sliding_window=30)}], AnchorConfig(8, 2))
 
 
 def test_a_calibration_is_read_as_it_was_written(tmp_path):
     captured = [{0: sample(1), 7: sample(2)}]
-    found = calibrate_captured(captured, 0.9, AnchorConfig(8, 2, init_blocks=2))
+    found = choose_thetas(mean_curves(captured, AnchorConfig(8, 2, init_blocks=2)), 0.9)
     found = replace(found, thetas=found.thetas | {7: (math.inf, 2.0, -math.inf, 1.0)})
     found.save(tmp_path / "thetas.json")
     assert Calibration.load(tmp_path / "thetas.json") == found
@@ -149,7 +149,7 @@ def test_a_calibration_is_read_as_it_was_written(tmp_path):
 )
 def test_a_file_that_was_changed_is_refused(tmp_path, change, message, unchecked_annotations):
     path = tmp_path / "thetas.json"
-    calibrate_captured([{0: sample(1)}], 0.9, AnchorConfig(8, 2)).save(path)
+    choose_thetas(mean_curves([{0: sample(1)}], AnchorConfig(8, 2)), 0.9).save(path)
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
     with pytest.raises(ValueError, match=message):
         Calibration.load(path)
@@ -165,9 +165,18 @@ def test_a_file_that_was_changed_is_refused(tmp_path, change, message, unchecked
 )
 def test_bad_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
-        calibrate_captured([{0: sample(1)}], config=AnchorConfig(8, 2), **arguments)
+        choose_thetas(mean_curves([{0: sample(1)}], AnchorConfig(8, 2)), **arguments)
     with pytest.raises(ValueError, match="texts must hold at least one captured layer"):
-        calibrate_captured([], 0.9)
+        mean_curves([])
+
+
+def test_a_target_out_of_range_is_refused_before_any_text_is_read():
+    def texts():
+        raise AssertionError("a text was read")
+        yield
+
+    with pytest.raises(ValueError, match="target_recall must be in"):
+        calibrate(None, texts(), 1.0)
 
 
 def sample(seed, n=90):
