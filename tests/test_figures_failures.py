@@ -49,6 +49,19 @@ def test_differences_of_a_key_are_those_of_rows_and_blocks(head):
     assert data["mean"].tolist() == pytest.approx(means, abs=1e-5)
 
 
+def test_a_row_is_warned_of_when_it_is_promised_too_little():
+    recall, promised = torch.tensor([1.0, 0.9, 0.2, 0.7]), torch.tensor([1.0, 0.5, 0.1, 0.4])
+    data = figures.data_warning(recall, promised.double(), 1, 0.5)
+    assert data["warned"].tolist() == [False, True, True]
+    assert data["recall"].tolist() == pytest.approx([0.9, 0.2, 0.7])
+    assert data["promised"].tolist() == pytest.approx([0.5, 0.1, 0.4])
+    _, ax = plt.subplots()
+    figures.draw_warning(data, 0.5, ax)
+    said = {text.get_text() for text in ax.texts}
+    assert {"warned: 66.7%", "low: 33.3%"} <= said
+    plt.close("all")
+
+
 def test_every_figure_draws(head):
     style.use_style()
     q, k = head

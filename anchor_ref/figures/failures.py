@@ -155,3 +155,35 @@ def draw_asked(data: dict[str, Tensor], theta: float, ax) -> None:
     ax.set(xlabel="query", ylabel="anchor − score of the key")
     ax.text(0.01, 0.97, "mean of each block", color=ACCENT, transform=ax.transAxes, va="top")
     ax.text(0.3, 0.97, "rows that ask", color=STRIPE, transform=ax.transAxes, va="top")
+
+
+def data_warning(
+    recall: Float[Tensor, "N"], promised: Float[Tensor, "N"], first_row: int, least: float
+) -> dict[str, Tensor]:
+    """What each row that has candidates was promised and what it has.
+
+    Args:
+        recall, promised: of one head's rows, `[N]`.
+        first_row: the first row that has candidates.
+        least: rows promised less are warned of.
+
+    Returns:
+        promised, recall, warned: `[N − first_row]`.
+    """
+    promised, recall = promised[first_row:], recall[first_row:].to(promised.dtype)
+    return {"promised": promised, "recall": recall, "warned": promised < least}
+
+
+def draw_warning(data: dict[str, Tensor], least: float, ax) -> None:
+    """Which rows are warned of, and which need it?"""
+    ax.fill_between([0, 1], [0, 1], color=SKIPPED, lw=0)
+    ax.text(0.97, 0.04, "never: less than promised", color="#777777", ha="right")
+    for chosen, colour in ((~data["warned"], WINDOW), (data["warned"], STRIPE)):
+        points = data["promised"][chosen], data["recall"][chosen]
+        ax.scatter(*points, s=9, lw=0, color=colour, alpha=0.6)
+    ax.axvline(least, color=INK, lw=0.8)
+    warned = data["warned"].double().mean().item()
+    low = data["recall"] < least
+    ax.text(0.02, 1.05, f"warned: {warned:.1%}", color=STRIPE)
+    ax.text(least + 0.02, 1.05, f"low: {low.double().mean().item():.1%}", color=INK)
+    ax.set(xlabel="promised recall", ylabel="recall", xlim=(-0.03, 1.03), ylim=(-0.03, 1.12))
