@@ -91,12 +91,15 @@ def _real(padding: Tensor, n_keys: int) -> Tensor:
 
 
 def _strip(asked: dict, first: int, end: int) -> dict:
-    """The same request for some of the queries, the matrix not skipped."""
+    """The same request for some of the queries, and for the matrix in any case."""
     if "q_length" in asked:
         rows = {"q_length": end - first, "q_offset": first}
     else:  # transformers 4
         rows = {"cache_position": asked["cache_position"][first:end]}
-    return asked | rows | {"allow_is_causal_skip": False}
+    whole = {"allow_is_causal_skip": False}
+    if "allow_is_bidirectional_skip" in asked:  # transformers 4 knows of none
+        whole["allow_is_bidirectional_skip"] = False
+    return asked | rows | whole
 
 
 def _query_length(asked: dict) -> int:

@@ -40,20 +40,17 @@ class Options:
     backend: str
     sizes: AnchorConfig
 
-    def theta(self, layer: int, n_layers: int, n_heads: int) -> float | tuple[float, ...]:
+    def theta(self, layer: int, n_heads: int) -> float | tuple[float, ...]:
         """θ of a layer: one number, or one for each of its query heads.
 
         Raises:
-            ValueError: a layer that the options name does not exist, the layer has no threshold,
-                or not one for each head.
+            ValueError: the layer has no threshold, or not one for each head.
         """
-        _check_layers("dense_layers", self.dense_layers, n_layers)
         if not isinstance(self.thetas, dict):
             return self.thetas
-        _check_layers("theta", self.thetas, n_layers)
         if layer not in self.thetas:
             raise ValueError(
-                f"theta must have an entry for each layer that runs AnchorAttention, "
+                "theta must have an entry for each layer that runs AnchorAttention, "
                 f"got none for layer {layer}"
             )
         found = self.thetas[layer]
@@ -120,8 +117,8 @@ def current_options(config) -> Options:
     """What holds now for a model with this transformers configuration.
 
     Raises:
-        ValueError: `config.anchor_attention` is no dict of options, or a value is outside what
-            `options` describes.
+        ValueError: `config.anchor_attention` is no dict of options, a value is outside what
+            `options` describes, or a layer that it names does not exist.
     """
     own = getattr(config, CONFIG_FIELD, None) or {}
     if not isinstance(own, Mapping) or not set(own) <= set(FIELDS):
@@ -129,7 +126,11 @@ def current_options(config) -> Options:
             f"config.{CONFIG_FIELD} must be a dict with names among {', '.join(FIELDS)}, "
             f"got {own!r}"
         )
-    return _complete(dict(own) | _changes.get())
+    found = _complete(dict(own) | _changes.get())
+    _check_layers("dense_layers", found.dense_layers, config.num_hidden_layers)
+    if isinstance(found.thetas, dict):
+        _check_layers("theta", found.thetas, config.num_hidden_layers)
+    return found
 
 
 def _complete(named: dict) -> Options:
@@ -173,12 +174,12 @@ def _entry(entry: object) -> float | tuple[float, ...]:
 
 
 def _number(theta: object) -> float:
-    if not isinstance(theta, Real):
+    if not isinstance(theta, Real) or isinstance(theta, bool):
         raise ValueError(
             "theta must be a number, a sequence or mapping of them by layer, a Calibration or a "
             f"path, got {theta!r}"
         )
-    return AnchorConfig(theta=theta).theta
+    return AnchorConfig(theta=float(theta)).theta
 
 
 def _layer(field: str, layer: object) -> int:

@@ -40,10 +40,10 @@ def prefill(module, query, key, value, mask, given: dict, kwargs: dict) -> Tenso
     if layer is None:
         raise ValueError(f"{type(module).__name__} must have a layer_idx, got none")
     chosen = current_options(module.config)
-    theta = chosen.theta(layer, module.config.num_hidden_layers, query.shape[1])
     stats = running_record()
     started = now(query) if stats is not None else 0.0
     why_dense = _why_dense(module, chosen, kwargs)
+    theta = None if why_dense else chosen.theta(layer, query.shape[1])
     texts = _texts(query, key, mask, kwargs)
     if texts is None:
         why_dense = why_dense or _why_short(query.shape[2], key.shape[2], chosen)

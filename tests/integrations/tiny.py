@@ -1,0 +1,80 @@
+"""Random models of a few thousand parameters, and what the tests run them on."""
+
+import torch
+import transformers
+
+# Groups of 32 tokens, so that a prompt of 100 has three and a ragged last one.
+SIZES = {"block_size": 16, "step": 2}
+N = 100
+THETA = 4.0  # keeps about half of what the regions leave
+# The models are float64, but their norms round to float32 and hide what float64 attention rounds
+# otherwise. Where a number lies on the edge between two float32 numbers it may fall on either
+# side, by 2^-23 of its size at most; 8 such steps are allowed for.
+ROUNDING = 8 * 2.0**-23
+
+COMMON = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "initializer_range": 0.15,
+    "max_position_embeddings": 512,
+}
+SLIDING_SECOND = {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 24}
+FAMILIES = {
+    "llama": ("LlamaForCausalLM", "LlamaConfig", {}),
+    "llama_one_kv_head": ("LlamaForCausalLM", "LlamaConfig", {"num_key_value_heads": 1}),
+    "qwen2": ("Qwen2ForCausalLM", "Qwen2Config", {}),
+    "qwen2_sliding": (
+        "Qwen2ForCausalLM",
+        "Qwen2Config",
+        {"use_sliding_window": True, "max_window_layers": 1, **SLIDING_SECOND},
+    ),
+    "qwen3": ("Qwen3ForCausalLM", "Qwen3Config", {}),
+    "mistral": ("MistralForCausalLM", "MistralConfig", {"sliding_window": None}),
+    "mistral_sliding": ("MistralForCausalLM", "MistralConfig", {"sliding_window": 24}),
+    "gemma": ("GemmaForCausalLM", "GemmaConfig", {}),
+    "gemma3": (
+        "Gemma3ForCausalLM",
+        "Gemma3TextConfig",
+        SLIDING_SECOND | {"query_pre_attn_scalar": 1},
+    ),
+}
+
+
+def build(family: str = "llama", **changes) -> transformers.PreTrainedModel:
+    """A model in float64 that runs AnchorAttention; the same weights for the same family."""
+    model, config, special = FAMILIES[family]
+    torch.manual_seed(0)
+    config = getattr(transformers, config)(**(COMMON | special | changes))
+    config._attn_implementation = "anchor_attention"
+    built = getattr(transformers, model)(config).double().eval()
+    # Sharper scores: a random model looks everywhere alike, and no threshold would matter.
+    with torch.no_grad():
+        for name, weight in built.named_parameters():
+            if any(part in name for part in ("q_proj.weight", "k_proj.weight", "q_norm.weight")):
+                weight.mul_(4 if "norm" in name else 2)
+    return built
+
+
+def tokens(batch: int = 1, n: int = N, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(3, 64, (batch, n), generator=generator)
+
+
+@torch.no_grad()
+def logits(model, ids, implementation: str | None = None, **kwargs) -> torch.Tensor:
+    if implementation is not None:
+        model.set_attn_implementation(implementation)
+    return model(ids, **kwargs).logits
+
+
+def far(a: torch.Tensor, b: torch.Tensor) -> float:
+    """The largest difference, relative to the largest number."""
+    return ((a - b).abs().max() / b.abs().max()).item()
