@@ -117,7 +117,7 @@ def look(head: PreparedHead, selection: Selection, window: Window | None = None)
     n = len(head.q)
     window = _inside(window or Window(0, 0, n), n)
     if window.size**2 <= EXACT_PAIRS:
-        cell, log_weight = _exact(head, window)
+        window, cell, log_weight = _exact(head, window)
     else:
         window, cell, log_weight = _cut(head, window)
     return View(window, cell, log_weight, _kept(selection, window, cell, len(log_weight)))
@@ -132,15 +132,18 @@ def _inside(window: Window, n: int) -> Window:
     return Window(query, key, size)
 
 
-def _exact(head: PreparedHead, window: Window) -> tuple[int, Tensor]:
+def _exact(head: PreparedHead, window: Window) -> tuple[Window, int, Tensor]:
+    """The window in whole cells, scored anew."""
     cell = -(-window.size // PIXELS)
+    whole = -(-window.size // cell) * cell
+    window = _inside(Window(window.query, window.key, whole), len(head.q))
     rows, keys = (slice(at, at + window.size) for at in (window.query, window.key))
     scores = scaled_scores(head.q[rows], head.k[keys], head.scale)
     scores -= head.log_sum[rows, None]  # now the logarithm of the weight
     if keys.stop > rows.start:  # the window reaches the diagonal
         later = torch.arange(keys.start, keys.stop) > torch.arange(rows.start, rows.stop)[:, None]
         scores.masked_fill_(later, -torch.inf)
-    return cell, pool_keys(pool_rows(scores, cell), cell) / math.log(10)
+    return window, cell, pool_keys(pool_rows(scores, cell), cell) / math.log(10)
 
 
 def _cut(head: PreparedHead, window: Window) -> tuple[Window, int, Tensor]:

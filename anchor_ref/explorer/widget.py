@@ -51,8 +51,9 @@ class Explorer:
     Args:
         heads: from `prepare_heads`.
         tokens: text of every token, written beside small windows.
+        at: layer and head at the start; None means the first.
         theta: threshold at the start.
-        name: of the model, for the picture's caption.
+        name: of the model, for those who cannot see the picture.
 
     Every control has the focus in turn by Tab and moves by the arrow keys.
     """
@@ -61,6 +62,7 @@ class Explorer:
         self,
         heads: Mapping[tuple[int, int], PreparedHead],
         tokens: Sequence[str] | None = None,
+        at: tuple[int, int] | None = None,
         theta: float = 9.0,
         name: str = "model",
     ):
@@ -68,10 +70,10 @@ class Explorer:
         self.n = len(next(iter(self.heads.values())).q)
         self._select = lru_cache(maxsize=64)(self._select_now)
         self._picture = _Picture()
-        self._make_controls(theta)
+        self._make_controls(at or min(heads), theta)
         self.refresh()
 
-    def _make_controls(self, theta: float) -> None:
+    def _make_controls(self, at: tuple[int, int], theta: float) -> None:
         import ipywidgets as widgets
 
         layers = sorted({layer for layer, _ in self.heads})
@@ -79,12 +81,14 @@ class Explorer:
         while sizes[-1] >= 2 * SMALLEST_WINDOW:
             # Powers of two below the whole, so that cells are whole numbers of tokens.
             sizes.append(2 ** ((sizes[-1] - 1).bit_length() - 1))
-        wide = {"style": {"description_width": "4.5em"}, "layout": {"width": "21em"}}
+        wide = {"style": {"description_width": "5.5em"}, "layout": {"width": "22em"}}
         whole = {"max": self.n - SMALLEST_WINDOW, "step": SMALLEST_WINDOW}
         self.controls = {
-            "layer": widgets.SelectionSlider(options=layers, description="layer", **wide),
+            "layer": widgets.SelectionSlider(
+                options=layers, value=at[0], description="layer", **wide
+            ),
             "head": widgets.SelectionSlider(
-                options=self._heads_of(layers[0]), description="head", **wide
+                options=self._heads_of(at[0]), value=at[1], description="head", **wide
             ),
             "theta": widgets.FloatSlider(
                 theta, min=0, max=24, step=0.5, description="θ", readout_format=".1f", **wide
@@ -99,7 +103,7 @@ class Explorer:
         self.image = widgets.HTML()
         for control in self.controls.values():
             control.observe(self._changed, "value")
-        flow = widgets.Layout(flex_flow="row wrap", max_width="46em")
+        flow = widgets.Layout(flex_flow="row wrap", max_width="48em")
         self.box = widgets.VBox([widgets.HBox(list(self.controls.values()), layout=flow)])
         self.box.children += (self.image,)
 
@@ -109,9 +113,11 @@ class Explorer:
     def _changed(self, change) -> None:
         if change.owner is self.controls["layer"]:
             head, heads = self.controls["head"], self._heads_of(change.new)
-            with head.hold_trait_notifications():
-                kept = head.value if head.value in heads else heads[0]
-                head.options, head.value = heads, kept
+            before = head.value
+            head.unobserve(self._changed, "value")  # one picture, not one for each change
+            head.options = heads
+            head.value = before if before in heads else heads[0]
+            head.observe(self._changed, "value")
         self.refresh()
 
     def _select_now(self, layer: int, head: int, theta: float, step: int) -> Selection:
