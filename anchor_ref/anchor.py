@@ -1,4 +1,4 @@
-"""Stage 1: pattern-based anchor computation (arXiv 2505.23520, component 1, algorithm 1).
+"""Stage 1: pattern-based anchor computation (arXiv 2505.23520, component 1).
 
 The largest scores of a row lie nearly always at the start of the sequence or close to the row
 itself. Both places are cheap to visit, so the attention over them is computed exactly; its running
