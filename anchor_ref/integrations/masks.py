@@ -31,8 +31,9 @@ def _segments_or_mask(asked: dict) -> Tensor | None:
     from transformers.masking_utils import causal_mask_function, sdpa_mask
 
     plain = asked["mask_function"] is causal_mask_function
-    # A model that will not have the matrix skipped wants to work on the matrix itself.
-    wants_matrix = plain and not asked.get("allow_is_causal_skip", True)
+    # A model that will not have the matrix skipped wants to work on the matrix itself; in
+    # transformers 4 it is the cache that will not, for the sake of compiling.
+    wants_matrix = plain and "q_length" in asked and not asked.get("allow_is_causal_skip", True)
     if wants_matrix or int(asked.get("kv_offset", 0)) != 0:
         return sdpa_mask(**asked)
     n_queries, n_keys, offset = _query_length(asked), asked["kv_length"], _query_offset(asked)

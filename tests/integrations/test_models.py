@@ -118,6 +118,9 @@ def test_learned_sinks_are_refused():
         logits(model, tokens(), "anchor_attention")
 
 
+@pytest.mark.skipif(
+    transformers.__version__.startswith("4."), reason="encoders of transformers 4 know no other"
+)
 def test_encoders_are_refused():
     config = transformers.BertConfig(**COMMON, attn_implementation="anchor_attention")
     model = transformers.BertModel(config).eval()
@@ -142,6 +145,7 @@ def test_gradients_are_refused_where_there_are_none_and_flow_where_attention_is_
     assert model.model.layers[0].self_attn.q_proj.weight.grad.abs().max() > 0
 
 
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 def test_gradient_checkpointing_changes_nothing_without_gradients():
     model, ids = build(), tokens()
     with options(theta=THETA, **SIZES):
