@@ -150,8 +150,15 @@ def draw_asked(data: dict[str, Tensor], theta: float, ax) -> None:
         ax.scatter(data["row"][chosen], data["difference"][chosen], s=size, lw=0, color=colour)
     ax.hlines(data["mean"], data["start"], ends, color=ACCENT, lw=2)
     ax.axhline(theta, color=INK, lw=0.8)
-    left = float(data["row"][0])
-    ax.annotate(f"θ = {theta:g}", (left, theta), (0, -3), textcoords="offset points", va="top")
+    ax.annotate(
+        f"θ = {theta:g}",
+        (1, theta),
+        (4, 0),
+        xycoords=ax.get_yaxis_transform(),
+        textcoords="offset points",
+        va="center",
+        annotation_clip=False,
+    )
     ax.set(xlabel="query", ylabel="anchor − score of the key")
     ax.text(0.01, 0.97, "mean of each block", color=ACCENT, transform=ax.transAxes, va="top")
     ax.text(0.3, 0.97, "rows that ask", color=STRIPE, transform=ax.transAxes, va="top")
@@ -177,7 +184,7 @@ def data_warning(
 def draw_warning(data: dict[str, Tensor], least: float, ax) -> None:
     """Which rows are warned of, and which need it?"""
     ax.fill_between([0, 1], [0, 1], color=SKIPPED, lw=0)
-    ax.text(0.97, 0.04, "never: less than promised", color="#777777", ha="right")
+    ax.text(0.97, 0.04, "never: less\nthan promised", color="#666666", ha="right")
     for chosen, colour in ((~data["warned"], WINDOW), (data["warned"], STRIPE)):
         points = data["promised"][chosen], data["recall"][chosen]
         ax.scatter(*points, s=9, lw=0, color=colour, alpha=0.6)
