@@ -1,0 +1,70 @@
+"""Figures of the ablations: their numbers, and the variant that is ours stands out."""
+
+import pandas as pd
+import pytest
+import torch
+
+from anchor_ref.figures import ablations as figures
+from anchor_ref.figures.style import STRIPE
+from anchor_ref.lab.curves import ThetaCurve
+
+MEANS = pd.DataFrame(
+    {
+        "ablation": ablation,
+        "method": method,
+        "configuration": f"theta={theta}",
+        "density": theta / 20,
+        "recall_mean": 1 - (1 - theta / 20) ** 2 - loss,
+        "recall_p10": theta / 30,
+    }
+    for ablation, method, loss in (
+        ("granularity", "blocks", 0.1),
+        ("granularity", "stripes", 0.0),
+        ("theta", "AnchorAttention", 0.0),
+    )
+    for theta in (17, 9, 1)
+)
+
+
+def test_each_variant_is_a_curve_by_rising_density():
+    data = figures.data_ablation(MEANS, "granularity")
+    assert set(data) == {"blocks", "stripes"}
+    assert data["stripes"]["density"] == [0.05, 0.45, 0.85]
+    assert data["blocks"]["recall"][0] == pytest.approx(data["stripes"]["recall"][0] - 0.1)
+    assert data["blocks"]["p10"] == pytest.approx([1 / 30, 0.3, 17 / 30])
+
+
+def test_thetas_rise_and_are_numbers():
+    points = figures.data_theta(MEANS)
+    assert [theta for theta, *_ in points] == [1.0, 9.0, 17.0]
+    assert points[1][1:] == pytest.approx((1 - 0.55**2, 0.3, 0.45))
+
+
+def test_curves_over_theta_are_means_over_heads():
+    recall = torch.arange(40.0).reshape(2, 1, 2, 10)
+    density = torch.tensor([[[0.1, 0.3]], [[0.5, 0.7]]], dtype=torch.float64)
+    found = figures.data_theta_curves({"a": ThetaCurve((1.0, 2.0), recall, density)})["a"]
+    assert found["density"] == pytest.approx([0.2, 0.6])
+    assert found["recall"] == pytest.approx([9.5, 29.5])
+    assert found["p10"] == pytest.approx([5.9, 25.9])
+
+
+def test_the_better_curve_is_labelled_above_and_ours_in_its_colour():
+    from matplotlib import pyplot as plt
+
+    _, ax = plt.subplots()
+    figures.draw_ablation(figures.data_ablation(MEANS, "granularity"), ax, "stripes")
+    labels = {text.get_text(): text for text in ax.texts}
+    assert labels["stripes"].get_position()[1] > labels["blocks"].get_position()[1]
+    assert labels["stripes"].get_color() == STRIPE != labels["blocks"].get_color()
+    plt.close("all")
+
+
+def test_theta_is_drawn_with_a_label_for_each_line():
+    from matplotlib import pyplot as plt
+
+    _, ax = plt.subplots()
+    figures.draw_theta(figures.data_theta(MEANS), ax)
+    assert [text.get_text() for text in ax.texts] == ["recall, mean", "10th percentile", "density"]
+    assert ax.get_xlabel() == "θ"
+    plt.close("all")
