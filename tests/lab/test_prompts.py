@@ -100,9 +100,10 @@ def test_the_seed_the_task_and_the_length_decide_the_text():
 
 
 def test_places_are_spread_over_the_text():
-    prompts = [make_retrieval(TOKENIZER, "single", 200, seed) for seed in range(30)]
-    places = sorted(prompt.sources[0].start / 150 for prompt in prompts)
-    assert places[3] < 0.25 < places[15] < 0.75 < places[26]
+    prompts = [make_retrieval(TOKENIZER, "single", 400, seed) for seed in range(30)]
+    places = [prompt.sources[0].start / prompt.answers[0].start for prompt in prompts]
+    for low in (0, 0.25, 0.5, 0.75):
+        assert sum(low <= place < low + 0.25 for place in places) >= 3
 
 
 @pytest.mark.parametrize(
