@@ -44,7 +44,13 @@ from anchor_ref.activations import (
     planted_stripes,
 )
 from anchor_ref.config import AnchorConfig
-from benchmarks.attention_measure import CudaInstruments, attempt, device_facts, measure
+from benchmarks.attention_measure import (
+    CudaInstruments,
+    attempt,
+    device_facts,
+    kernels_version,
+    measure,
+)
 from benchmarks.attention_methods import Case, Job, kernels, make_methods
 from benchmarks.attention_tables import DENSE, DENSITY_LENGTH, REFERENCE_DENSITY, table
 
@@ -288,7 +294,8 @@ def main(arguments: list[str] | None = None) -> int:
     results = {"runs": [], "cells": []}
     if options.out.exists():
         results = json.loads(options.out.read_text())
-    about = {"date": options.date, **device_facts(), "command": command_line(arguments)}
+    about = {"date": options.date, **device_facts(), "kernels": kernels_version()}
+    about["command"] = command_line(arguments)
     others = {run["device"] for run in results["runs"]} - {about["device"]}
     if others:
         print(f"{options.out} holds results of {others.pop()}.", file=sys.stderr)

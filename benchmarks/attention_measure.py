@@ -1,8 +1,10 @@
 """Time, memory and error of one method on one set of inputs, on the current CUDA device."""
 
 import gc
+import hashlib
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,6 +14,7 @@ from benchmarks.attention_methods import Case, Job, causal_pairs, floor_ms, flop
 
 LEAST_REPEATS, MOST_REPEATS = 3, 50
 MIB = 2**20
+KERNELS = Path(__file__).parents[1] / "kernels" / "anchor_kernels"
 
 
 def device_facts() -> dict:
@@ -31,6 +34,14 @@ def device_facts() -> dict:
         "cudnn": torch.backends.cudnn.version(),
         "driver": driver,
     }
+
+
+def kernels_version() -> str:
+    """The first digits of the SHA-256 of the kernels' sources: which code it was."""
+    digest = hashlib.sha256()
+    for path in sorted(KERNELS.glob("*.py")):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def repeats_for(once_s: float, budget_s: float) -> int:

@@ -263,9 +263,10 @@ def _conditions(results: dict) -> str:
     text = (
         "Medians [10th–90th percentile] of one call, in brackets (TFLOP/s on kept pairs). bf16, "
         f"causal; block 128, step 16, θ = 12. Planted inputs: {shape}. FlexAttention gets the "
-        f"128 x 128 blocks that hold a kept pair.{''.join(f' {note}.' for note in notes)}"
+        f"128 x 128 blocks that hold a kept pair.{''.join(f' {note}.' for note in notes)} "
+        "`kernels` is the beginning of the SHA-256 of their sources."
     )
-    names = ("date", "device", "torch", "triton", "cuda", "cudnn", "driver")
+    names = ("date", "device", "torch", "triton", "cuda", "cudnn", "driver", "kernels")
     header = ["run", *names, "matrix, TFLOP/s", "copy, TB/s", "command"]
     rows = [
         [

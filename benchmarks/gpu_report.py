@@ -20,7 +20,6 @@ Exits with 1 unless every piece asked for has passed; a tool that is absent has 
 """
 
 import argparse
-import hashlib
 import importlib.util
 import json
 import os
@@ -41,7 +40,7 @@ from xml.etree import ElementTree
 
 import torch
 
-from benchmarks.attention_measure import device_facts
+from benchmarks.attention_measure import device_facts, kernels_version
 from benchmarks.attention_tables import markdown
 
 HERE = Path(__file__).parent
@@ -86,6 +85,7 @@ TOOLS = {
     "consan-unwaited": _control(CONSAN, "unwaited"),
     "consan-handover": _control(CONSAN, "handover", finds=False),
     "consan": Watch(CONSAN, CONSAN_CALLS),
+    "initcheck-unwritten": _control("initcheck", "unwritten"),
     "initcheck": Watch("initcheck"),
 }
 PIECES = (*TESTS, *TOOLS)
@@ -244,14 +244,6 @@ def read_sanitizer(output: str) -> dict:
 def last_line(output: str) -> str:
     """The last line that says something."""
     return next((line.strip()[:300] for line in reversed(output.splitlines()) if line.strip()), "")
-
-
-def kernels_version() -> str:
-    """The first digits of the SHA-256 of the kernels' sources: which code it was."""
-    digest = hashlib.sha256()
-    for path in sorted((ROOT / "kernels" / "anchor_kernels").glob("*.py")):
-        digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()[:12]
 
 
 def run_piece(piece: str, limit_s: float, date: str) -> dict:

@@ -1,6 +1,7 @@
 """Kernels with a fault, and one without: what does a tool see?
 
 store       writes beyond the end of a tensor
+unwritten   reads a tensor that nobody wrote
 copy        reads shared memory that a copy on its way has not yet filled
 race        some warps read what others write, and do not wait for it
 handover    the same with the wait, so without a fault
@@ -22,6 +23,11 @@ N = 128  # elements that one program handles
 @triton.jit
 def store_kernel(x, at):
     tl.store(x + at, 1.0)
+
+
+@triton.jit
+def read_kernel(x, y):
+    tl.store(y, tl.load(x))
 
 
 @gluon.jit
@@ -72,6 +78,11 @@ def store() -> None:
     store_kernel[(1,)](x, N)
 
 
+def unwritten() -> None:
+    x, y = (torch.empty(N, device="cuda") for _ in range(2))
+    read_kernel[(1,)](x, y)
+
+
 def copy() -> None:
     copy_kernel[(8,)](torch.zeros(2 * N, device="cuda"), N, num_warps=4)
 
@@ -82,6 +93,7 @@ def parts(wait: bool) -> None:
 
 CONTROLS = {
     "store": store,
+    "unwritten": unwritten,
     "copy": copy,
     "race": partial(parts, wait=False),
     "handover": partial(parts, wait=True),

@@ -22,6 +22,7 @@ ABOUT = {
     "cuda": "13.0",
     "cudnn": 91000,
     "driver": "580.0",
+    "kernels": "0123456789ab",
     "command": "python -m benchmarks.attention",
 }
 

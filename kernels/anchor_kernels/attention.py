@@ -4,10 +4,12 @@ from torch import Tensor
 
 from anchor_kernels.anchor import compute_anchor
 from anchor_kernels.sparse import continue_softmax
-from anchor_kernels.stripes import identify_stripes
+from anchor_kernels.stripes import find_stripes
 from anchor_kernels.support import check_call
 from anchor_ref.config import AnchorConfig
 from anchor_ref.plan import AnchorTrace
+
+ROOM = 2**24  # candidates for which a list of 64 MiB has places, whatever is selected
 
 
 def anchor_attention(
@@ -40,17 +42,26 @@ def anchor_attention(
         TypeError, ValueError: see `anchor_ref.inputs.check_inputs`.
         UnsupportedError: the kernels cannot run here or on these inputs; the message says why.
 
+    Beside inputs and output a call holds 8 bytes a row and head; 4 bytes a stripe; and for a time
+    one bit a candidate, Nq² / (16 · group size) bytes a head: 16 MiB for 32 heads of 131 072
+    tokens, 1 GiB for those of a million. Up to `ROOM` candidates in all, the list gets a place for
+    each, and the host does not wait for the device.
+
     The same inputs give the same bits in every run. NaN and Inf act as in `anchor_ref`, but for
     one thing: in half precision an Inf in q or k makes NaN of the two parts that a mean query is
     split into, and what compares with NaN is kept. Later rows may then be NaN that are finite
     there, as in dense attention. No token changes a row of an earlier group or another sequence.
+
+    Weights may reach 2^24 before they are normalised: values up to 2^100 are safe in bfloat16 and
+    float32, larger ones may overflow.
     """
     config = AnchorConfig() if config is None else config
     scale = check_call(q, k, v, scale, cu_seqlens)
     if cu_seqlens is not None:
         cu_seqlens = cu_seqlens.cpu()  # waits for the device here, and not in every stage
     state = compute_anchor(q, k, v, config, scale, cu_seqlens)
-    stripes = identify_stripes(q, k, state.max, config, scale, cu_seqlens)
+    room = 0 if return_trace else ROOM  # a trace's list holds stripes and nothing else
+    stripes = find_stripes(q, k, state.max, config, scale, cu_seqlens, room=room)
     # Nobody else reads the partial output: the result takes its place.
     out = continue_softmax(q, k, v, state, stripes, config, scale, cu_seqlens, out=state.out)
     return (out, AnchorTrace(state.max, stripes)) if return_trace else out

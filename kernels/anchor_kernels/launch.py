@@ -68,7 +68,11 @@ class HopperLaunch:
 
 @dataclass(frozen=True)
 class SelectLaunch:
-    """Stage 2: `rows` pooled queries times `block_n` keys, over `chunk` keys by one program."""
+    """Stage 2: `rows` pooled queries times `block_n` keys, over `chunk` keys by one program.
+
+    `rows`, a power of two and at least 16: query heads that share keys, each with the blocks of a
+    group.
+    """
 
     rows: int
     block_n: int
@@ -77,6 +81,8 @@ class SelectLaunch:
     num_stages: int
 
     def __post_init__(self):
+        if self.rows < 16 or self.rows & (self.rows - 1):  # what matrix instructions take
+            raise ValueError(f"rows must be a power of two, at least 16, got {self.rows}")
         # A chunk is whole tiles, a tile whole words of 32 decisions.
         if self.block_n % 32 or self.chunk % self.block_n:
             raise ValueError(
@@ -133,7 +139,7 @@ def select_launch_for(dtype: torch.dtype, head_dim: int, target: GPUTarget) -> S
     if dtype == torch.float32:
         return SelectLaunch(32, 64 if width <= 64 else 32, 4096, 4, 2)
     if target.backend == "cuda" and target.arch >= 90:
-        return SelectLaunch(64, 64, 4096, 4, 4 if width <= 128 else 2)
+        return SelectLaunch(64, 128 if width <= 128 else 64, 4096, 4, 2)
     if width <= 128:
         return SelectLaunch(64, 64, 4096, 4, 2)
     return SelectLaunch(32, 32, 4096, 4, 2)

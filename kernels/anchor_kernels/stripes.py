@@ -70,13 +70,33 @@ def identify_stripes(
     """
     scale = check_call(q, k, None, scale, cu_seqlens)
     check_tensor("row_anchor", row_anchor, q.shape[:3], (torch.float32,), q.device)
+    return find_stripes(q, k, row_anchor, config, scale, cu_seqlens, launch=launch)
+
+
+def find_stripes(
+    q: Tensor,
+    k: Tensor,
+    row_anchor: Tensor,
+    config: AnchorConfig,
+    scale: float,
+    cu_seqlens: Tensor | None,
+    *,
+    launch: SelectLaunch | None = None,
+    room: int = 0,
+) -> StripePlan:
+    """`identify_stripes` on inputs that are known to be sound.
+
+    Where all candidates together are at most `room`, the list gets as many places and the host
+    need not wait for its length; what stands after the last stripe means nothing.
+    """
     launch = launch or select_launch(q)
     tables = make_tables(config, q.shape[2], k.shape[2], cu_seqlens, q.device)
     chunks = make_chunks(tables, launch.chunk)
+    most = q.shape[0] * q.shape[1] * sum(map(len, tables.candidates))
     with torch.cuda.device_of(q):
         pooled_q, pooled_anchor = _pool(q, row_anchor, tables)
         words, counts = _select(pooled_q, pooled_anchor, k, scale, config, tables, chunks, launch)
-        return _compact(words, counts, chunks)
+        return _compact(words, counts, chunks, most if most <= room else None)
 
 
 def _pool(q: Tensor, row_anchor: Tensor, tables: Tables) -> tuple[Tensor, Tensor]:
@@ -256,7 +276,7 @@ def select_kernel(
     keys = tl.arange(0, BLOCK_N)
     k += b * k_b + kv_head * k_h + dims[:, None] * k_d
     words += ((head * n_slots + slot) * (CHUNK // WORD))[:, None]
-    found = tl.zeros([HEADS], tl.int32)
+    found = tl.zeros([HEADS, BLOCK_N // WORD], tl.int32)
 
     real_row = (row_head < HEADS_PER_KV) & (row_block < group_blocks)
     if ONE_TILE:  # the pooled queries stay where they are
@@ -272,9 +292,9 @@ def select_kernel(
         if ONE_TILE:
             kept = any_block_keeps(
                 high, low, anchor, k_part, real_row, scale, theta, HEADS, STEP_TILE, SPLIT
-            )  # [HEADS, N] int32
+            )  # [HEADS, N / 32]
         else:
-            kept = tl.zeros([HEADS, BLOCK_N], tl.int32)
+            kept = tl.zeros([HEADS, BLOCK_N // WORD], tl.int32)
             for t in range(0, group_blocks, STEP_TILE):
                 real_row = (row_head < HEADS_PER_KV) & (t + row_block < group_blocks)
                 high, low, anchor = load_pooled(
@@ -289,13 +309,11 @@ def select_kernel(
                 kept |= any_block_keeps(
                     high, low, anchor, k_part, real_row, scale, theta, HEADS, STEP_TILE, SPLIT
                 )
-        kept = tl.where(real_key[None, :], kept, 0)
-        found += tl.sum(kept, 1)
-        bits = tl.reshape(kept, [HEADS, BLOCK_N // WORD, WORD])
-        packed = tl.sum(bits << tl.arange(0, WORD)[None, None, :], 2)  # [HEADS, N / 32]
-        word = (start - first) // WORD + tl.arange(0, BLOCK_N // WORD)
-        tl.store(words + word[None, :], packed, mask=real_head[:, None])
-    tl.store(counts + head * n_slots + slot, found, mask=real_head)
+        word = tl.arange(0, BLOCK_N // WORD)
+        kept &= first_bits(end - start - word * WORD)[None, :]
+        found += count_bits(kept)
+        tl.store(words + (start - first) // WORD + word[None, :], kept, mask=real_head[:, None])
+    tl.store(counts + head * n_slots + slot, tl.sum(found, 1), mask=real_head)
 
 
 @triton.jit
@@ -322,21 +340,43 @@ def any_block_keeps(
     STEP_TILE: tl.constexpr,
     SPLIT: tl.constexpr,
 ):
-    """Does any block of a head keep the key? `[HEADS, N]` int32."""
+    """Does any block of a head keep the key? A bit of `[HEADS, N / 32]` int32."""
     products = tl.dot(high, k_part, input_precision="ieee")  # [M, N]
     if SPLIT:
         products = tl.dot(low, k_part, products)
     difference = anchor[:, None] - products * scale
     # Not "difference <= theta": NaN is kept.
-    keep = (real_row[:, None] & ~(difference > theta)).to(tl.int32)
-    return tl.max(tl.reshape(keep, [HEADS, STEP_TILE, keep.shape[1]]), 1)
+    keep = real_row[:, None] & ~(difference > theta)
+    # Words first, then blocks: threads exchange 32 decisions at a time.
+    N: tl.constexpr = k_part.shape[1]
+    bit = 1 << (tl.arange(0, N) % WORD)
+    bits = tl.reshape(tl.where(keep, bit[None, :], 0), [HEADS, STEP_TILE, N // WORD, WORD])
+    return tl.reduce_or(tl.sum(bits, 3), 1)
 
 
-def _compact(words: Tensor, counts: Tensor, chunks: Chunks) -> StripePlan:
-    """The words as lists of keys, one after the other."""
+@triton.jit
+def first_bits(n):
+    """Words whose first n bits are set: none for n <= 0, all for n >= 32."""
+    some = (1 << tl.minimum(tl.maximum(n, 0), WORD - 1)) - 1
+    return tl.where(n >= WORD, -1, some)
+
+
+@triton.jit
+def count_bits(words):
+    """Set bits of each word, in pairs, fours, eights and then all of it."""
+    x = words.to(tl.uint32, bitcast=True)
+    x -= (x >> 1) & 0x55555555
+    x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
+    x = (x + (x >> 4)) & 0x0F0F0F0F
+    return ((x * 0x01010101) >> 24).to(tl.int32)
+
+
+def _compact(words: Tensor, counts: Tensor, chunks: Chunks, total: int | None) -> StripePlan:
+    """The words as lists of keys, one after the other, in `total` places; None: as they need."""
     ends = counts.flatten().cumsum(0, dtype=torch.int64).view(counts.shape)
     starts = ends - counts
-    total = int(ends[-1, -1, -1])  # the one place where the host waits for the device
+    if total is None:
+        total = int(ends[-1, -1, -1])  # the one place where the host waits for the device
     indices = torch.empty(total, dtype=torch.int32, device=words.device)
     if total:
         compact_kernel[(starts.numel(),)](

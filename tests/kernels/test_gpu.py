@@ -193,6 +193,20 @@ def test_two_runs_give_identical_bits(shape, dtype):
         assert torch.equal(value, getattr(trace_again.stripes, name)), name
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning")
+@dtypes(torch.bfloat16)
+def test_the_host_does_not_wait_where_all_candidates_have_room(dtype):
+    case = SHAPES["transformers"].case(dtype)
+    expected, _ = run(case)  # also makes kernels and tables
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")  # a wait is an error now
+    try:
+        out = anchor_kernels.anchor_attention(case.q, case.k, case.v, case.config)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(out, expected)
+
+
 @each_dtype
 def test_heads_inside_give_the_bits_of_heads_outside(dtype):
     inside = SHAPES["transformers"]

@@ -85,6 +85,22 @@ def test_weights_too_large_for_float16_alone_are_right(dtype, dim):
     )
 
 
+@pytest.mark.parametrize("dtype", [dtype for dtype in DTYPES if dtype != torch.float16])
+@pytest.mark.parametrize("dim", HEAD_DIMS)
+def test_the_largest_values_that_are_promised_do_not_overflow(dtype, dim):
+    """A weight near the limit of 2^24 meets values of 2^100."""
+    config = AnchorConfig(16, 2, theta=math.inf, init_blocks=0)
+    case = random_case(64, 64, (1, 1, 1), dim, config, dtype=dtype, scale=1.0)
+    case.q.zero_()
+    case.q[..., 0] = 1
+    case.k.zero_()
+    case.k[:, :, 5, 0] = 16  # e^16 is 2^23, and the second group sees nothing else above 0
+    values = case.v.sign() * 2.0**100
+    out = anchor_kernels.anchor_attention(case.q, case.k, values, config, 1.0)
+    expected = values[:, :, 5:6].expand(1, 1, 32, dim)
+    torch.testing.assert_close(out[:, :, 32:], expected, atol=0, rtol=1e-2)
+
+
 @pytest.mark.parametrize("dtype", [dtype for dtype in DTYPES if dtype != torch.float32])
 def test_a_mean_query_keeps_more_digits_than_its_dtype(dtype):
     """The mean of 1 and 1 + eps is neither; times 64, rounding it would move the difference."""
@@ -178,5 +194,8 @@ def test_launches_that_would_miss_rows_or_keys_are_refused():
         SelectLaunch(64, 48, 4096, 4, 2)
     with pytest.raises(ValueError, match="chunk one of block_n"):
         SelectLaunch(16, 64, 32, 4, 1)
+    for rows in (8, 96):
+        with pytest.raises(ValueError, match="rows must be a power of two, at least 16, got"):
+            SelectLaunch(rows, 64, 4096, 4, 2)
     with pytest.raises(ValueError, match="again must have block_m = 64"):
         HopperLaunch(64, 4, 128, 152, 56, AttentionLaunch(128, 32, 4, 2))
