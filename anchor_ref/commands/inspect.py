@@ -112,7 +112,7 @@ def _bar(unit: str):
     return bar
 
 
-def _mib(size: float) -> str:
+def _mib(size: int) -> str:
     return f"{size / 2**20:,.0f} MiB"
 
 

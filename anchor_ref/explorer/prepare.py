@@ -17,7 +17,7 @@ from anchor_ref.config import AnchorConfig
 from anchor_ref.heads import scaled_scores
 from anchor_ref.regions import groups
 
-STEPS = (1, 2, 4, 8, 16, 32)
+STEPS = (1, 2, 4, 8, 16)
 CELLS = 1024  # a side of the finest pooled map, at most
 
 

@@ -82,7 +82,8 @@ class Explorer:
             # Powers of two below the whole, so that cells are whole numbers of tokens.
             sizes.append(2 ** ((sizes[-1] - 1).bit_length() - 1))
         wide = {"style": {"description_width": "5.5em"}, "layout": {"width": "22em"}}
-        whole = {"max": self.n - SMALLEST_WINDOW, "step": SMALLEST_WINDOW}
+        whole = {"max": max(0, self.n - SMALLEST_WINDOW), "step": SMALLEST_WINDOW}
+        steps = sorted(self.heads[at].anchors)
         self.controls = {
             "layer": widgets.SelectionSlider(
                 options=layers, value=at[0], description="layer", **wide
@@ -94,7 +95,7 @@ class Explorer:
                 theta, min=0, max=24, step=0.5, description="θ", readout_format=".1f", **wide
             ),
             "step": widgets.SelectionSlider(
-                options=STEPS, value=AnchorConfig().step, description="step", **wide
+                options=steps, value=steps[-1], description="step", **wide
             ),
             "size": widgets.SelectionSlider(options=sizes, description="window", **wide),
             "query": widgets.IntSlider(0, description="from query", **whole, **wide),

@@ -63,8 +63,8 @@ def inspect_layers(
         "heads": None if heads is None else sorted(set(heads)),
         "thetas": list(thetas),
     }
-    _claim(folder, settings)
-    captured = _capture(model, text, folder, layers, settings["heads"])
+    _check_settings(folder, settings)
+    captured = _capture(model, text, folder, settings)
     if not (folder / ABOUT).exists():
         _write(folder / ABOUT, _about(model, tokenizer, text))
     left = [layer for layer in layers if not _file(folder, layer).exists()]
@@ -120,14 +120,10 @@ def _check_positions(model, name: str, n: int) -> None:
         raise ValueError(f"length must be at most the {most} positions of {name}, got {n}")
 
 
-def _claim(folder: Path, settings: dict) -> None:
-    """Make the folder, or make sure that it is one of the same settings."""
+def _check_settings(folder: Path, settings: dict) -> None:
+    """Results of other settings are neither used nor written over."""
     path = folder / SETTINGS
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        _write(path, settings)
-        return
-    before = json.loads(path.read_text())
+    before = json.loads(path.read_text()) if path.exists() else settings
     differ = [key for key in settings if before.get(key) != settings[key]]
     if differ:
         said = ", ".join(f"{key} {before.get(key)!r}, now {settings[key]!r}" for key in differ)
@@ -137,13 +133,20 @@ def _claim(folder: Path, settings: dict) -> None:
         )
 
 
-def _capture(model, text: Text, folder: Path, layers: list[int], heads) -> dict[int, Captured]:
-    capture, done = folder / CAPTURE, folder / "captured"
-    if not done.exists():
+def _capture(model, text: Text, folder: Path, settings: dict) -> dict[int, Captured]:
+    """The layers asked for; `settings.json` appears when all of them are there."""
+    capture = folder / CAPTURE
+    if not (folder / SETTINGS).exists():
         shutil.rmtree(capture, ignore_errors=True)  # of a run that was interrupted
-        tokens = text.tokens.to(model.device)
-        capture_qkv(model, tokens, layers, heads, dtype=None, save_to=capture)
-        done.touch()
+        capture_qkv(
+            model,
+            text.tokens.to(model.device),
+            settings["layers"],
+            settings["heads"],
+            dtype=None,
+            save_to=capture,
+        )
+        _write(folder / SETTINGS, settings)
     return load_capture(capture)
 
 

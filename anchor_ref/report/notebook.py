@@ -56,7 +56,7 @@ for row in found.heads_to_draw(results, THETA, SHOWN):
     tensors = found.head_tensors(results, row["layer"], row["head"])
     head = prepare_head(*tensors, steps=[config.step])
     selection = select(head, config)
-    group = found.last_whole_group(selection.groups, config)
+    group = found.last_telling_group(selection.groups, config)
     far = found.strongest_far_keys(head, group)
     zoom = Window(far[0].query - 14, far[0].key - 14, 28)
     for window, note in ((None, "all tokens"), (zoom, "the strongest far key")):

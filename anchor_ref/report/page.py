@@ -16,6 +16,16 @@ TEMPLATE = """
 {%- block html_head_js_mathjax -%}{%- endblock -%}
 {%- block html_head_js_mermaidjs -%}{%- endblock -%}
 {%- block jupyter_widgets -%}{%- endblock -%}
+{#- As nbconvert's own, with the text for those who cannot see it. -#}
+{%- block data_png scoped -%}
+<div class="jp-RenderedImage jp-OutputArea-output {{ extra_class }}">
+<img src="data:image/png;base64,{{ output.data['image/png'] | escape_html }}"
+{%- for name in ("alt", "width", "height") -%}
+{%- set value = output | get_metadata(name, 'image/png') -%}
+{%- if value is not none %} {{ name }}="{{ value | escape_html }}"{% endif -%}
+{%- endfor %}>
+</div>
+{%- endblock -%}
 {%- block extra_css -%}
 <style>
 math { font-family: "Latin Modern Math", "STIX Two Math", "Cambria Math", math; }

@@ -13,7 +13,8 @@ from anchor_ref.activations.capture import Captured, load_capture
 from anchor_ref.config import AnchorConfig
 from anchor_ref.explorer import PreparedHead
 from anchor_ref.heads import scaled_scores
-from anchor_ref.lab.calibration import Calibration
+from anchor_ref.lab.calibration import Calibration, choose_thetas
+from anchor_ref.lab.curves import MeanCurves
 from anchor_ref.regions import Group
 from anchor_ref.report.inspect import ABOUT, CAPTURE, SETTINGS
 
@@ -115,22 +116,16 @@ def recommended_theta(results: Results, target: float) -> float:
 
 
 def calibration(results: Results, target: float) -> Calibration:
-    """The smallest θ measured with which each head reaches the target, as `lab.calibrate` does."""
-    short = (results.recall < target).sum(0).clamp(max=len(results.thetas) - 1)  # [L, H]
-    reached, density = (
-        table.gather(0, short[None])[0] for table in (results.recall, results.density)
+    """The smallest θ measured with which each head reaches the target: `lab.choose_thetas`."""
+    curves = MeanCurves(
+        AnchorConfig(),
+        tuple(results.thetas),
+        *(
+            {layer: table[:, i] for i, layer in enumerate(results.layers)}
+            for table in (results.recall, results.density)
+        ),
     )
-
-    def by_layer(values: Tensor) -> dict[int, tuple[float, ...]]:
-        return dict(zip(results.layers, map(tuple, values.tolist()), strict=True))
-
-    return Calibration(
-        thetas=by_layer(torch.tensor(results.thetas, dtype=torch.float64)[short]),
-        target_recall=target,
-        reached=by_layer(reached),
-        density=by_layer(density),
-        config=AnchorConfig(),
-    )
+    return choose_thetas(curves, target)
 
 
 def heads_by_density(results: Results, theta: float) -> list[dict]:
@@ -200,9 +195,10 @@ class FarKey:
     weight: float
 
 
-def last_whole_group(found: Sequence[Group], config: AnchorConfig) -> Group:
-    """The last group that has all its queries."""
-    return next(group for group in reversed(found) if len(group.rows) == config.group_size)
+def last_telling_group(found: Sequence[Group], config: AnchorConfig) -> Group:
+    """The last group with candidates and all its queries; else the last of all."""
+    whole = [g for g in found if len(g.rows) == config.group_size and len(g.candidates)]
+    return (whole or found)[-1]
 
 
 def strongest_far_keys(head: PreparedHead, group: Group, most: int = 8) -> list[FarKey]:

@@ -1,0 +1,75 @@
+"""The estimated speed-up counts operations as the benchmark does, and its rates are measured."""
+
+import json
+from dataclasses import replace
+from math import inf
+from pathlib import Path
+
+import pytest
+import torch
+
+from anchor_ref.report.cost import H200, Rates, estimate, read_rates
+
+BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "attention.json"
+CELLS = {
+    (cell["n"], cell["method"]): cell
+    for cell in json.loads(BENCHMARK.read_text())["cells"]
+    if (cell["source"], cell["density"], cell["status"]) == ("planted", 0.05, "ok")
+}
+LENGTHS = sorted(n for n, method in CELLS if method == "anchor")
+FREE = Rates("none", "never", inf, inf, inf, inf, inf, 0.0)
+
+
+def kept(n: int) -> torch.Tensor:
+    """The benchmark's density, unrounded, for its 32 heads of one layer."""
+    cell = CELLS[n, "anchor"]
+    return torch.full((1, 32), cell["pairs"] / 32 / (n * (n + 1) / 2), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("n", LENGTHS)
+@pytest.mark.parametrize("stage", ["stage1", "stage2", "stage3"])
+def test_operations_of_a_stage_are_those_that_the_benchmark_counts(n, stage):
+    rates = replace(FREE, **{stage: 1.0})
+    found = estimate(kept(n), n, 128, 0, rates).sparse * 1e9
+    assert found == pytest.approx(CELLS[n, stage]["flop"], rel=1e-6)
+
+
+def test_operations_of_dense_attention_and_linear_layers():
+    n = 8192
+    found = estimate(kept(n), n, 128, 10**9, replace(FREE, dense=1.0, matrix=2.0))
+    assert found.dense * 1e9 == pytest.approx(CELLS[n, "sdpa-cudnn"]["flop"])
+    assert found.linear * 1e9 == pytest.approx(10**9 * n)
+
+
+def test_the_overhead_is_paid_once_a_layer():
+    two = estimate(torch.ones(2, 32), 4096, 128, 0, replace(FREE, overhead_ms=0.5))
+    assert two.sparse == 1.0
+
+
+def test_speed_ups_are_ratios_of_times():
+    found = replace(estimate(torch.ones(1, 1), 4096, 64, 1), dense=6.0, sparse=2.0, linear=4.0)
+    assert (found.attention_speedup, found.prefill_speedup) == (3.0, 10 / 6)
+
+
+def test_rates_are_those_of_the_committed_benchmark():
+    measured = read_rates(BENCHMARK)
+    assert measured.device == H200.device
+    for name in ("dense", "stage1", "stage2", "stage3", "matrix"):
+        assert getattr(measured, name) == pytest.approx(getattr(H200, name), rel=0.2), name
+    assert measured.overhead_ms == pytest.approx(H200.overhead_ms, abs=0.6)
+
+
+@pytest.mark.parametrize("n", [n for n in LENGTHS if n >= 16384])
+def test_the_estimate_is_near_the_measured_time(n):
+    found = estimate(kept(n), n, 128, 0)
+    assert found.sparse == pytest.approx(CELLS[n, "anchor"]["ms"]["median"], rel=0.25)
+    if (n, "sdpa-cudnn") in CELLS:
+        assert found.dense == pytest.approx(CELLS[n, "sdpa-cudnn"]["ms"]["median"], rel=0.15)
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"runs": [], "cells": []}', "[1]"])
+def test_a_file_without_measurements_is_refused(tmp_path, text):
+    path = tmp_path / "rates.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="rates must come from a file of benchmarks"):
+        read_rates(path)
