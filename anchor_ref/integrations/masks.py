@@ -1,9 +1,12 @@
 """The mask function of `attn_implementation="anchor_attention"`, which draws a matrix rarely."""
 
+import sys
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
-from anchor_ref.integrations.sequences import HIDDEN, UNWRITTEN
+from anchor_ref.integrations.sequences import HIDDEN
 
 STRIP = 2**24  # entries of a mask that are looked at together
 
@@ -15,15 +18,31 @@ def causal_segments(**asked) -> Tensor | None:
         asked: what transformers hands to its mask functions, the same as to `sdpa_mask`.
 
     Returns:
-        Segments, `[B, 1, 1, Nk]` int32, where the mask is causal but for padding and packing; None
-        where it is causal and the queries are all keys. What `sdpa_mask` returns for a single
-        query, for sliding windows, and for every mask that segments cannot express.
+        Segments, `[B, 1, 2, Nk]` int32, where the mask is causal but for padding and packing; None
+        where it is causal and the queries are all keys. What `sdpa_mask` returns for one or two
+        queries, for sliding windows, and for every mask that segments cannot express.
+
+    Raises:
+        ValueError: the model does not call the attention function that goes with this mask.
     """
     from transformers.masking_utils import sdpa_mask
 
-    if _query_length(asked) == 1 or asked.get("local_size") is not None:
+    if not torch.compiler.is_compiling():
+        _refuse_other_models(type(asked["config"]))
+    if _query_length(asked) <= 2 or asked.get("local_size") is not None:
         return sdpa_mask(**asked)
     return _segments_or_mask(asked)
+
+
+@lru_cache
+def _refuse_other_models(config: type) -> None:
+    """transformers gives some models the mask that do not ask for the attention function."""
+    modeling = sys.modules.get(config.__module__.replace(".configuration_", ".modeling_"))
+    if modeling is not None and not hasattr(modeling, "ALL_ATTENTION_FUNCTIONS"):
+        raise ValueError(
+            "the model must compute attention through transformers' AttentionInterface, got one "
+            f"with a {config.__name__}, which has an attention of its own"
+        )
 
 
 @torch.compiler.disable
@@ -40,24 +59,26 @@ def _segments_or_mask(asked: dict) -> Tensor | None:
     padding, written = asked.get("attention_mask"), offset + n_queries
     if plain:
         device = asked.get("device") or asked["cache_position"].device
-        segments = torch.zeros(asked["batch_size"], n_keys, dtype=torch.int32, device=device)
+        text_of = torch.zeros(asked["batch_size"], n_keys, dtype=torch.int32, device=device)
     else:
-        segments = _packed_segments(asked) if written == n_queries == n_keys else None
-        if segments is None:
+        text_of = _packed_texts(asked) if written == n_queries == n_keys else None
+        if text_of is None:
             return sdpa_mask(**asked)
     if padding is not None:
-        segments = segments.masked_fill(~_real(padding, n_keys), HIDDEN)
-    segments[:, written:] = UNWRITTEN
-    if written == n_queries == n_keys and not segments.any():
+        text_of = text_of.masked_fill(~_real(padding, n_keys), HIDDEN)
+    if written == n_queries == n_keys and not text_of.any():
         return None
-    return segments[:, None, None]
+    text_of[:, written:] = HIDDEN
+    own = torch.arange(n_keys, device=text_of.device) - offset
+    own = own.masked_fill((own < 0) | (own >= n_queries), HIDDEN).to(torch.int32)
+    return torch.stack([text_of, own.expand_as(text_of)], 1)[:, None]
 
 
-def _packed_segments(asked: dict) -> Tensor | None:
-    """Segments of a mask that only its function knows, or None when it is of another kind.
+def _packed_texts(asked: dict) -> Tensor | None:
+    """The text of each key under a mask that only its function knows; None for other kinds.
 
-    The mask is looked at whole, in strips of rows: each row must see its segment from the first
-    key to its own, padding left out, and nothing else.
+    The mask is looked at whole, in strips of rows: each row must see its text from the first key
+    to its own, padding left out, and nothing else.
     """
     from transformers.masking_utils import sdpa_mask
 

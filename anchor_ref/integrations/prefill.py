@@ -94,23 +94,30 @@ def _sparse(
     if torch.is_autocast_enabled(device) and q.dtype != torch.float64:  # as sdpa does
         q, k, v = (x.to(torch.get_autocast_dtype(device)) for x in (q, k, v))
     by_head = theta if isinstance(theta, tuple) else None
+    scale = q.shape[3] ** -0.5 if given["scaling"] is None else given["scaling"]
+    wide = max(q.shape[3], v.shape[3])  # in some models values are shorter than keys
     config = chosen.sizes if by_head else replace(chosen.sizes, theta=theta)
     out, trace = anchor_attention(
-        q,
-        k,
-        v,
+        *(_widened(x, wide) for x in (q, k, v)),
         config,
-        given["scaling"],
+        scale,
         backend=chosen.backend,
         return_trace=True,
         theta_by_head=by_head,
     )
+    out = out[..., : v.shape[3]]
     part = None
     if counted:
         choice = choose_backend(q, chosen.backend)
         kept = density(trace.stripes, config, q.shape[2], k.shape[2]).mean(0)
         part = Part("anchor", f"{choice.name}: {choice.reason}", _causal_pairs(q, k), kept)
     return out.transpose(1, 2), part
+
+
+def _widened(x: Tensor, head_dim: int) -> Tensor:
+    """Zeros behind each token, which change no score; none, and no copy, where it fits."""
+    missing = head_dim - x.shape[3]
+    return torch.nn.functional.pad(x, (0, missing)) if missing else x
 
 
 def _together(found: list[Tensor], texts: list[Tokens], query, value) -> Tensor:
@@ -152,7 +159,7 @@ def _why_short(n_queries: int, n_keys: int, chosen: Options) -> str | None:
     """Why so few tokens are served by dense attention; None when they are enough."""
     if n_keys <= chosen.sizes.group_size:
         return f"{n_keys} keys are no more than a group"
-    if n_queries < chosen.sizes.block_size:
+    if n_queries < max(chosen.sizes.block_size, 3):  # two come without segments
         return f"{n_queries} queries are fewer than a block"
     return None
 
@@ -162,7 +169,7 @@ def _texts(query, key, mask: Tensor | None, kwargs: dict) -> list[Tokens] | None
     n_queries, n_keys = query.shape[2], key.shape[2]
     texts = None
     if is_segments(mask):
-        texts = from_segments(mask, n_queries)
+        texts = from_segments(mask)
     elif mask is not None and mask.shape[2] != n_queries:
         raise ValueError(
             f"attention_mask must have a row for each of the {n_queries} queries, got shape "

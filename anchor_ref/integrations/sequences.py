@@ -1,13 +1,13 @@
 """Which keys go with which queries: transformers' causal masks, as sequences of tokens.
 
-Causal attention with padding and packed texts needs no matrix of Nq x Nk: a number for each key
-says it all. Under `attn_implementation="anchor_attention"` the place of the mask is taken by
+Causal attention with padding and packed texts needs no matrix of Nq x Nk: two numbers for each key
+say it all. Under `attn_implementation="anchor_attention"` the place of the mask is taken by
 
-    segments[b, 0, 0, j] = the packed text that key j belongs to, from 0
-                           HIDDEN     padding, which nobody sees
-                           UNWRITTEN  a place of a static cache that no token has reached yet
+    segments[b, 0, 0, j] = the packed text that key j belongs to, from 0; HIDDEN where nobody sees
+                           it: padding, and places of a static cache that no token has reached
+    segments[b, 0, 1, j] = the query that is key j's own token; HIDDEN where there is none
 
-and the queries are the last of the keys that have been written.
+Two rows fit no scores of three queries or more: code that takes segments for a matrix will fail.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from anchor_ref.inputs import check_cu_seqlens
 
-HIDDEN, UNWRITTEN = -1, -2
+HIDDEN = -1
 
 _ACROSS = (
     "cu_seq_lens_q {} must bound the texts of the attention mask, got a mask by which they see "
@@ -49,17 +49,15 @@ class Tokens:
 
 def is_segments(mask: Tensor | None) -> bool:
     """Does the mask come from `causal_segments`, as segments?"""
-    return mask is not None and mask.dtype == torch.int32 and tuple(mask.shape[1:3]) == (1, 1)
+    return mask is not None and mask.dtype == torch.int32 and tuple(mask.shape[1:3]) == (1, 2)
 
 
-def from_segments(segments: Int[Tensor, "B 1 1 Nk"], n_queries: int) -> list[Tokens]:
+def from_segments(segments: Int[Tensor, "B 1 2 Nk"]) -> list[Tokens]:
     """The texts that hold at least one query, row by row."""
-    table = segments[:, 0, 0].cpu()
+    table = segments[:, 0].cpu()  # [B, 2, Nk]
     if (table == table[:1]).all():
-        found = [(slice(0, len(table)), table[0])]
-    else:
-        found = [(slice(b, b + 1), row) for b, row in enumerate(table)]
-    return [tokens for rows, row in found for tokens in _texts(rows, row, n_queries)]
+        return list(_texts(slice(0, len(table)), *table[0]))
+    return [text for b, row in enumerate(table) for text in _texts(slice(b, b + 1), *row)]
 
 
 def whole(batch: int, n_tokens: int) -> list[Tokens]:
@@ -137,11 +135,12 @@ def refuse_restarts(positions: Tensor | None, texts: list[Tokens]) -> None:
             )
 
 
-def _texts(rows: slice, segments: Tensor, n_queries: int) -> Iterator[Tokens]:
-    first_query = int((segments != UNWRITTEN).sum()) - n_queries
-    for number in segments[segments >= 0].unique().tolist():
-        keys = (segments == number).nonzero().flatten()
-        queries = keys[keys >= first_query] - first_query
+def _texts(rows: slice, text_of: Tensor, query_of: Tensor) -> Iterator[Tokens]:
+    # The numbers of the texts ascend: no sorting of all keys, in every layer, to find them.
+    for number in text_of[text_of != HIDDEN].unique_consecutive().tolist():
+        keys = (text_of == number).nonzero().flatten()
+        queries = query_of[keys]
+        queries = queries[queries != HIDDEN].long()
         if len(queries):
             yield Tokens(rows, _range(keys), _range(queries), len(keys), len(queries))
 

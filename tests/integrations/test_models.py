@@ -128,6 +128,19 @@ def test_encoders_are_refused():
         model(tokens())
 
 
+@pytest.mark.skipif(
+    transformers.__version__.startswith("4."), reason="in transformers 4 Bloom makes its own mask"
+)
+def test_a_model_with_an_attention_of_its_own_is_refused():
+    """Without a word it would run with no mask at all."""
+    config = transformers.BloomConfig(vocab_size=64, hidden_size=32, n_layer=1, n_head=4)
+    config._attn_implementation = "anchor_attention"
+    model = transformers.BloomForCausalLM(config).eval()
+    for n in (1, 20, N):
+        with pytest.raises(ValueError, match=r"AttentionInterface, got one with a BloomConfig"):
+            logits(model, tokens(n=n))
+
+
 def test_a_text_model_told_to_look_both_ways_is_refused():
     model = build("gemma")
     for layer in model.model.layers:

@@ -40,6 +40,20 @@ FAMILIES = {
     "mistral": ("MistralForCausalLM", "MistralConfig", {"sliding_window": None}),
     "mistral_sliding": ("MistralForCausalLM", "MistralConfig", {"sliding_window": 24}),
     "gemma": ("GemmaForCausalLM", "GemmaConfig", {}),
+    "deepseek_v3": (  # keys of 12 numbers, values of 6
+        "DeepseekV3ForCausalLM",
+        "DeepseekV3Config",
+        {
+            "num_key_value_heads": 4,
+            "kv_lora_rank": 16,
+            "q_lora_rank": 16,
+            "qk_nope_head_dim": 8,
+            "qk_rope_head_dim": 4,
+            "head_dim": 4,
+            "v_head_dim": 6,
+            "first_k_dense_replace": 2,
+        },
+    ),
     "gemma3": (
         "Gemma3ForCausalLM",
         "Gemma3TextConfig",
@@ -58,8 +72,10 @@ def build(family: str = "llama", **changes) -> transformers.PreTrainedModel:
     # Sharper scores: a random model looks everywhere alike, and no threshold would matter.
     with torch.no_grad():
         for name, weight in built.named_parameters():
-            if any(part in name for part in ("q_proj.weight", "k_proj.weight", "q_norm.weight")):
-                weight.mul_(4 if "norm" in name else 2)
+            if name.endswith("weight") and any(
+                part in name for part in ("q_proj", "k_proj", "q_norm", "q_b_proj", "kv_b_proj")
+            ):
+                weight.mul_(4 if "norm" in name or "_b_" in name else 2)
     return built
 
 
