@@ -66,7 +66,7 @@ for row in found.heads_to_draw(results, THETA, SHOWN):
         ax.set_title(f"{title}: {note}")
         style.caption(
             figure, f"Density {row['density']:.2f}, recall {row['recall']:.3f}; "
-            f"largest weight in each {view.cell} x {view.cell} cell."
+            f"{view.cell} x {view.cell} pairs to a cell."
         )
         report.show(figure, f"attention map of {title.lower()}, {note}")
     kept = set(selection.stripes.keys(0, 0, selection.groups.index(group)).tolist())

@@ -131,14 +131,14 @@ def far_keys_table(rows: Sequence[dict], kept: set[int]) -> str:
             (
                 str(row["key"]),
                 f"{escape(row['before'])}<mark>{escape(row['word'])}</mark>{escape(row['after'])}",
-                f"{row['mass']:.3%}",
+                f"{row['mass']:.4%}",
                 "stripe" if row["key"] in kept else "–",
                 f"{escape(row['asked by'])}",
-                f"{row['weight']:.2f}",
+                f"{row['weight']:.3f}",
             )
             for row in rows
         ),
-        words=(1, 3, 4),
+        words=(1, 4),
     )
 
 
