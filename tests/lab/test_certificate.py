@@ -88,17 +88,18 @@ def test_equal_queries_are_promised_all_they_have_by_pooled_quantities_alone():
 
 
 def test_the_rest_is_bounded_by_the_product_of_two_lengths():
-    """Two keys, one coordinate, no rank: what is left over is |δ| · |κ|, by hand."""
+    """One coordinate, no rank, two blocks of keys: what is left over is |δ| · |κ|, by hand."""
     config = AnchorConfig(block_size=16, step=4)
     q = torch.zeros(1, 1, 128, 1, dtype=torch.float64)
     k = torch.zeros_like(q)
     q[0, 0, 64:, 0] = torch.tensor([1.0, 3.0]).double().repeat(32)  # mean 2, δ = ±1
-    k[0, 0, 16:64, 0] = torch.tensor([0.0, 1.0]).double().repeat(24)  # mean 1/2, κ = ±1/2
+    k[0, 0, 16:40, 0] = torch.tensor([0.0, 1.0]).double().repeat(12)  # mean 1/2, κ = ±1/2
+    k[0, 0, 40:64, 0] = torch.tensor([2.0, 3.0]).double().repeat(12)  # mean 5/2
     plan = dropped_plan(config, 128, 1, 0.0, 0)  # keys 16..63 of the second group
-    found = certify(q, k, plan, config, scale=1.0, rank=0, pool=64)[0, 0, 64:]
+    found = certify(q, k, plan, config, scale=1.0, rank=0, pool=24)[0, 0, 64:]
     for row, (delta, promised) in enumerate(zip([-1.0, 1.0] * 32, found.tolist(), strict=True)):
-        bounds = [2 * key + delta * 0.5 + 0.5 for key in (0.0, 1.0)]
-        lost = 24 * torch.tensor(bounds).exp().sum().item()
+        bounds = [2 * key + delta * (0.5 + key // 2 * 2) + 0.5 for key in (0.0, 1.0, 2.0, 3.0)]
+        lost = 12 * torch.tensor(bounds).exp().sum().item()
         kept = 16 + row + 1  # keys of zeros: each weighs e^0
         assert promised == pytest.approx(kept / (kept + lost))
 
