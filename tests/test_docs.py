@@ -198,7 +198,7 @@ def test_files_and_changes_are_made_and_a_change_that_does_not_fit_is_found(tmp_
     for block in blocks(page):
         runner.run(block)
     assert runner.printed == "x = 1\ny = 3\n\n"
-    with pytest.raises(AssertionError, match="must hold once, not 0"):
+    with pytest.raises(AssertionError, match="must hold once, not 0 times"):
         runner.run(blocks(page)[1])
 
 
