@@ -1,12 +1,15 @@
 """The numbers behind the figures, against the plain N x N computation; drawing must not fail."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from matplotlib import pyplot as plt
 
 from anchor_ref import AnchorConfig, anchor_attention
 from anchor_ref.activations import planted_stripes
-from anchor_ref.figures import maps, stages, style
+from anchor_ref.figures import maps, stages, style, sweep
+from anchor_ref.measure import density, recall
 
 N = 300  # no multiple of the cells or blocks used below
 CONFIG = AnchorConfig(block_size=16, step=4, theta=12.0)
@@ -78,6 +81,39 @@ def test_recall_is_summed_up_by_blocks():
     assert data["position"].tolist() == [0, 128]
     assert data["median"][0] < data["p10"][1] < data["median"][1]
     torch.testing.assert_close(data["mean"], torch.tensor(0.5, dtype=torch.float64))
+
+
+def test_a_sweep_shows_what_each_threshold_keeps(head):
+    q, k, _, _ = head
+    q, k = q[None, None], k[None, None]
+    thetas = [-torch.inf, 10.0, 20.0, torch.inf]
+    steps = sweep.data_sweep(q, k, CONFIG, thetas, SCALE)
+    assert [step["theta"] for step in steps] == thetas
+    for step in steps:
+        at = replace(CONFIG, theta=step["theta"])
+        _, trace = anchor_attention(q, k, k, at, SCALE, return_trace=True)
+        expected = float(density(trace.stripes, at, N, N))
+        assert step["density"] == pytest.approx(expected)
+        assert step["recall"] == pytest.approx(
+            float(recall(q, k, trace.stripes, at, SCALE).mean()), abs=1e-5
+        )
+        kept = [len(keys) for keys in step["map"]["keys"]]
+        assert kept == trace.stripes.counts[0, 0].tolist()
+    assert steps[0]["density"] < steps[1]["density"] < steps[2]["density"] <= 1
+    assert steps[-1]["density"] == steps[-1]["recall"] == 1
+
+
+def test_a_step_names_its_threshold_and_shares(head):
+    q, k, _, _ = head
+    steps = sweep.data_sweep(q[None, None], k[None, None], CONFIG, [-torch.inf, 10.0], SCALE)
+    style.use_style()
+    figure, (left, right) = plt.subplots(1, 2)
+    sweep.draw_step(steps, 1, left, right)
+    sweep.draw_step(steps, 0, left, right)  # a frame is drawn over the one before
+    assert left.get_title(loc="left").startswith("θ = −∞")
+    assert right.get_title(loc="left").startswith(f"{steps[0]['density']:.0%} of pairs")
+    figure.canvas.draw()
+    plt.close(figure)
 
 
 def test_every_figure_draws(head):

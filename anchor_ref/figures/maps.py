@@ -106,8 +106,8 @@ def data_kept_map(
     }
 
 
-def draw_kept_map(data: dict[str, Tensor | list], ax) -> None:
-    """Which keys does each query keep?"""
+def draw_kept_pairs(data: dict[str, Tensor | list], ax) -> None:
+    """The pairs of `data_kept_map` as colours, without words."""
     n = int(data["n"])
     # Stripes are drawn from their own list: as cells of an image most would fall between pixels.
     for (start, end, init, window), keys in zip(data["groups"], data["keys"], strict=True):
@@ -117,6 +117,11 @@ def draw_kept_map(data: dict[str, Tensor | list], ax) -> None:
             ax.fill_between([0, init], start, end, color=INIT, lw=0)
         ax.fill([window, start, end, window], [start, start, end, end], color=WINDOW, lw=0)
     ax.set(xlim=(0, n), ylim=(n, 0), xlabel="key position", ylabel="query position", aspect=1)
+
+
+def draw_kept_map(data: dict[str, Tensor | list], ax) -> None:
+    """Which keys does each query keep?"""
+    draw_kept_pairs(data, ax)
     start, end, init, window = data["groups"][-1]
     middle = (start + end) / 2
     for text, key in (

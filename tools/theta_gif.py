@@ -1,0 +1,52 @@
+"""Draw README's animation: θ sweeps from −∞ to +∞ over a head of the bundled model.
+
+python -m tools.theta_gif
+"""
+
+from math import inf
+from pathlib import Path
+
+import matplotlib
+import torch
+from matplotlib import pyplot as plt
+from matplotlib.animation import FuncAnimation, PillowWriter
+
+from anchor_ref import AnchorConfig
+from anchor_ref.activations import capture_qkv, load_bundled, make_document
+from anchor_ref.figures import style, sweep
+
+OUT = Path(__file__).parent.parent / "docs" / "images" / "theta.gif"
+N, LAYER, HEAD = 8192, 7, 1  # as in notebook 00
+THETAS = [-inf, *(step / 2 for step in range(12, 31)), inf]
+A_SECOND = 5  # frames
+
+
+def main() -> None:
+    matplotlib.use("Agg")
+    style.use_style()
+    model, tokenizer = load_bundled()
+    document = make_document(36_000, seed=7, depths=(0.1, 0.3, 0.55))
+    tokens = tokenizer(document.text, return_tensors="pt").input_ids[:, :N]
+    layer = capture_qkv(model, tokens, layers=[LAYER], dtype=torch.float32)[LAYER]
+    q, k = layer.q[:, HEAD : HEAD + 1], layer.k[:, HEAD // 4 : HEAD // 4 + 1]
+    steps = sweep.data_sweep(q, k, AnchorConfig(), THETAS, layer.scaling)
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8.2, 4.1), width_ratios=[1.1, 1])
+    style.caption(
+        figure,
+        f"Bundled model, layer {LAYER}, head {HEAD}, N = {N}; grey pairs are never computed.",
+    )
+    # The layout is found once: titles of changing length would make the frames jump.
+    sweep.draw_step(steps, len(steps) // 2, left, right)
+    figure.canvas.draw()
+    figure.set_layout_engine("none")
+    still = [0] * A_SECOND + list(range(len(steps))) + [len(steps) - 1] * 2 * A_SECOND
+    animation = FuncAnimation(
+        figure, lambda i: sweep.draw_step(steps, i, left, right), still, init_func=lambda: None
+    )
+    OUT.parent.mkdir(parents=True, exist_ok=True)
+    animation.save(OUT, writer=PillowWriter(fps=A_SECOND))
+
+
+if __name__ == "__main__":
+    main()
