@@ -357,18 +357,20 @@ def any_block_keeps(
 @triton.jit
 def first_bits(n):
     """Words whose first n bits are set: none for n <= 0, all for n >= 32."""
-    some = (1 << tl.minimum(tl.maximum(n, 0), WORD - 1)) - 1
-    return tl.where(n >= WORD, -1, some)
+    ones = tl.full(n.shape, 0xFFFFFFFF, tl.uint32) >> (WORD - tl.minimum(tl.maximum(n, 1), WORD))
+    return tl.where(n > 0, ones, 0).to(tl.int32, bitcast=True)
 
 
 @triton.jit
 def count_bits(words):
-    """Set bits of each word, in pairs, fours, eights and then all of it."""
+    """Set bits of each word: of pairs, fours, eights, halves, and of it all."""
     x = words.to(tl.uint32, bitcast=True)
     x -= (x >> 1) & 0x55555555
     x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
     x = (x + (x >> 4)) & 0x0F0F0F0F
-    return ((x * 0x01010101) >> 24).to(tl.int32)
+    x += x >> 8
+    x += x >> 16
+    return (x & 63).to(tl.int32)
 
 
 def _compact(words: Tensor, counts: Tensor, chunks: Chunks, total: int | None) -> StripePlan:
