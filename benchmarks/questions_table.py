@@ -108,7 +108,27 @@ def _certificate(rows: list[dict]) -> list[str]:
             cells.append(f"{cost:.3f} | {promised:.3f} | {enough} of {len(heads)}")
         name = f"{exact}: every dropped score" if effort["rank"] == exact else effort["rank"]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    return [*lines, ""]
+    return [*lines, "", *_limits(rows, losing), ""]
+
+
+def _limits(rows: list[dict], losing: list[dict]) -> list[str]:
+    """In words: what the cheapest promise is worth, and the dearest that is no recall."""
+    first, most, exact = (
+        {
+            what: _mean(row["certificate"][i][what] for row in losing)
+            for what in ("cost", "promised")
+        }
+        for i in (0, -2, -1)
+    )
+    enough = sum(row["certificate"][0]["promised"] >= ENOUGH for row in losing)
+    return [
+        f"Too loose to use: pooled quantities alone (rank 0) promise {first['promised']:.2f} "
+        f"where {exact['promised']:.2f} is kept, and {enough} of {len(losing)} losing heads "
+        f"{ENOUGH}. Rank {rows[0]['certificate'][-2]['rank']} promises {most['promised']:.2f} for "
+        f"{most['cost'] / exact['cost']:.0%} of the products that all dropped scores take. "
+        "Exponentials are not counted, and every dropped pair takes one: where they bound the "
+        "speed, or where little is dropped, score what was dropped instead.",
+    ]
 
 
 def _calibration(rows: list[dict]) -> list[str]:

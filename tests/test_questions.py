@@ -106,6 +106,9 @@ def test_the_table_says_what_was_measured():
     assert "| 0 | 0.050 | 0.600 | 2 of 4 | 0.100 | 0.200 | 0 of 2 |" in lines
     exact = "| 8: every dropped score | 0.225 | 0.950 | 4 of 4 | 0.450 | 0.900 | 2 of 2 |"
     assert exact in lines
+    words = next(line for line in lines if line.startswith("Too loose to use"))
+    assert "promise 0.20 where 0.90 is kept, and 0 of 2 losing heads 0.9." in words
+    assert "Rank 0 promises 0.20 for 22% of the products" in words
     assert "| 0.95 | head | 0.9700 | 0.9000 | 0.700 | 10 | 0.8000 | 0.850 |" in lines
 
 

@@ -122,15 +122,16 @@ def draw_calibration(data: dict[str, list[tuple[float, float]]], ax) -> None:
     """Is a threshold for each head worth it?"""
     looks = {
         "head": ("one θ a head", STRIPE, "o", (-8, 4), "right"),
-        "layer": ("one θ a layer", INK, "s", (8, -10), "left"),
-        "all": ("one θ for all", ACCENT, None, (8, -8), "left"),
+        "layer": ("one θ a layer", INK, "s", (-8, 6), "right"),
+        "all": ("one θ for all", ACCENT, None, (10, -6), "left"),
     }
     least = min(recall for per in ("head", "layer") for _, recall in data[per])
     for per, (name, colour, marker, offset, side) in looks.items():
         points = [point for point in data[per] if point[1] >= least - 0.02]
         ax.plot(*zip(*points, strict=True), color=colour, marker=marker, ms=4)
+        at = points[:2][-1]  # the second is clear of the axes, where there is one
         ax.annotate(
-            name, points[0], offset, textcoords="offset points", color=colour, ha=side, va="center"
+            name, at, offset, textcoords="offset points", color=colour, ha=side, va="center"
         )
     ax.set(xlabel="density on held-out text", ylabel="recall there, mean over heads")
     ax.margins(x=0.15)
