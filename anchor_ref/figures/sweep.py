@@ -9,7 +9,7 @@ from torch import Tensor
 from anchor_ref.anchor import compute_anchor
 from anchor_ref.config import AnchorConfig
 from anchor_ref.figures import maps
-from anchor_ref.figures.style import ACCENT, INIT, STRIPE, WINDOW
+from anchor_ref.figures.style import ACCENT, INIT, INK, STRIPE, WINDOW
 from anchor_ref.lab.curves import theta_curve
 from anchor_ref.stripes import identify_stripes
 
@@ -61,16 +61,9 @@ def draw_step(steps: Sequence[dict], i: int, left, right) -> None:
         ("window", WINDOW, 0.91),
         ("stripes", STRIPE, 0.84),
     ):
-        left.text(
-            0.98,
-            place,
-            f"{word} ■",
-            transform=left.transAxes,
-            ha="right",
-            va="top",
-            color=colour,
-            weight="bold",
-        )
+        at = {"transform": left.transAxes, "ha": "right", "va": "top", "weight": "bold"}
+        left.text(0.98, place, "■", color=colour, **at)
+        left.text(0.93, place, word, color=INK, **at)
     density, recall = ([one[what] for one in steps] for what in ("density", "recall"))
     right.plot(density, recall, color="#9A9A9A", lw=1)
     right.plot(density[: i + 1], recall[: i + 1], color=ACCENT, lw=2)
