@@ -1,9 +1,12 @@
 """The command line: help, versions, and one line for what goes wrong."""
 
+import json
 import subprocess
 import sys
 from importlib.metadata import version
+from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 
@@ -104,3 +107,84 @@ def test_nothing_heavy_is_imported_for_the_help():
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.splitlines()[-1] == "[]"
+
+
+# -- compare
+
+
+SMALL = ["--length", "300", "--layers", "1", "--heads", "0", "--methods"]
+
+
+def test_compare_writes_a_table_a_figure_and_what_they_were_made_from(
+    tmp_path, capsys, monkeypatch
+):
+    asked = ["compare", *SMALL, "StreamingLLM", "AnchorAttention", "--out", str(tmp_path)]
+    assert cli.main([*asked, "--parquet"]) == 0
+    shown = capsys.readouterr().out
+    assert "bundled, document, 300 tokens, groups of 128, 1 heads" in shown
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("compare.csv", "compare.parquet", "compare.png", "settings.json")
+    }
+    table = pd.read_parquet(tmp_path / "compare.parquet")
+    assert len(table) == 7 + 10
+    assert (table["recall_p10"] <= table["recall_mean"] + 1e-6).all()
+    settings = json.loads((tmp_path / "settings.json").read_text())
+    assert settings["length"] == 300
+    assert settings["group_size"] == 128
+    # Nothing is left to do: the same command shows the same without running the model.
+    before = (tmp_path / "compare.csv").read_text()
+    monkeypatch.setattr("anchor_ref.lab.runs.capture_qkv", None)
+    assert cli.main(asked) == 0
+    assert capsys.readouterr().out == shown
+    assert (tmp_path / "compare.csv").read_text() == before
+
+
+def test_compare_refuses_a_folder_of_other_settings(tmp_path, capsys):
+    asked = ["compare", *SMALL, "Dense", "--out", str(tmp_path)]
+    assert cli.main(asked) == 0
+    capsys.readouterr()
+    assert cli.main([*asked, "--seed", "1"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "holds results made with text_sha256" in line
+
+
+def test_compare_takes_a_text_of_ones_own(tmp_path, capsys):
+    (tmp_path / "book.txt").write_text("The harbour was quiet that evening. " * 40)
+    asked = ["compare", *SMALL, "Dense", "--out", str(tmp_path / "out")]
+    assert cli.main([*asked, "--text", str(tmp_path / "book.txt")]) == 0
+    assert "bundled, book.txt, 300 tokens" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--methods", "Sparse"], "methods must be of Dense, StreamingLLM"),
+        (["--layers", "8"], "layers must be in 0..7, got 8"),
+        (["--heads", "-1"], "heads must be in 0..7, got -1"),
+        (["--group", "100"], "group_size must be a multiple of the block size 128, got 100"),
+        (["--length", "0"], "length must be at least 1, got 0"),
+        (["--length", "99999"], "length must be at most the model's"),
+        (["--text", "nowhere.txt"], "No such file or directory: 'nowhere.txt'"),
+        (["--device", "abacus"], "device must be one that PyTorch has here, got 'abacus'"),
+        (["--model", "./nowhere"], "model must be 'bundled', a folder"),
+    ],
+)
+def test_compare_refuses_in_one_line(tmp_path, capsys, more, message):
+    asked = ["compare", "--length", "300", "--methods", "AnchorAttention", "--heads", "0"]
+    assert cli.main([*asked, "--out", str(tmp_path), *more]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+def test_compare_takes_one_query_head_of_each_key_head_unless_told():
+    config = SimpleNamespace(num_attention_heads=8, num_key_value_heads=2)
+    assert compare.chosen_heads(None, SimpleNamespace(num_attention_heads=3)) == [0, 1, 2]
+    assert compare.chosen_heads(None, config) == [0, 4]
+    assert compare.chosen_heads(["all"], config) is None
+    assert compare.chosen_heads([3, 5], config) == [3, 5]
+
+
+def test_a_missing_package_is_named_with_its_extra(monkeypatch, capsys):
+    monkeypatch.setattr(compare, "find_spec", lambda name: None if name == "tqdm" else True)
+    assert cli.main(["compare"]) == 2
+    assert "compare needs tqdm: pip install '.[models,lab,notebooks]'" in capsys.readouterr().err

@@ -65,6 +65,8 @@ def test_theta_is_drawn_with_a_label_for_each_line():
 
     _, ax = plt.subplots()
     figures.draw_theta(figures.data_theta(MEANS), ax)
-    assert [text.get_text() for text in ax.texts] == ["recall, mean", "10th percentile", "density"]
+    names = [text.get_text() for text in ax.texts]
+    assert names == ["recall, mean", "10th percentile, dashed", "density"]
+    assert [text.get_color() for text in ax.texts] == [line.get_color() for line in ax.lines]
     assert ax.get_xlabel() == "θ"
     plt.close("all")

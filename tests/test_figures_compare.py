@@ -4,8 +4,9 @@ import math
 
 import pandas as pd
 import pytest
+import torch
 
-from anchor_ref.baselines import METHODS
+from anchor_ref.baselines import METHODS, TokenTopK
 from anchor_ref.figures import compare as figures
 from anchor_ref.lab.compare import MEASURES
 from anchor_ref.lab.equal import mean_curves
@@ -90,4 +91,25 @@ def test_a_method_of_one_configuration_has_no_curve_but_a_place_among_the_budget
     titles = [ax.get_title(loc="left") for ax in figures.comparison_figure(one, 0.5, "").axes]
     assert "Dense" not in titles
     assert "At density 0.5" in titles
+    plt.close("all")
+
+
+def test_a_kept_map_is_the_share_of_each_cells_pairs():
+    random = torch.Generator().manual_seed(0)
+    q, k = torch.randn(2, 1, 1, 50, 8, generator=random)
+    selection = TokenTopK(3).select(q, k)
+    kept = figures.data_kept(selection, 0, pixels=16)  # cells of 4
+    mask = torch.zeros(52, 52)
+    mask[:50, :50] = selection.to_mask()[0, 0]
+    expected = mask.unflatten(0, (13, 4)).unflatten(2, (13, 4)).mean((1, 3))
+    torch.testing.assert_close(kept, expected)
+
+
+def test_later_keys_are_not_drawn_as_dropped():
+    from matplotlib import pyplot as plt
+
+    _, ax = plt.subplots()
+    figures.draw_kept(torch.ones(3, 3).tril(), ax)
+    drawn = ax.images[0].get_array()
+    assert drawn.mask.tolist() == [[False, True, True], [False, False, True], [False] * 3]
     plt.close("all")

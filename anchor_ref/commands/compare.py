@@ -67,15 +67,16 @@ def run(options: argparse.Namespace) -> int:
     from anchor_ref.lab.compare import group_for, sweeps
     from anchor_ref.lab.equal import mean_curves
     from anchor_ref.lab.results import Results
-    from anchor_ref.lab.runs import describe_run, run_comparison
+    from anchor_ref.lab.runs import check_length, describe_run, run_comparison
     from anchor_ref.lab.texts import read_text
 
     sweeps(options.methods)  # a wrong name is refused before anything is loaded
     model, tokenizer = load_model(options.model, getattr(torch, options.dtype), options.device)
+    check_length(model, options.length or 1)  # before that much is made up
     text = read_text(options.text, tokenizer, options.length, options.seed)
     group = group_for(text.tokens.shape[1]) if options.group is None else options.group
     chosen = sweeps(options.methods, group)
-    heads = _heads(options.heads, model.config.get_text_config())
+    heads = chosen_heads(options.heads, model.config.get_text_config())
     results = Results(options.out, describe_run(model, options.model, text, group))
     frame = run_comparison(model, text, results, chosen, options.layers, heads, _bar)
     if options.parquet:
@@ -97,18 +98,18 @@ def _head(word: str) -> int | str:
     return word if word == "all" else int(word)
 
 
-def _heads(asked: list[int | str] | None, config) -> list[int] | None:
-    """None for all."""
+def chosen_heads(asked: list[int | str] | None, config) -> list[int] | None:
+    """The query heads to look at; None for all.
+
+    Args:
+        asked: what --heads was given.
+        config: of the language model.
+    """
     if asked is None:
-        shared = config.num_attention_heads // _kv_heads(config)
-        return list(range(0, config.num_attention_heads, shared))
-    if "all" in asked:
-        return None
-    return asked
-
-
-def _kv_heads(config) -> int:
-    return getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        heads = config.num_attention_heads
+        shared = heads // (getattr(config, "num_key_value_heads", None) or heads)
+        return list(range(0, heads, shared))
+    return None if "all" in asked else asked
 
 
 def _need(package: str) -> None:

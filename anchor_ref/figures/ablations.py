@@ -93,24 +93,13 @@ def data_theta(means) -> list[tuple[float, float, float, float]]:
 def draw_theta(points: list[tuple[float, float, float, float]], ax) -> None:
     """What does each θ keep, and what does it find?"""
     thetas, *lines = zip(*points, strict=True)
-    # Of each: name, colour, dashes, the height at which it is labelled, and on which side.
-    named = (
-        ("recall, mean", ACCENT, "-", 0.0, "left"),
-        ("10th percentile", ACCENT, "--", 0.45, "right"),
-        ("density", STRIPE, "-", 0.45, "left"),
-    )
-    for (name, colour, dashes, height, side), line in zip(named, lines, strict=True):
+    named = (("recall, mean", ACCENT, "-"), ("10th percentile", ACCENT, "--"))
+    named = (*named, ("density", STRIPE, "-"))
+    for place, ((name, colour, dashes), line) in enumerate(zip(named, lines, strict=True)):
         ax.plot(thetas, line, color=colour, ls=dashes, marker="o", markersize=3)
-        at = next((i for i, value in enumerate(line) if value >= height), len(line) - 1)
-        offset = (0, 7) if height == 0 else (8 if side == "left" else -8, -3)
-        ax.annotate(
-            name,
-            (thetas[at], line[at]),
-            color=colour,
-            ha=side,
-            xytext=offset,
-            textcoords="offset points",
-        )
+        height = 0.04 + 0.095 * (len(named) - 1 - place)
+        shown = f"{name}, dashed" if dashes == "--" else name
+        ax.text(0.98, height, shown, color=colour, transform=ax.transAxes, ha="right")
     ax.set(xlabel="θ", ylabel="mean over heads", ylim=(0, 1.06))
 
 

@@ -2,8 +2,12 @@
 
 from math import ceil
 
-from anchor_ref.baselines import METHODS
-from anchor_ref.figures.style import ACCENT, INK, STRIPE, caption, use_style
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from anchor_ref.baselines import METHODS, Selection
+from anchor_ref.figures.style import ACCENT, INK, MAGNITUDE, STRIPE, caption, use_style
 from anchor_ref.lab.equal import BUDGETS, at_equal
 
 FAINT = "#CFCFCF"
@@ -89,6 +93,37 @@ def draw_method(data: dict[str, dict[str, list[float]]], method: str, ax) -> Non
     ax.set_title(method, color=colour, fontsize=9)
 
 
+def data_kept(selection: Selection, head: int, pixels: int = 256) -> Float[Tensor, "C C"]:
+    """Share of the pairs of each cell that a head keeps, later keys counted as not kept.
+
+    Args:
+        selection: what a method keeps; its first prompt is shown.
+        head: query head.
+        pixels: cells to a side, at most.
+
+    Returns:
+        Shares in [0, 1]; a ragged last cell is divided by a whole one's pairs.
+    """
+    cell = -(-selection.shape[2] // pixels)
+    cells = -(-selection.shape[2] // cell)
+    kept = torch.zeros(cells, cells)
+    for start in range(cells):
+        rows = range(start * cell, min((start + 1) * cell, selection.shape[2]))
+        mask = selection.rows(rows)[0, head].float()
+        padded = torch.nn.functional.pad(mask, (0, cells * cell - rows.stop))
+        kept[start] = padded.unflatten(1, (cells, cell)).sum((0, 2)) / cell**2
+    return kept
+
+
+def draw_kept(kept: Float[Tensor, "C C"], ax) -> None:
+    """Which pairs does this method keep?"""
+    later = torch.ones_like(kept).triu(1).bool()
+    ax.imshow(
+        kept.masked_fill(later, torch.nan), cmap=MAGNITUDE, vmin=0, vmax=1, interpolation="nearest"
+    )
+    ax.set(xlabel="key", ylabel="query", xticks=[], yticks=[])
+
+
 def data_budgets(curves, level: float) -> dict[str, dict[str, tuple[float, float]]]:
     """Each method's mean recall and 10th percentile at one level of each budget.
 
@@ -111,12 +146,18 @@ def data_budgets(curves, level: float) -> dict[str, dict[str, tuple[float, float
 
 def draw_budgets(points: dict[str, tuple[float, float]], ax) -> None:
     """Who has most recall for the same budget?"""
-    drawn = [p10 for mean, p10 in points.values() if mean == mean]
-    least = min(drawn, default=0.0)
     for place, (method, (mean, p10)) in enumerate(points.items()):
         colour = colour_of(method)
         if mean != mean:  # NaN
-            ax.text(least, place, "out of reach", color="#777777", va="center", size=7.5)
+            ax.text(
+                0.02,
+                place,
+                "out of reach",
+                color="#777777",
+                va="center",
+                size=7.5,
+                transform=ax.get_yaxis_transform(),
+            )
             continue
         ax.plot([p10, mean], [place, place], color=colour, lw=1, alpha=0.5, zorder=1)
         ax.scatter(p10, place, s=16, facecolor="white", edgecolor=colour, zorder=2)
@@ -124,7 +165,7 @@ def draw_budgets(points: dict[str, tuple[float, float]], ax) -> None:
     ax.set(yticks=range(len(points)), yticklabels=list(points), ylim=(len(points) - 0.4, -0.6))
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="y", color="#EEEEEE", zorder=0)
-    ax.set_xlim(right=1 + (1 - least) * 0.04)
+    ax.margins(x=0.04)
 
 
 def comparison_figure(curves, level: float, note: str):
@@ -142,12 +183,27 @@ def comparison_figure(curves, level: float, note: str):
 
     use_style()
     data = data_curves(curves)
-    methods = [name for name, curve in data.items() if len(curve["budget"]) > 1]
+    panels = [name for name, curve in data.items() if len(curve["budget"]) > 1]
+    high = 2.1 * ceil(len(panels) / COLUMNS) + 0.4
+    low = max(2.2, 1.2 + 0.25 * len(data))
+    if panels:
+        figure = plt.figure(figsize=(12, high + low))
+        above, below = figure.subfigures(2, 1, height_ratios=[high, low])
+        _draw_panels(data, panels, above)
+    else:
+        figure = below = plt.figure(figsize=(12, low))
+    points = data_budgets(curves, level)
+    for ax, budget in zip(below.subplots(1, 3, sharex=True, sharey=True), BUDGETS, strict=True):
+        draw_budgets(points[budget], ax)
+        ax.set_title(f"At {LABELS[budget]} {level:g}", fontsize=9)
+        ax.set_xlabel("recall: mean (full), 10th percentile (open)")
+    caption(figure, note)
+    return figure
+
+
+def _draw_panels(data: dict, methods: list[str], figure) -> None:
     rows = ceil(len(methods) / COLUMNS)
-    low = 0.16 + 0.25 * len(data)
-    figure = plt.figure(figsize=(12, 2.1 * rows + low + 1.2))
-    above, below = figure.subfigures(2, 1, height_ratios=[2.1 * rows + 0.3, low + 0.9])
-    axes = above.subplots(max(rows, 1), COLUMNS, sharex=True, sharey=True, squeeze=False)
+    axes = figure.subplots(rows, COLUMNS, sharex=True, sharey=True, squeeze=False)
     for ax, method in zip(axes.flat, methods, strict=False):
         draw_method(data, method, ax)
     for ax in axes.flat[max(0, len(methods) - COLUMNS) : len(methods)]:
@@ -156,12 +212,5 @@ def comparison_figure(curves, level: float, note: str):
         ax.set_axis_off()
     if len(methods) < axes.size:
         axes.flat[-1].text(0, 0.5, KEY, va="center", size=8, linespacing=1.5)
-    above.supylabel("recall, mean over heads", fontsize=9)
-    above.supxlabel("density, mean over heads", fontsize=9)
-    points = data_budgets(curves, level)
-    for ax, budget in zip(below.subplots(1, 3, sharey=True), BUDGETS, strict=True):
-        draw_budgets(points[budget], ax)
-        ax.set_title(f"At {LABELS[budget]} {level:g}", fontsize=9)
-        ax.set_xlabel("recall: mean (full), 10th percentile (open)")
-    caption(figure, note)
-    return figure
+    figure.supylabel("recall, mean over heads", fontsize=9)
+    figure.supxlabel("density, mean over heads", fontsize=9)

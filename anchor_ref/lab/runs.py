@@ -38,6 +38,13 @@ def describe_run(model, name: str, text: Text, group_size: int) -> dict:
     }
 
 
+def check_length(model, length: int) -> None:
+    """Refuse, with a ValueError, a prompt that is longer than the model's positions."""
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if most is not None and length > most:
+        raise ValueError(f"length must be at most the model's {most} positions, got {length}")
+
+
 def run_comparison(
     model,
     text: Text,
@@ -64,12 +71,8 @@ def run_comparison(
         TypeError, ValueError: see `capture_qkv` and `lab.compare.compare_layer`; or a head does
             not exist, or the prompt is longer than the model's positions.
     """
+    check_length(model, text.tokens.shape[1])
     config = model.config.get_text_config()
-    most = getattr(config, "max_position_embeddings", None)
-    if most is not None and text.tokens.shape[1] > most:
-        raise ValueError(
-            f"length must be at most the model's {most} positions, got {text.tokens.shape[1]}"
-        )
     layers = _indices("layers", layers, config.num_hidden_layers)
     heads = _indices("heads", heads, config.num_attention_heads)
     labels = {name: label_configurations(sweep) for name, sweep in sweeps.items()}

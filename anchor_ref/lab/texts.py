@@ -65,7 +65,7 @@ def read_text(source: str | Path, tokenizer, length: int | None = None, seed: in
         name = Path(name).name
     if not words.strip():
         raise ValueError(f"text must not be empty, got {name}")
-    ids = tokenizer(words).input_ids
+    ids = tokenizer(words, verbose=False).input_ids  # it may be cut: no warning of its length
     if length is not None and len(ids) < length:
         raise ValueError(f"text must have at least {length} tokens, {name} has {len(ids)}")
     return Text(name, torch.tensor([ids[:length]]))

@@ -1,7 +1,9 @@
 """The paper's ablations: each replaces one choice, and what must follow from that does."""
 
+import json
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -13,8 +15,10 @@ from anchor_ref.baselines import AnchorAttention, AnchorBlocks, evaluate
 from anchor_ref.lab import ablations
 from anchor_ref.lab.ablations import QUESTIONS, STEPS, ablate_layer, variants
 from anchor_ref.lab.equal import mean_curves
+from benchmarks.ablations import table
 
 CONFIG = AnchorConfig(block_size=8, step=4, init_blocks=1)
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 N = 240  # seven groups and a half; step 32 has but one
 
 
@@ -145,3 +149,10 @@ def test_every_ablation_has_its_variants_on_the_same_heads(rows):
 def test_an_odd_block_cannot_be_halved():
     with pytest.raises(ValueError, match="block_size must be even, to be halved, got 15"):
         variants(AnchorConfig(15))
+
+
+def test_the_committed_table_is_that_of_the_committed_numbers():
+    results = json.loads((BENCHMARKS / "ablations.json").read_text())
+    assert (BENCHMARKS / "ablations.md").read_text() == table(results)
+    found = {(row["ablation"], row["method"]) for row in results["means"]}
+    assert found == {(a, v) for a, sweeps in variants(AnchorConfig(32)).items() for v in sweeps}

@@ -1,6 +1,8 @@
 """The bench: one row for each head and configuration, never measured twice, equal budgets."""
 
+import json
 from itertools import pairwise
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -30,7 +32,9 @@ from anchor_ref.lab.compare import (
 from anchor_ref.lab.equal import at_equal, budget_for, mean_curves
 from anchor_ref.lab.results import Results, read_table
 from anchor_ref.lab.runs import describe_run, run_comparison
+from benchmarks.compare import table
 
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 N = 300
 
 
@@ -143,10 +147,10 @@ def test_rows_are_kept_and_found_again(tmp_path):
     again.add(rows[3:])
     assert again.missing("Mine", labels, 5, [0, 2]) == []
     assert again.missing("Mine", labels, 4, [0]) == [0]
-    table = read_table(tmp_path / "new" / "compare.csv")
-    assert tuple(table.columns) == COLUMNS
+    kept = read_table(tmp_path / "new" / "compare.csv")
+    assert tuple(kept.columns) == COLUMNS
     expected = pd.DataFrame(rows)
-    pd.testing.assert_frame_equal(table, expected, rtol=1e-5, check_dtype=False)
+    pd.testing.assert_frame_equal(kept, expected, rtol=1e-5, check_dtype=False)
 
 
 def test_an_interrupted_write_leaves_the_table_as_it_was(tmp_path, monkeypatch):
@@ -361,3 +365,27 @@ def test_each_curve_rises():
     for _, curve in mean_curves(pd.DataFrame(rows)).groupby("method"):
         points = list(zip(curve["density"], curve["recall_mean"], strict=True))
         assert all(a[0] <= b[0] and a[1] <= b[1] + 1e-6 for a, b in pairwise(points))
+
+
+# -- what was committed
+
+
+def test_the_committed_table_is_that_of_the_committed_numbers():
+    frame = read_table(BENCHMARKS / "compare.csv")
+    results = json.loads((BENCHMARKS / "compare.json").read_text())
+    assert (BENCHMARKS / "compare.md").read_text() == table(results, frame)
+
+
+def test_the_committed_rows_are_whole_and_plausible():
+    frame = read_table(BENCHMARKS / "compare.csv")
+    assert tuple(frame.columns) == COLUMNS
+    for text, part in frame.groupby("text"):
+        chosen = {n: label_configurations(sweep) for n, sweep in sweeps().items()}
+        assert len(part) == 8 * sum(map(len, chosen.values())), text
+        assert {n: list(x.unique()) for n, x in part.groupby("method")["configuration"]} == chosen
+        mean_curves(part)  # refuses other heads for some of them
+    assert (frame["recall_min"] <= frame["recall_p10"]).all()
+    assert frame["density"].between(0, 1).all()
+    assert (frame["executed_density"] >= frame["density"] - 1e-6).all()
+    total = frame["executed_density"] + frame["identification_cost"]
+    assert (frame["total_cost"] - total).abs().max() < 1e-5
