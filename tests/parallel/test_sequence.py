@@ -22,7 +22,8 @@ def test_attention_is_that_of_one_process(ranks):
 
 
 @pytest.mark.parametrize(
-    "case", ["dense", "anchor", "batch", "one kv head", "one kv head, anchor"]
+    "case",
+    ["dense", "anchor", "batch", "one kv head", "one kv head, anchor", "one kv head, repeated"],
 )
 def test_logits_are_those_of_one_process(ranks, case):
     assert max(rank["logits"][case] for rank in ranks) < BOUND

@@ -139,6 +139,10 @@ def sequence() -> dict:
         found["one kv head"] = logits_error(shared, tokens % 99)
         shared.set_attn_implementation("anchor_attention")
         found["one kv head, anchor"] = logits_error(shared, tokens % 99)
+    # Heads so wide that transformers repeats keys for the query heads instead of sharing them.
+    found["one kv head, repeated"] = logits_error(
+        tiny("Llama", num_key_value_heads=1, head_dim=264), tokens % 99
+    )
     window = tiny("Mistral", num_key_value_heads=2, sliding_window=200)
     sent = Sent()
     with patch.object(dist, "all_to_all_single", sent.all_to_all_single):
