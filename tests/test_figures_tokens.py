@@ -1,10 +1,15 @@
 """The six tokens of the course and their figures: every number that the notebooks build on."""
 
+from base64 import b64decode
+from io import BytesIO
+
+import numpy as np
 import pytest
 import torch
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 from matplotlib import pyplot as plt
+from PIL import Image
 
 from anchor_ref import AnchorConfig, anchor_attention
 from anchor_ref.activations.six_tokens import six_tokens
@@ -94,6 +99,22 @@ def test_every_cell_that_is_not_hidden_shows_its_number(example):
     letters = [text.get_text() for text in axes[0, 1].texts]
     assert letters[-6:] == list("IS·SWW")
     plt.close(figure)
+
+
+def test_show_keeps_the_colours_of_a_map():
+    InteractiveShell.instance()
+    style.use_style()
+    figure, ax = plt.subplots(figsize=(4, 3))
+    noise = torch.randn(80, 80, generator=torch.Generator().manual_seed(5))
+    figure.colorbar(ax.imshow(noise.numpy(), cmap=style.MAGNITUDE))
+    drawn = BytesIO()
+    figure.savefig(drawn, format="png")
+    with capture_output() as captured:
+        style.show(figure, "Noise.")
+    shown = BytesIO(b64decode(captured.outputs[0].data["image/png"]))
+    before, after = (np.asarray(Image.open(x).convert("RGB"), int) for x in (drawn, shown))
+    assert abs(before - after).max() <= 16
+    assert len(shown.getvalue()) < len(drawn.getvalue()) / 2
 
 
 def test_show_gives_the_picture_an_alternative_text_and_closes_it():
