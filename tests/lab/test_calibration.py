@@ -54,23 +54,24 @@ def test_thresholds_out_of_order_are_refused():
 @pytest.mark.parametrize("per", ["head", "layer"])
 def test_the_smallest_threshold_that_reaches_the_recall_is_chosen(per):
     config, target = AnchorConfig(8, 2), 0.9
+    fine = tuple(i / 8 for i in range(-24, 40))
     texts = [{0: sample(1), 3: sample(2)}, {0: sample(3, 60), 3: sample(4, 60)}]
-    found = choose_thetas(mean_curves(texts, config, GRID), target, per)
+    found = choose_thetas(mean_curves(texts, config, fine), target, per)
     for layer in (0, 3):
         curves = [
-            theta_curve(text[layer].q, text[layer].k, config, GRID, text[layer].scaling)
+            theta_curve(text[layer].q, text[layer].k, config, fine, text[layer].scaling)
             for text in texts
         ]
         mean = torch.cat([curve.recall for curve in curves], -1).double().mean((1, 3))  # [T, Hq]
         pairs = [90 * 91 / 2, 60 * 61 / 2]
         kept = sum(n * curve.density[:, 0] for n, curve in zip(pairs, curves, strict=True))
         enough = [
-            min(t for t, r in zip(GRID, mean[:, h], strict=True) if r >= target) for h in range(4)
+            min(t for t, r in zip(fine, mean[:, h], strict=True) if r >= target) for h in range(4)
         ]
         enough = enough if per == "head" else [max(enough)] * 4
         assert list(found.thetas[layer]) == enough
         for h, theta in enumerate(enough):
-            at = GRID.index(theta)
+            at = fine.index(theta)
             assert found.reached[layer][h] == pytest.approx(mean[at, h].item())
             assert found.density[layer][h] == pytest.approx(kept[at, h].item() / sum(pairs))
     assert any(len(set(row)) > 1 for row in found.thetas.values()) == (per == "head")

@@ -55,7 +55,8 @@ def test_it_does_so_where_a_few_rows_lose_nearly_all():
     from the sample's own variance alone would then be a point, and wrong."""
     config = AnchorConfig(8, 4)
     q, k = torch.zeros(1, 1, 400, 4), torch.zeros(1, 1, 400, 4)
-    k[0, 0, 20, 0] = q[0, 0, 50::20, 0] = 8.0  # a candidate from row 32 on, and who asks for it
+    k[0, 0, 0, 1] = q[0, 0, :, 1] = 8.0  # all look at the first key, which is always kept,
+    k[0, 0, 20, 0] = q[0, 0, 50::20, 0] = 12.0  # but for some that ask for a candidate
     nothing = StripePlan.from_lists([torch.arange(0)] * 13, (1, 1, 13))
     everything = recall(q, k, nothing, config)[0, 0]
     assert everything[50] < 1e-3
@@ -65,6 +66,8 @@ def test_it_does_so_where_a_few_rows_lose_nearly_all():
     ]
     unlucky = sum((x.recall > 1e-3).all().item() for x in drawn) / len(drawn)
     assert unlucky > 0.12
+    assert everything.max() == 1
+    assert everything.double().median() > 0.999
     truth = everything.double().mean()
     assert sum(((x.low <= truth) & (truth <= x.high)).item() for x in drawn) >= 0.9 * len(drawn)
 
