@@ -357,7 +357,7 @@ def any_block_keeps(
 @triton.jit
 def first_bits(n):
     """Words whose first n bits are set: none for n <= 0, all for n >= 32."""
-    ones = tl.full(n.shape, 0xFFFFFFFF, tl.uint32) >> (WORD - tl.minimum(tl.maximum(n, 1), WORD))
+    ones = tl.full(n.shape, 0xFFFFFFFF, tl.uint32) >> (32 - tl.minimum(tl.maximum(n, 1), 32))
     return tl.where(n > 0, ones, 0).to(tl.int32, bitcast=True)
 
 
