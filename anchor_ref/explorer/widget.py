@@ -81,7 +81,7 @@ class Explorer:
         while sizes[-1] >= 2 * SMALLEST_WINDOW:
             # Powers of two below the whole, so that cells are whole numbers of tokens.
             sizes.append(2 ** ((sizes[-1] - 1).bit_length() - 1))
-        wide = {"style": {"description_width": "5.5em"}, "layout": {"width": "22em"}}
+        wide = {"style": {"description_width": "6.5em"}, "layout": {"width": "23em"}}
         whole = {"max": max(0, self.n - SMALLEST_WINDOW), "step": SMALLEST_WINDOW}
         steps = sorted(self.heads[at].anchors)
         self.controls = {
@@ -104,7 +104,7 @@ class Explorer:
         self.image = widgets.HTML()
         for control in self.controls.values():
             control.observe(self._changed, "value")
-        flow = widgets.Layout(flex_flow="row wrap", max_width="48em")
+        flow = widgets.Layout(flex_flow="row wrap", max_width="50em")
         self.box = widgets.VBox([widgets.HBox(list(self.controls.values()), layout=flow)])
         self.box.children += (self.image,)
 

@@ -78,7 +78,8 @@ def test_a_window_shows_the_heaviest_pair_and_the_kept_share_of_each_cell(
     assert cells <= pixels
     assert min(at.query, at.key) >= 0
     mask = kept_pairs(selection)
-    for i, j in {(0, 0), (cells - 1, 0), (cells // 2, cells // 3), (cells - 1, cells - 1)}:
+    corners = {(0, 0), (cells - 1, 0), (0, cells - 1), (cells - 1, cells - 1)}
+    for i, j in corners | {(cells // 2, cells // 3)}:
         rows = slice(at.query + i * cell, at.query + (i + 1) * cell)
         keys = slice(at.key + j * cell, at.key + (j + 1) * cell)
         part = exact[rows, keys]

@@ -133,7 +133,7 @@ def assert_one_line(capsys, complaint: str) -> None:
     assert "\n" not in said
 
 
-def test_text_of_the_model_cannot_become_markup(found):
+def test_text_of_the_model_cannot_become_markup():
     words = ["<b>", "&", "a", "\n", "x", "y"]
     rows = figures.data_far_keys([FarKey(1, 0.5, 4, 0.25)], words, reach=2)
     assert (
