@@ -119,7 +119,11 @@ def draw_kept(kept: Float[Tensor, "C C"], ax) -> None:
     """Which pairs does this method keep?"""
     later = torch.ones_like(kept).triu(1).bool()
     ax.imshow(
-        kept.masked_fill(later, torch.nan), cmap=MAGNITUDE, vmin=0, vmax=1, interpolation="nearest"
+        kept.masked_fill(later, torch.nan).numpy(),
+        cmap=MAGNITUDE,
+        vmin=0,
+        vmax=1,
+        interpolation="nearest",
     )
     ax.set(xlabel="key", ylabel="query", xticks=[], yticks=[])
 
