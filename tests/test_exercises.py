@@ -1,0 +1,202 @@
+"""Empty answers fail, solutions pass, and what goes wrong is explained by what went wrong."""
+
+import importlib.util
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+from matplotlib import pyplot as plt
+
+from anchor_ref.exercises import EXERCISES, check, judge
+from anchor_ref.exercises.picture import data_failure
+from anchor_ref.online_softmax import SoftmaxState
+
+NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
+NAMES = ("e1_the_method.ipynb", "e2_the_kernels.ipynb")
+MISTAKES = [
+    pytest.param(exercise, *mistake, id=f"{name}-{number}")
+    for name, exercise in EXERCISES.items()
+    if name != "drop_needle"
+    for number, mistake in enumerate(exercise.mistakes)
+]
+
+
+def functions(folder: str, where: Path) -> dict:
+    """What the notebooks of a folder define, run as modules: Triton must find its source."""
+    found = {}
+    for name in NAMES:
+        notebook = nbformat.read(NOTEBOOKS / folder / name, as_version=4)
+        path = where / f"{folder}_{name.removesuffix('.ipynb')}.py"
+        cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+        cells = [line for cell in cells for line in cell.split("\n") if "TRITON_INTER" not in line]
+        path.write_text("\n".join(cells))
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        found |= {name: getattr(module, name) for name in EXERCISES if hasattr(module, name)}
+    return found
+
+
+def named(name, function):
+    def answer(*arguments):
+        return function(*arguments)
+
+    answer.__name__ = name
+    return answer
+
+
+@pytest.fixture(scope="module")
+def stubs(tmp_path_factory):
+    return functions("exercises", tmp_path_factory.mktemp("exercises"))
+
+
+@pytest.fixture(scope="module")
+def solutions(tmp_path_factory):
+    found = functions("solutions", tmp_path_factory.mktemp("solutions"))
+    plt.close("all")
+    return found
+
+
+@pytest.mark.parametrize("name", EXERCISES)
+def test_an_empty_stub_fails_and_its_solution_passes(name, stubs, solutions):
+    empty, solved = judge(stubs[name]), judge(solutions[name])
+    assert not empty.passed
+    assert empty.words == "not written yet. Replace the line that raises."
+    assert empty.draw is None
+    assert solved.passed, solved.words
+    assert solved.words.startswith("right")
+
+
+def test_solutions_are_the_exercises_filled_in():
+    for name in NAMES:
+        tasks, solved = (
+            nbformat.read(NOTEBOOKS / folder / name, as_version=4).cells
+            for folder in ("exercises", "solutions")
+        )
+        assert [cell.cell_type for cell in tasks] == [cell.cell_type for cell in solved]
+        for task, answer in list(zip(tasks, solved, strict=True))[2:]:
+            if task.cell_type == "markdown":
+                assert task.source == answer.source
+                continue
+            signature = [line for line in task.source.splitlines() if line.startswith("def ")]
+            assert signature
+            assert all(line in answer.source for line in signature)
+            call = task.source.splitlines()[-1]
+            assert call.startswith("check(")
+            assert call in answer.source
+
+
+def test_there_are_ten_exercises_and_each_has_known_mistakes():
+    assert len(EXERCISES) >= 10
+    assert all(exercise.mistakes for exercise, *_ in (case.values for case in MISTAKES))
+    assert all(name == exercise.name for name, exercise in EXERCISES.items())
+
+
+@pytest.mark.parametrize(("exercise", "mistake", "words"), MISTAKES)
+def test_a_known_mistake_is_explained_and_drawn(exercise, mistake, words):
+    verdict = judge(named(exercise.name, mistake))
+    assert not verdict.passed
+    assert verdict.words == f"wrong. {words}"
+    verdict.draw()
+    panels = plt.gcf().axes
+    assert [ax.get_title("left") or ax.get_title() for ax in panels] == [
+        "expected",
+        "got",
+        "where they differ",
+    ]
+    plt.close("all")
+
+
+def test_other_mistakes_are_told_by_shape_type_and_place():
+    cases = [
+        ("pool_queries", lambda q, size: q.mean(0), "wrong. Result: shape (6,), not ("),
+        ("compact", lambda mask: mask.sum(1), "wrong. 3 results are asked for (counts, offsets,"),
+        ("recall", lambda scores, kept: None, "wrong. Result: NoneType is returned"),
+        (
+            "difference_test",
+            lambda anchor, scores, theta: (anchor[:, None] - scores <= theta).any(0).double(),
+            "wrong. Result: dtype torch.float64, not torch.bool.",
+        ),
+        ("window", lambda query, config: range(-3, query + 1), "stops with ValueError: there are"),
+        ("window", lambda query, config: query, "stops with TypeError: a range of keys is asked"),
+        ("density", lambda kept: 1 / 0, "stops with ZeroDivisionError"),
+        ("density", lambda kept: 0.25, "wrong. Result: 1 of 1 numbers differ, the first: 0.25"),
+    ]
+    for name, function, words in cases:
+        assert judge(named(name, function)).words.startswith(words), name
+
+
+def test_a_small_error_in_one_place_is_found(solutions):
+    def almost(a, b):
+        right = solutions["merge"](a, b)
+        acc = right.acc.clone()
+        acc[3, 1] += 1e-6
+        return SoftmaxState(right.max, right.sum, acc)
+
+    verdict = judge(named("merge", almost))
+    assert verdict.words.startswith("wrong. Acc: 1 of 8 numbers differ, the first at [3, 1]:")
+
+
+def test_an_answer_that_writes_on_its_arguments_is_judged_by_its_result(solutions):
+    def writes(scores, kept):
+        share = solutions["recall"](scores, kept)
+        scores.zero_()
+        return share
+
+    assert judge(named("recall", writes)).passed
+
+
+def needle(**changes):
+    q, k = torch.zeros(48, 2), torch.zeros(48, 2)
+    k[0, 0], k[20, 1], q[:, 0] = 10, 10, 2
+    q[40] = torch.tensor([0.0, 2.0])
+    for name, value in changes.items():
+        {"q": q, "k": k}[name[0]][int(name[1:])] = torch.tensor(value)
+    return q, k
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (lambda: needle(q40=[2.0, 0.0]), "not yet. The most that a row of the last group gives"),
+        (lambda: tuple(10 * x for x in needle(k0=[0.0, 0.0])), "not yet. Row 40 gives 100% to"),
+        (lambda: needle()[0], "two tensors are asked for, q and k."),
+        (lambda: (needle()[0], needle()[1][:40]), "k must be of shape (48, 2), got (40, 2)."),
+        (lambda: needle(q3=[float("nan"), 0.0]), "q must be finite"),
+    ],
+)
+def test_a_needle_that_is_not_lost_is_told_why(answer, words):
+    verdict = judge(named("drop_needle", answer))
+    assert not verdict.passed
+    assert verdict.words.startswith(words)
+    if verdict.draw is not None:
+        verdict.draw()
+        plt.close("all")
+
+
+def test_check_prints_the_words_and_draws_only_what_failed(capsys, solutions):
+    plt.close("all")
+    check(solutions["merge"])
+    assert capsys.readouterr().out == "merge: right, on 6 drawn inputs.\n"
+    assert not plt.get_fignums()
+    check(named("density", lambda kept: kept.double().mean()))
+    assert "density: wrong. This divides by the full square." in capsys.readouterr().out
+    assert len(plt.get_fignums()) == 1
+    plt.close("all")
+
+
+def test_a_function_of_another_name_is_refused():
+    with pytest.raises(ValueError, match=r"must be named as an exercise .*merge.*: windows"):
+        judge(named("windows", lambda: None))
+
+
+def test_the_picture_shows_where_it_differs():
+    right = torch.arange(6.0).view(2, 3)
+    got = right.clone()
+    got[1, 2] = torch.nan
+    data = data_failure(right, got)
+    assert data["differ"].nonzero().tolist() == [[1, 2]]
+    assert data_failure(right, got[:1])["differ"] is None
+    assert data_failure(right, None)["got"] is None
+    assert data_failure(right[0], right[0])["expected"].shape == (1, 3)
