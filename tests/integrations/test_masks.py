@@ -144,6 +144,27 @@ def test_masks_of_another_kind_are_left_to_sdpa(judged):
         assert masks.causal_segments(**(given | {"mask_function": plain})) is None
 
 
+@pytest.mark.skipif(
+    transformers.__version__.startswith("4."), reason="transformers 4 has no such request"
+)
+def test_a_model_that_works_on_the_matrix_itself_gets_it():
+    asked = {"batch_size": 1, "kv_length": N, "q_length": N, "q_offset": 0, "device": "cpu"}
+    asked |= {"config": transformers.LlamaConfig(), "attention_mask": LEFT[1:].bool()}
+    asked["mask_function"] = transformers.masking_utils.causal_mask_function
+    assert is_segments(masks.causal_segments(**asked))
+    for more in ({"allow_is_causal_skip": False}, {"kv_offset": 3}):
+        found = masks.causal_segments(**(asked | more))
+        assert torch.equal(found, sdpa_mask(**(asked | more)))
+
+
+def test_two_queries_against_a_cache_are_dense_for_blocks_of_any_size():
+    model, ids = build(), tokens(2)
+    with options(theta=-math.inf, block_size=1, step=4), record() as stats:
+        found = run_in_chunks(model, ids, (4, 6, 7), "dynamic", LEFT * 0 + 1)
+    assert [call.ran for call in stats.calls] == ["dense"] * 4
+    assert far(found, logits(model, ids[:, :7], "sdpa")) <= ROUNDING
+
+
 @UNCHECKED
 @pytest.mark.parametrize("theta", [THETA, math.inf])
 @pytest.mark.parametrize(

@@ -132,7 +132,6 @@ def calibration(**changes):
         "target_recall": 0.9,
         "reached": {0: (1.0, 0.9, 0.9, 0.9), 1: (0.9,) * 4},
         "density": {0: (1.0, 0.5, 0.5, 0.5), 1: (0.5,) * 4},
-        "density": {0: (1.0, 0.5, 0.5, 0.5), 1: (0.5,) * 4},
         "config": AnchorConfig(**SIZES),
     }
     return Calibration(**(given | changes))
