@@ -21,12 +21,14 @@ class Maxima:
     Attributes:
         region: index into `REGIONS`, `[B, Hq, Nq]` int64. Of equal scores the first region's
             counts.
-        gap: largest score of the row minus its anchor, `[B, Hq, Nq]`, natural-log units; 0 where
+        largest: the row's largest score, `[B, Hq, Nq]`, natural-log units.
+        gap: `largest` minus the row's anchor, `[B, Hq, Nq]`, natural-log units; 0 where
             the largest lies in the initial region or the window.
         rows: queries that have candidates at all, so that the question is open, `[rows]` int64.
     """
 
     region: Int[Tensor, "B Hq Nq"]
+    largest: Float[Tensor, "B Hq Nq"]
     gap: Float[Tensor, "B Hq Nq"]
     rows: Int[Tensor, "R"]
 
@@ -59,7 +61,8 @@ def locate_maxima(
     dtype = torch.promote_types(q.dtype, torch.float32)
     k = k.to(dtype)
     region = torch.empty(q.shape[:3], dtype=torch.int64, device=q.device)
-    gap = torch.empty(q.shape[:3], dtype=dtype, device=q.device)
+    best = torch.empty(q.shape[:3], dtype=dtype, device=q.device)
+    gap = torch.empty_like(best)
     open_rows = []
     for group in groups(config, q.shape[2], k.shape[2], cu_seqlens):
         if group.candidates:
@@ -74,9 +77,9 @@ def locate_maxima(
             )
             # In the order of REGIONS: `max` names the first of equals.
             largest = torch.stack([_row_max(x) for x in (initial, window, candidates)])
-            best, region[:, :, block] = largest.max(0)
-            gap[:, :, block] = best - largest[:2].amax(0)
-    return Maxima(region, gap, torch.tensor(open_rows, dtype=torch.int64, device=q.device))
+            best[:, :, block], region[:, :, block] = largest.max(0)
+            gap[:, :, block] = best[:, :, block] - largest[:2].amax(0)
+    return Maxima(region, best, gap, torch.tensor(open_rows, dtype=torch.int64, device=q.device))
 
 
 def _row_max(scores: Tensor) -> Tensor:

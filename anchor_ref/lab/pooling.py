@@ -61,7 +61,7 @@ def compare_tests(
     q, k = q.to(dtype), k.to(dtype)
     # Values play no part in the anchor; the keys stand in for them.
     anchor = compute_anchor(q, k, k, config, scale, cu_seqlens).max
-    row_max = anchor + locate_maxima(q, k, config, scale, cu_seqlens).gap
+    row_max = locate_maxima(q, k, config, scale, cu_seqlens).largest
     recall = {name: torch.empty_like(anchor) for name in TESTS}
     pairs = {name: anchor.new_zeros(q.shape[:2], dtype=torch.float64) for name in TESTS}
     all_groups = groups(config, q.shape[2], k.shape[2], cu_seqlens)
@@ -96,12 +96,15 @@ def _any_row(
     q: Tensor, k: Tensor, row_max: Tensor, group: Group, theta: float, scale: float
 ) -> Tensor:
     """Is the key within θ of some row's maximum? `[B, Hq, 1, C]`."""
-    keys = k[:, :, group.candidates.start : group.candidates.stop]
-    found = torch.zeros(*q.shape[:2], 1, keys.shape[2], dtype=torch.bool, device=q.device)
+    before = len(group.init)
+    candidates = slice(before, before + len(group.candidates))
+    found = torch.zeros(*q.shape[:2], 1, len(group.candidates), dtype=torch.bool, device=q.device)
     for rows in group.blocks:
         block = slice(rows.start, rows.stop)
-        difference = row_max[:, :, block, None] - _scores(q[:, :, block], keys, scale)
-        found |= (difference <= theta).any(2, keepdim=True)
+        # The same product as the maximum's, key for key: a row's largest score must equal itself.
+        keys = k[:, :, group.init.start : rows.stop + group.shift]
+        scores = causal_scores(q[:, :, block], keys, scale)[..., candidates]
+        found |= (row_max[:, :, block, None] - scores <= theta).any(2, keepdim=True)
     return found
 
 

@@ -28,6 +28,9 @@ def test_region_and_gap_are_those_of_all_pairs(case):
             torch.testing.assert_close(
                 found.gap[:, :, row], largest.amax(0) - largest[:2].amax(0), rtol=0, atol=1e-9
             )
+            torch.testing.assert_close(
+                found.largest[:, :, row], largest.amax(0), rtol=0, atol=1e-9
+            )
             chosen = largest.gather(0, found.region[None, :, :, row])[0]
             torch.testing.assert_close(chosen, largest.amax(0), rtol=0, atol=1e-9)
             open_rows += [row] if group.candidates else []

@@ -1,5 +1,7 @@
 """Each approximation against its definition over all pairs."""
 
+from dataclasses import replace
+
 import torch
 from hypothesis import given, settings
 
@@ -7,13 +9,15 @@ from anchor_ref import AnchorConfig, compute_anchor, identify_stripes
 from anchor_ref.lab import TESTS, compare_tests
 from anchor_ref.measure import density, recall
 from anchor_ref.regions import groups
-from tests.brute_force import cases
+from tests.brute_force import cases, score_slack
 
 
 @settings(max_examples=50)
 @given(case=cases(dtypes=(torch.float64,)))
 def test_each_test_keeps_what_its_definition_says(case):
     q, k, v, config, scale = case
+    # θ = 0 would be decided by rounding wherever a row's largest score is a candidate's.
+    config = replace(config, theta=config.theta + 1e-6)
     found = compare_tests(q, k, config, scale)
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     k_all = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
@@ -44,6 +48,22 @@ def test_each_test_keeps_what_its_definition_says(case):
         torch.testing.assert_close(found[name].recall, wanted, rtol=0, atol=1e-9)
         wanted = keep.sum((-2, -1)).double() / causal.sum()
         torch.testing.assert_close(found[name].density, wanted, rtol=0, atol=1e-12)
+
+
+@settings(max_examples=50)
+@given(case=cases(means=(0.0, 2.0)))
+def test_at_theta_0_every_row_keeps_its_largest_key(case):
+    """Its difference is 0 and not a rounding above, however the maximum was found."""
+    q, k, _, config, scale = case
+    found = compare_tests(q, k, replace(config, theta=0.0), scale)
+    factor = q.shape[-1] ** -0.5 if scale is None else scale
+    scores = factor * (q.double() @ k.double().repeat_interleave(q.shape[1] // k.shape[1], 1).mT)
+    own = torch.arange(q.shape[2]) + k.shape[2] - q.shape[2]
+    later = torch.arange(k.shape[2]) > own[:, None]
+    weights = scores.masked_fill(later, -torch.inf).softmax(-1)
+    slack = score_slack(q, k, factor, torch.float32) + 1e-5
+    for name in ("exact", "shared"):
+        assert (found[name].recall >= weights.amax(-1) - slack).all(), name
 
 
 def test_the_last_one_is_the_method():
