@@ -43,14 +43,14 @@ def rows(qk):
     q, k = qk
     x = Captured(q.float(), k.float(), k.float(), 0.25, layer=2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ablations, "THETAS", (1.0, 4.0, 9.0))
+        patch.setattr(ablations, "THETAS", (1.0, 6.0))
         return pd.DataFrame(ablate_layer(x, CONFIG))
 
 
 @pytest.mark.parametrize("ablation", QUESTIONS)
 def test_kept_sets_grow_along_every_sweep(ablation, qk):
     for name, sweep in variants(CONFIG)[ablation].items():
-        found = masks(sweep[::3], qk)
+        found = masks([sweep[0], sweep[4], sweep[-1]], qk)
         assert all(contains(b, a) for a, b in pairwise(found)), name
         assert found[-1].sum() > found[0].sum() or name.startswith("step 32"), name
 
@@ -58,7 +58,7 @@ def test_kept_sets_grow_along_every_sweep(ablation, qk):
 def test_a_block_plan_covers_the_stripe_plan_of_the_same_theta(qk):
     v = qk[1]
     finer = 0
-    for stripes in variants(CONFIG)["granularity"]["stripes"][:6:2]:
+    for stripes in variants(CONFIG)["granularity"]["stripes"][:6:3]:
         blocks = AnchorBlocks(stripes.config)
         (fine,), (coarse,) = masks([stripes], qk), masks([blocks], qk)
         assert contains(coarse, fine)
@@ -73,7 +73,8 @@ def test_an_anchor_from_fewer_keys_keeps_more(qk):
     sweeps = variants(CONFIG)["anchor"]
     more = 0
     for name in ("initial region", "window"):
-        for whole, part in zip(sweeps["both regions"][:5], sweeps[name], strict=False):
+        for place in (1, 4):
+            whole, part = sweeps["both regions"][place], sweeps[name][place]
             (full,), (partial,) = masks([whole], qk), masks([part], qk)
             assert contains(partial, full), name
             more += int((partial & ~full).sum())
