@@ -16,6 +16,7 @@ help:
 	@echo "make test       every test, then every notebook compared with its stored outputs"
 	@echo "make lab        open the course in JupyterLab"
 	@echo "make book       the course as a static site in out/book, every link checked"
+	@echo "make compat     the tests of the transformers integration with the last transformers 4"
 	@echo "make notebooks  re-execute and normalise every notebook in place"
 	@echo "make evaluate-model CORPUS=books.jsonl.xz   every number of the model card; wants a GPU"
 	@echo "make lint       ruff: code, notebooks, format"
@@ -53,6 +54,9 @@ notebooks: $(INSTALLED)
 
 book: $(INSTALLED)
 	$(BIN)/python -m tools.book
+
+compat: $(INSTALLED)
+	$(BIN)/python -m tools.compat
 
 evaluate-model: $(INSTALLED)
 	@test -n "$(CORPUS)" || { echo "Name the held-out books: make evaluate-model CORPUS=FILE"; exit 1; }
