@@ -4,7 +4,7 @@
 
 course      from the notebooks' headers: a first cell is a title, a question, and a table with the
             rows time, needs and paper
-speed       from benchmarks/attention.json
+speed       from benchmarks/attention_h100.json, the times of the kernels as they are
 choice      from benchmarks/compare.csv and retrieval.json: what methods keep, and what is lost
 
 Where CITATION.cff names a public `repository-code`, notebooks/README.md begins with badges that
@@ -157,7 +157,8 @@ def speed(results: dict) -> str:
         f"{run['device']}, {run['date']}, torch {run['torch']}, Triton {run['triton']}; bf16, 32 "
         "query and 8 kv heads of 128, 5 % planted stripes; medians. It overtakes cuDNN at "
         f"{even} tokens. Stages, densities, memory, a model's own activations: "
-        "[benchmarks/attention.md](benchmarks/attention.md)."
+        "[benchmarks/attention_h100.md](benchmarks/attention_h100.md); an H200, with slightly older "
+        "kernels: [benchmarks/attention.md](benchmarks/attention.md)."
     )
     return "\n".join([*lines, "", about, ""])
 
@@ -240,7 +241,7 @@ def pages() -> dict[Path, str]:
     cells = list(_json("retrieval.json")["cells"].values())
     tables = {
         "course": table(found, "notebooks/"),
-        "speed": speed(_json("attention.json")),
+        "speed": speed(_json("attention_h100.json")),
         "choice": choice(read_table(RESULTS / "compare.csv"), cells),
     }
     readme = ROOT / "README.md"
