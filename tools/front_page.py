@@ -157,7 +157,7 @@ def speed(results: dict) -> str:
         f"{run['device']}, {run['date']}, torch {run['torch']}, Triton {run['triton']}; bf16, 32 "
         "query and 8 kv heads of 128, 5 % planted stripes; medians. It overtakes cuDNN at "
         f"{even} tokens. Stages, densities, memory, a model's own activations: "
-        "[benchmarks/attention_h100.md](benchmarks/attention_h100.md); an H200, with slightly older "
+        "[benchmarks/attention_h100.md](benchmarks/attention_h100.md); an H200, with older "
         "kernels: [benchmarks/attention.md](benchmarks/attention.md)."
     )
     return "\n".join([*lines, "", about, ""])
