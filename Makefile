@@ -41,9 +41,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 tour: $(INSTALLED)
 	@$(BIN)/python -m tools.tour
 
+# A file is tested by one worker: its fixtures load the model once.
+WORKERS := -n auto --maxprocesses 4 --dist loadfile
+
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
-	$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout 300 \
+	$(BIN)/python -m pytest $(WORKERS)
+	$(BIN)/python -m pytest $(WORKERS) --nbval --nbval-current-env --nbval-cell-timeout 300 \
 	    --nbval-sanitize-with tests/sanitize.cfg notebooks
 
 lab: $(INSTALLED)
