@@ -31,6 +31,9 @@ def test_a_sound_site_has_no_faults(site):
         ("#part", "#whole", "index.html: other.html#whole leads to no part of that page"),
         ('"#top-of-it"', '"#gone"', "index.html: #gone leads to no part of that page"),
         ("a.css", "https://example.org/a.css", "index.html: loads https://example.org/a.css"),
+        (' alt="b"', "", "index.html: b.png has no alternative text"),
+        ('alt="b"', 'alt=" "', "index.html: b.png has no alternative text"),
+        ('alt="b"', 'alt="images/b.png"', "index.html: b.png has no alternative text"),
         ("b.png", "//example.org/b.png", "index.html: loads //example.org/b.png"),
     ],
 )

@@ -10,6 +10,7 @@ from matplotlib import pyplot as plt
 
 from anchor_ref.exercises import EXERCISES, check, judge
 from anchor_ref.exercises.picture import data_failure
+from anchor_ref.figures import style
 from anchor_ref.online_softmax import SoftmaxState
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
@@ -175,14 +176,18 @@ def test_a_needle_that_is_not_lost_is_told_why(answer, words):
         plt.close("all")
 
 
-def test_check_prints_the_words_and_draws_only_what_failed(capsys, solutions):
-    plt.close("all")
+def test_check_prints_the_words_and_draws_only_what_failed(capsys, monkeypatch, solutions):
+    shown = []
+    monkeypatch.setattr(style, "show", lambda figure, alt: shown.append((len(figure.axes), alt)))
     check(solutions["merge"])
     assert capsys.readouterr().out == "merge: right, on 6 drawn inputs.\n"
-    assert not plt.get_fignums()
+    assert shown == []
     check(named("density", lambda kept: kept.double().mean()))
-    assert "density: wrong. This divides by the full square." in capsys.readouterr().out
-    assert len(plt.get_fignums()) == 1
+    words = "wrong. This divides by the full square."
+    assert f"density: {words}" in capsys.readouterr().out
+    ((panels, alt),) = shown
+    assert panels == 3
+    assert alt.startswith(f"Picture of the answer to density: {words}")
     plt.close("all")
 
 

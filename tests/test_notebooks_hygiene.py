@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import nbformat
 import pytest
@@ -9,6 +10,7 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from tools import notebooks
+from tools.notebooks import ROOT
 from tools.page import markdown_to_html
 
 LARGEST_FILE = 400_000  # bytes
@@ -18,6 +20,12 @@ ABSOLUTE_PATH = re.compile(
     r"(?<![\w<:/.~)\]}-])/(?:[\w.+-]+/)+[\w.+-]*|\b[A-Za-z]:\\\w+|ipykernel_\d+"
 )
 FIGURE_CALL = re.compile(r"\bdraw_\w+\(|\bplt\.show\(|\bimshow\(")
+LINK = re.compile(r"(?<!!)\]\(([^()\s]+)\)")
+# A file of the repository in code type, maybe with the name of something in it.
+NAMED = re.compile(
+    r"`((?:anchor_ref|benchmarks|docs|kernels|tests|tools|training)/[\w./-]*)(?::\s(\w+))?`"
+)
+COURSE = [path for path in notebooks.find() if path.name[:2].isdigit()]
 
 
 def code_cells(notebook: NotebookNode) -> list[tuple[int, NotebookNode]]:
@@ -52,6 +60,16 @@ def missing_figures(notebook: NotebookNode) -> list[str]:
         for i, cell in code_cells(notebook)
         if FIGURE_CALL.search(cell.source)
         and not any("image/png" in output.get("data", {}) for output in cell.outputs)
+    ]
+
+
+def pictures_without_words(notebook: NotebookNode) -> list[str]:
+    """`style.show(figure, "words")` gives a picture its alternative text."""
+    return [
+        f"cell {i}: a picture without alternative text"
+        for i, output in outputs(notebook)
+        if "image/png" in output.get("data", {})
+        and not output.get("metadata", {}).get("image/png", {}).get("alt", "").strip()
     ]
 
 
@@ -136,9 +154,62 @@ def formulas(notebook: NotebookNode) -> list[str]:
     return faults
 
 
+def prose(notebook: NotebookNode) -> list[tuple[int, str]]:
+    return [
+        (i, cell.source) for i, cell in enumerate(notebook.cells) if cell.cell_type == "markdown"
+    ]
+
+
+def headings(notebook: NotebookNode) -> list[str]:
+    """One title, and no level left out below it: readers of a screen reader jump by them."""
+    found = [
+        (i, len(marks))
+        for i, text in prose(notebook)
+        for marks in re.findall(r"^(#+) ", re.sub(r"```.*?```", "", text, flags=re.S), re.M)
+    ]
+    levels = [0, *(level for _, level in found)]
+    faults = [
+        f"cell {i}: a heading of level {level} after one of level {before}"
+        for (i, level), before in zip(found, levels, strict=False)
+        if level > before + 1
+    ]
+    return faults + ["not one title"] * (levels.count(1) != 1)
+
+
+def links(notebook: NotebookNode, folder: Path = ROOT / "notebooks") -> list[str]:
+    """Links of a notebook in `folder` lead to files, and named files and functions exist."""
+    faults = []
+    for i, text in prose(notebook):
+        for url in LINK.findall(re.sub(r"`[^`]*`", "", text)):
+            parts = urlsplit(url)
+            if not parts.scheme and parts.path and not (folder / parts.path).exists():
+                faults.append(f"cell {i}: {url} leads nowhere")
+        for name, inside in NAMED.findall(text):
+            path = ROOT / name
+            if not path.exists():
+                faults.append(f"cell {i}: there is no {name}")
+            elif inside and not re.search(rf"^(def|class) {inside}\b", path.read_text(), re.M):
+                faults.append(f"cell {i}: no {inside} in {name}")
+    return faults
+
+
+def navigation(notebook: NotebookNode, before: Path | None, after: Path | None) -> list[str]:
+    """The same line in the first cell and at the end leads one notebook back and one on."""
+    ways = [rf"\[← {before.name[:2]} · [^]]+\]\({re.escape(before.name)}\)"] if before else []
+    if after:
+        ways.append(rf"\[{after.name[:2]} · [^]]+ →\]\({re.escape(after.name)}\)")
+    line = re.compile("^" + r" \| ".join(ways) + ("$" if after else r" \| .+$"), re.M)
+    first, last = notebook.cells[0].source, notebook.cells[-1].source
+    top = line.search(first)
+    if top is None:
+        return [f"cell 0: no line {line.pattern}"]
+    return [] if last.endswith(f"\n{top[0]}") else [f"the last line is not {top[0]}"]
+
+
 CHECKS = [
     counts,
     missing_figures,
+    pictures_without_words,
     missing_results,
     errors,
     stderr,
@@ -147,6 +218,7 @@ CHECKS = [
     long_cells,
     not_normalised,
     formulas,
+    headings,
 ]
 
 
@@ -166,11 +238,28 @@ def test_notebook_is_small(path: Path):
     assert path.stat().st_size <= LARGEST_FILE
 
 
+@pytest.mark.parametrize("path", notebooks.find(), ids=lambda path: path.name)
+def test_links_lead_somewhere(path: Path):
+    assert links(nbformat.read(path, as_version=4), path.parent) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "before", "after"),
+    list(zip(COURSE, [None, *COURSE[:-1]], [*COURSE[1:], None], strict=True)),
+    ids=[path.name for path in COURSE],
+)
+def test_each_notebook_leads_to_the_one_before_and_the_one_after(path, before, after):
+    assert navigation(nbformat.read(path, as_version=4), before, after) == []
+
+
 # The checks themselves: a sound notebook passes all, and each fault is found by its own check.
 
 
-def picture() -> NotebookNode:
-    return new_output("display_data", {"image/png": "iVBORw0KGgo=", "text/plain": "<Figure>"})
+PNG = {"image/png": "iVBORw0KGgo=", "text/plain": "A map."}
+
+
+def picture(alt: str = "A map.") -> NotebookNode:
+    return new_output("display_data", PNG, metadata={"image/png": {"alt": alt}})
 
 
 def said(text: str, name: str = "stdout") -> NotebookNode:
@@ -182,7 +271,10 @@ def sound() -> NotebookNode:
     notebook = new_notebook(
         cells=[
             new_markdown_cell(
-                "# Title\n\nq/k/v at https://a.org/b/c, $s_{ij} = q_i / k_j$, <b>x</b>/y"
+                "# Title\n\nq/k/v at https://a.org/b/c, $s_{ij} = q_i / k_j$, <b>x</b>/y\n"
+                "\n[00 · Start](00_start_here.ipynb#part), [paper](https://a.org/b), [up](#x)\n"
+                "\n`kernels/anchor_kernels/`, `anchor_ref/anchor.py: compute_anchor`,"
+                " `run[(16,)](x)`\n\n## Part"
             ),
             new_code_cell("draw_map(data, ax)", execution_count=1, outputs=[picture()]),
             new_code_cell("print('1 / 2')", execution_count=2, outputs=[said("1 / 2 and a/b\n")]),
@@ -209,6 +301,8 @@ FAULTS = [
     (counts, change_cell(2, execution_count=1)),
     (counts, change_cell(1, execution_count=3)),
     (missing_figures, change_cell(1, outputs=[said("<Figure size 640x480>")])),
+    (pictures_without_words, change_cell(1, outputs=[new_output("display_data", PNG)])),
+    (pictures_without_words, change_cell(1, outputs=[picture(" ")])),
     (missing_results, change_cell(2, outputs=[])),
     (missing_results, change_cell(2, source="x = 1\nx", outputs=[])),
     (errors, say(new_output("error", ename="ValueError", evalue="no", traceback=[]))),
@@ -227,11 +321,20 @@ FAULTS = [
     (not_normalised, lambda notebook: notebook.metadata.language_info.update(version="3.11.7")),
     (formulas, change_cell(0, source=r"$\unheardof{x}$")),
     (formulas, change_cell(0, source="$$\\begin{aligned} a &= b \\\\ c &= d \\end{aligned}$$")),
+    (headings, change_cell(0, source="# Title\n\n### Part")),
+    (headings, change_cell(0, source="## Part")),
+    (headings, change_cell(0, source="# Title\n\n## Part\n\n# Another title")),
+    (links, change_cell(0, source="# [99 · None](99_none.ipynb)")),
+    (links, change_cell(0, source="# [table](../benchmarks/none.md)")),
+    (links, change_cell(0, source="# `anchor_ref/none.py`")),
+    (links, change_cell(0, source="# `anchor_ref/anchor.py: compute_anchors`")),
 ]
+NAVIGATION = "[← 03 · Back](03_back.ipynb) | [05 · On →](05_on.ipynb)"
 
 
 def test_a_sound_notebook_passes_every_check():
-    assert {check.__name__: check(sound()) for check in CHECKS if check(sound())} == {}
+    checks = [*CHECKS, links]
+    assert {check.__name__: check(sound()) for check in checks if check(sound())} == {}
 
 
 @pytest.mark.parametrize(("check", "change"), FAULTS)
@@ -242,7 +345,30 @@ def test_a_fault_is_found(check, change):
 
 
 def test_every_check_has_a_fault_that_it_finds():
-    assert {check for check, _ in FAULTS} == set(CHECKS)
+    assert {check for check, _ in FAULTS} == {*CHECKS, links}
+
+
+@pytest.mark.parametrize(
+    ("top", "bottom"),
+    [
+        (NAVIGATION, ""),
+        ("", NAVIGATION),
+        (NAVIGATION, NAVIGATION.replace("Back", "Return")),
+        (*(NAVIGATION.replace("05_on", "06_on"),) * 2,),
+        (*(NAVIGATION.replace("03 ·", "02 ·"),) * 2,),
+        (*(NAVIGATION.split(" | ")[0],) * 2,),
+    ],
+)
+def test_a_way_that_is_missing_or_wrong_is_found(top, bottom):
+    ways = Path("03_back.ipynb"), Path("05_on.ipynb")
+    sound, faulty = (
+        new_notebook(
+            cells=[new_markdown_cell(f"# Title\n\n{x}"), new_markdown_cell(f"End\n\n{y}")]
+        )
+        for x, y in ((NAVIGATION, NAVIGATION), (top, bottom))
+    )
+    assert navigation(sound, *ways) == []
+    assert navigation(faulty, *ways)
 
 
 def test_an_exception_that_belongs_to_the_lesson_passes():

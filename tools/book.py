@@ -2,7 +2,8 @@
 
 Nothing is executed and nothing is fetched: notebooks are shown with the outputs they are committed
 with, formulas are MathML, and what a page needs lies beside it. The build fails on a warning, on a
-link or picture that leads nowhere, and on anything that a browser would load from elsewhere.
+link or picture that leads nowhere, on a picture without alternative text, and on anything that a
+browser would load from elsewhere.
 """
 
 import argparse
@@ -36,6 +37,7 @@ def faults(site: Path) -> list[str]:
     for page, soup in pages.items():
         name = page.relative_to(site)
         found += [f"{name}: loads {url}" for url in sorted(remote(str(soup)))]
+        found += [f"{name}: {url} has no alternative text" for url in wordless(soup)]
         for url in links(soup):
             target, fragment = resolve(page, url)
             if not target.exists():
@@ -53,6 +55,12 @@ def html(site: Path) -> list[Path]:
 def remote(page: str) -> set[str]:
     """What the page would load from another machine."""
     return {url for url in loaded_urls(page) if urlsplit(url).scheme or url.startswith("//")}
+
+
+def wordless(soup: BeautifulSoup) -> list[str]:
+    """Pictures that say nothing to who cannot see them; Sphinx then writes their address."""
+    pictures = [(tag.get("src", ""), tag.get("alt", "").strip()) for tag in soup.select("img")]
+    return [url for url, alt in pictures if not alt or Path(alt).name == Path(url).name]
 
 
 def links(soup: BeautifulSoup) -> Iterator[str]:

@@ -51,8 +51,10 @@ def check(function: Callable) -> None:
     if verdict.draw is not None:
         from matplotlib import pyplot as plt
 
+        from anchor_ref.figures.style import show
+
         verdict.draw()
-        plt.show()
+        show(plt.gcf(), f"Picture of the answer to {function.__name__}: {verdict.words}")
 
 
 __all__ = ["EXERCISES", "Verdict", "check", "judge"]

@@ -4,9 +4,12 @@ The repository is the source folder, so that links mean here what they mean on G
 """
 
 import sys
+from base64 import b64decode
+from hashlib import sha256
 from pathlib import Path
 
-from docutils.nodes import SkipNode
+import nbformat
+from docutils.nodes import SkipNode, image
 from sphinx.addnodes import pending_xref
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,6 +92,24 @@ def unlink_folders(app, doctree) -> None:
             link.replace_self(link.children)
 
 
+def describe_figures(app, doctree) -> None:
+    """Give figures their alternative text, which myst-nb leaves in the notebook.
+
+    It names a figure's file by the SHA-256 of its bytes: so the two are brought together.
+    """
+    source = Path(doctree["source"])
+    if source.suffix != ".ipynb":
+        return
+    words = {}
+    for cell in nbformat.read(source, as_version=4).cells:
+        for output in cell.get("outputs", []):
+            if alt := output.get("metadata", {}).get("image/png", {}).get("alt"):
+                words[sha256(b64decode(output.data["image/png"])).hexdigest()] = alt
+    for figure in doctree.findall(image):
+        if (name := Path(figure["uri"]).stem) in words:
+            figure["alt"] = words[name]
+
+
 def write_index(app, exception) -> None:
     """Sites are entered by index.html."""
     if exception is None:
@@ -109,6 +130,7 @@ def visit_block_math(translator, node) -> None:
 def setup(app) -> None:
     app.connect("source-read", add_contents)
     app.connect("doctree-read", unlink_folders)
+    app.connect("doctree-read", describe_figures)
     app.connect("build-finished", write_index)
     app.add_html_math_renderer(
         "mathml",
