@@ -58,6 +58,8 @@ HERE = Path(__file__).parent
 LENGTHS = [2**power for power in range(12, 21)]
 DENSITIES = [0.01, 0.02, 0.05, 0.1, 0.2]
 QUICK_LENGTHS = [4096, 16384]
+# Times of different devices, kernels or libraries are no one table.
+SAME_IN_ALL_RUNS = ("device", "kernels", "torch", "triton")
 BUNDLED = "bundled"
 BUNDLED_LENGTHS = [8192, 16384]
 # A layer of a model at one length: name, layer, tokens.
@@ -296,10 +298,11 @@ def main(arguments: list[str] | None = None) -> int:
         results = json.loads(options.out.read_text())
     about = {"date": options.date, **device_facts(), "kernels": kernels_version()}
     about["command"] = command_line(arguments)
-    others = {run["device"] for run in results["runs"]} - {about["device"]}
-    if others:
-        print(f"{options.out} holds results of {others.pop()}.", file=sys.stderr)
-        return 2
+    for what in SAME_IN_ALL_RUNS:
+        others = {run[what] for run in results["runs"]} - {about[what]}
+        if others:
+            print(f"{options.out} holds results of {what} {others.pop()}.", file=sys.stderr)
+            return 2
     if options.retry:
         results["cells"] = [c for c in results["cells"] if c["status"] in ("ok", "skipped")]
 

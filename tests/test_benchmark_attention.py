@@ -451,7 +451,18 @@ def test_results_of_two_devices_are_not_mixed(command, capsys):
     _, before = command("--lengths", "100", "--methods", "anchor")
     options = ["--resume", "--lengths", "200", "--methods", "anchor"]
     assert command(*options, device_name="another") == (2, before)
-    assert "holds results of a device" in capsys.readouterr().err
+    assert "holds results of device a device" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("what", ["kernels", "torch", "triton"])
+def test_nor_are_those_of_other_kernels_or_libraries(command, capsys, tmp_path, what):
+    _, before = command("--lengths", "100", "--methods", "anchor")
+    (path,) = tmp_path.glob("*.json")
+    before["runs"][0][what] = "older"
+    path.write_text(json.dumps(before))
+    options = ["--resume", "--lengths", "200", "--methods", "anchor"]
+    assert command(*options) == (2, before)
+    assert f"holds results of {what} older" in capsys.readouterr().err
 
 
 def test_a_used_up_budget_says_how_to_go_on(command, capsys):

@@ -56,7 +56,8 @@ def sampled_recall(
         sqrt(2 V x / n) + 7 x / (3 (n − 1))
 
     of that of the sample with probability 1 − δ, whatever the distribution in [0, 1]. Rows are
-    drawn without replacement, which can only help.
+    drawn without replacement: a mean then strays no further (Hoeffding, 1963, theorem 4). That the
+    bound with the sample's own variance carries over too is assumed, and its coverage tested.
 
     Args:
         q, k, stripes, config, scale, cu_seqlens: as in `measure.recall`.

@@ -1,5 +1,8 @@
 """Sampled recall against that of all rows."""
 
+import math
+import statistics
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -50,6 +53,20 @@ def test_the_interval_holds_the_mean_of_all_rows_as_often_as_it_says():
     assert sum(inside) / len(inside) >= 0.8
 
 
+def test_the_interval_is_the_empirical_bernstein_bound_to_the_letter():
+    q, k, v, config = sample()
+    stripes = identify_stripes(q, k, compute_anchor(q, k, v, config).max, config)
+    found = sampled_recall(q, k, stripes, config, 390, confidence=0.9)
+    for head in range(q.shape[1]):
+        seen = found.recall[0, head].tolist()
+        x = math.log(2 / 0.05)  # half of the 0.1 for either side
+        width = math.sqrt(2 * statistics.variance(seen) * x / 390) + 7 * x / (3 * 389)
+        mean = statistics.fmean(seen)
+        assert found.low[0, head].item() == pytest.approx(max(0.0, mean - width), abs=1e-9)
+        assert found.high[0, head].item() == pytest.approx(min(1.0, mean + width), abs=1e-9)
+    assert (found.low > 0).any(), "an interval that is cut off at both ends shows nothing"
+
+
 def test_it_does_so_where_a_few_rows_lose_nearly_all():
     """A sample of 30 misses the one row in twenty that fails in a fifth of the draws: an interval
     from the sample's own variance alone would then be a point, and wrong."""
@@ -70,6 +87,29 @@ def test_it_does_so_where_a_few_rows_lose_nearly_all():
     assert everything.double().median() > 0.999
     truth = everything.double().mean()
     assert sum(((x.low <= truth) & (truth <= x.high)).item() for x in drawn) >= 0.9 * len(drawn)
+
+
+def test_the_interval_is_the_empirical_bernstein_bound():
+    """Much wider than it must be here: that it covers would not show a factor left out."""
+    q, k, v, config = sample()
+    stripes = identify_stripes(q, k, compute_anchor(q, k, v, config).max, config)
+    found = sampled_recall(q, k, stripes, config, 200, confidence=0.9)
+    for head in range(4):
+        rows = [float(x) for x in found.recall[0, head]]
+        x, mean = math.log(4 / 0.1), statistics.fmean(rows)
+        spread = math.sqrt(2 * statistics.variance(rows) * x / 200) + 7 * x / (3 * 199)
+        assert found.mean[0, head].item() == pytest.approx(mean, abs=1e-9)
+        assert found.low[0, head].item() == pytest.approx(mean - spread, abs=1e-9)
+        assert found.high[0, head].item() == pytest.approx(min(1.0, mean + spread), abs=1e-9)
+
+
+def test_a_seed_draws_its_own_rows():
+    q, k, v, config = sample()
+    stripes = identify_stripes(q, k, compute_anchor(q, k, v, config).max, config)
+    one, again, other = (
+        sampled_recall(q, k, stripes, config, 50, seed=seed).rows.tolist() for seed in (1, 1, 2)
+    )
+    assert one == again != other
 
 
 def test_more_rows_and_less_confidence_narrow_the_interval():
