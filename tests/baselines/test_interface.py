@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anchor_ref import AnchorConfig, anchor_attention
-from anchor_ref.baselines import AnchorAttention, Dense, StreamingLLM
+from anchor_ref.activations import capture_qkv
+from anchor_ref.baselines import AnchorAttention, Dense, DifferenceOracle, StreamingLLM
 from anchor_ref.baselines.interface import attend, method_attention
 
 SIZES = {
@@ -73,6 +74,22 @@ def test_a_model_that_drops_keys_is_another_until_it_is_left():
     kept = sum(min(row + 1, 16) for row in range(170)) / (170 * 171 / 2)
     assert densities == pytest.approx([kept] * 4)
     assert torch.equal(logits(model), expected)
+
+
+def test_a_scaling_of_the_models_own_is_taken():
+    model = llama()
+    for layer in model.model.layers:
+        layer.self_attn.scaling = 0.9  # 1/sqrt(D) is 0.35
+    with method_attention(model, Dense()):
+        kept_all = logits(model)
+    torch.testing.assert_close(kept_all, logits(model))
+    method = DifferenceOracle(1.0)
+    with method_attention(model, method) as densities:
+        logits(model)
+    x = capture_qkv(model, IDS, [0], dtype=None)[0]
+    _, expected = attend(x.q, x.k, x.v, method.select(x.q, x.k, 0.9), 0.9)
+    assert x.scaling == 0.9
+    assert densities[0] == pytest.approx(expected)
 
 
 def test_padding_is_refused():

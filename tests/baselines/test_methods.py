@@ -250,7 +250,8 @@ def test_each_configuration_of_a_sweep_keeps_what_the_one_before_keeps(name):
 @pytest.mark.parametrize("method", SMALL, ids=lambda method: repr(method)[:60])
 def test_an_evaluation_is_the_metric_contract_over_all_pairs(method):
     q, k, v = inputs(140, seed=9)
-    found = evaluate(q, k, v, method.select(q, k))
+    selection = method.select(q, k)
+    found = evaluate(q, k, v, selection)
     kept = slow(method, q, k)
     repeat = q.shape[1] // k.shape[1]
     scores = (q @ k.repeat_interleave(repeat, 1).mT) / q.shape[-1] ** 0.5
@@ -260,6 +261,10 @@ def test_an_evaluation_is_the_metric_contract_over_all_pairs(method):
     torch.testing.assert_close(found.recall, wanted, rtol=0, atol=1e-12)
     density = kept.sum((-2, -1)).double() / (140 * 141 / 2)
     torch.testing.assert_close(found.density, density, rtol=0, atol=1e-12)
+    executed = density if selection.executed is None else selection.executed / (140 * 141 / 2)
+    torch.testing.assert_close(found.executed_density, executed, rtol=0, atol=1e-12)
+    cost = torch.full_like(density, selection.scored / (140 * 141 / 2))
+    torch.testing.assert_close(found.identification_cost, cost, rtol=0, atol=1e-12)
     dense = weights @ values
     out = scores.masked_fill(~kept, -torch.inf).softmax(-1) @ values
     error = (out - dense).norm(dim=(-2, -1)) / dense.norm(dim=(-2, -1))
@@ -289,6 +294,22 @@ def test_executed_pairs_are_those_of_all_tiles_that_hold_a_kept_one(method, tile
     tiles = padded.unflatten(-1, (-1, tile)).unflatten(-3, (-1, tile)).any(-1).any(-2)
     wanted = tiles.sum((-2, -1)).double() * tile * tile
     assert torch.equal(method.select(q, k).executed, wanted)
+
+
+@pytest.mark.parametrize("n", [100, 261])
+@pytest.mark.parametrize(("kind", "gather"), [(AnchorAttention, 64), (AnchorBlocks, 8)])
+def test_stripes_are_executed_in_whole_tiles_and_blocks_in_their_own(kind, gather, n):
+    """Tiles of block_size rows: of the regions' blocks, and of as many keys as are gathered."""
+    config = AnchorConfig(8, 3, theta=-0.2)
+    q, k, _ = inputs(n)
+    selection = kind(config).select(q, k)
+    mask, wanted = selection.to_mask(), torch.zeros(2, 4, dtype=torch.float64)
+    for group in groups(config, n, n):
+        chosen = mask[:, :, group.rows.start, list(group.candidates)].sum(-1)
+        for rows in group.blocks:
+            window = -(-(rows.stop - group.window_start) // 8) * 8
+            wanted += 8 * (len(group.init) + window + -(-chosen // gather) * gather)
+    assert torch.equal(selection.executed, wanted)
 
 
 def test_the_method_keeps_and_gives_what_anchor_attention_does():
