@@ -168,6 +168,19 @@ def test_other_settings_are_refused_by_name(tmp_path):
     Results(tmp_path, {"length": 4096, "model": "bundled"})
     with pytest.raises(ValueError, match="made with length 4096, this run has 8192: give another"):
         Results(tmp_path, {"length": 8192, "model": "bundled"})
+    with pytest.raises(ValueError, match="made with group_size None, this run has 128"):
+        Results(tmp_path, {"length": 4096, "model": "bundled", "group_size": 128})
+    with pytest.raises(ValueError, match="made with model 'bundled', this run has None"):
+        Results(tmp_path, {"length": 4096})
+
+
+def test_of_rows_measured_twice_the_newest_is_kept(tmp_path):
+    results = Results(tmp_path, {})
+    (row,) = compare_layer(captured(), "Dense", [Dense()], [0])
+    results.add([row])
+    results.add([row | {"recall_mean": 0.5}])
+    assert results.frame["recall_mean"].tolist() == [0.5]
+    assert read_table(tmp_path / "compare.csv")["recall_mean"].tolist() == [0.5]
 
 
 @pytest.fixture(scope="module")
@@ -249,6 +262,12 @@ def test_texts_are_exactly_as_long_as_asked(loaded, tmp_path):
     assert torch.equal(whole.tokens[:, :30], cut.tokens)
     assert whole.name == "a.txt"
     assert whole.sha256 != cut.sha256
+
+
+@pytest.mark.parametrize("name", ["document", "retrieval"])
+def test_a_seed_makes_up_one_text_and_another_seed_another(loaded, name):
+    one, again, other = (texts.read_text(name, loaded[1], 300, seed).sha256 for seed in (5, 5, 6))
+    assert one == again != other
 
 
 def test_standard_input_is_read(loaded, monkeypatch):
