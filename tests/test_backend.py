@@ -34,6 +34,17 @@ def test_auto_gives_what_the_reference_gives():
     assert torch.equal(trace.stripes.indices, same_trace.stripes.indices)
 
 
+@pytest.mark.parametrize("by_head", [None, (1.0, 0.5, 1.0, 2.0)])
+def test_packed_sequences_are_each_computed_alone(by_head):
+    q, k, v = tensors()
+    more = {"scale": 0.3, "theta_by_head": by_head, "backend": "torch"}
+    bounds = torch.tensor([0, 21, 50])
+    out = anchor_attention(q, k, v, CONFIG, cu_seqlens=bounds, **more)
+    for start, end in ((0, 21), (21, 50)):
+        alone = anchor_attention(*(x[:, :, start:end] for x in (q, k, v)), CONFIG, **more)
+        torch.testing.assert_close(out[:, :, start:end], alone)
+
+
 def test_an_unknown_backend_is_refused_by_name():
     with pytest.raises(ValueError, match="backend must be one of 'auto', 'triton', 'torch', got"):
         anchor_attention(*tensors(), CONFIG, backend="cuda")
