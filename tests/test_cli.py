@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from anchor_ref import cli
+from anchor_ref.activations import load_bundled
 from anchor_ref.commands import compare
+from anchor_ref.lab.texts import read_text
 
 
 def refuse(monkeypatch, error):
@@ -146,6 +148,25 @@ def test_compare_refuses_a_folder_of_other_settings(tmp_path, capsys):
     assert cli.main([*asked, "--seed", "1"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "holds results made with text_sha256" in line
+
+
+@pytest.mark.parametrize(("more", "group"), [([], 128), (["--group", "256"], 256)])
+def test_compare_hands_on_what_it_was_asked_for(tmp_path, monkeypatch, more, group):
+    seen = []
+
+    def stop(*given):
+        seen.extend(given)
+        raise ValueError("seen enough")
+
+    monkeypatch.setattr("anchor_ref.lab.runs.run_comparison", stop)
+    asked = "compare --length 300 --layers 1 2 --heads 0 5 --methods AnchorAttention --seed 4"
+    asked = [*asked.split(), "--dtype", "bfloat16", "--out", str(tmp_path), *more]
+    assert cli.main(asked) == 2
+    model, text, results, chosen, layers, heads, _ = seen
+    assert (model.dtype, layers, heads) == (torch.bfloat16, [1, 2], [0, 5])
+    assert text.sha256 == read_text("document", load_bundled()[1], 300, 4).sha256
+    assert results.folder == tmp_path
+    assert {method.config.group_size for method in chosen["AnchorAttention"]} == {group}
 
 
 def test_compare_takes_a_text_of_ones_own(tmp_path, capsys):

@@ -66,6 +66,14 @@ def test_the_heads_on_offer_are_those_of_the_layer(explorer):
     assert (head.options, head.value) == ((0, 1, 4, 5), 0)
 
 
+def test_a_head_that_the_next_layer_has_too_stays_chosen(heads):
+    head = heads[1][2, 0]
+    explorer = Explorer({(layer, number): head for layer in (1, 3) for number in (0, 2)})
+    explorer.controls["head"].value = 2
+    explorer.controls["layer"].value = 3
+    assert explorer.controls["head"].value == 2
+
+
 def test_the_picture_is_described_in_words(explorer):
     from PIL import Image
 
