@@ -43,6 +43,9 @@ class Options:
     def theta(self, layer: int, n_heads: int) -> float | tuple[float, ...]:
         """θ of a layer: one number, or one for each of its query heads.
 
+        Equal thresholds are one number, also for a rank that holds some of the heads: as many as
+        there are must be a multiple of its `n_heads`.
+
         Raises:
             ValueError: the layer has no threshold, or not one for each head.
         """
@@ -54,10 +57,15 @@ class Options:
                 f"got none for layer {layer}"
             )
         found = self.thetas[layer]
-        if isinstance(found, tuple) and len(found) != n_heads:
+        if not isinstance(found, tuple):
+            return found
+        if len(set(found)) == 1 and len(found) % n_heads == 0:
+            return found[0]
+        if len(found) != n_heads:
             raise ValueError(
                 f"theta must have one value for each of the {n_heads} query heads of layer "
-                f"{layer}, got {len(found)}"
+                f"{layer}, got {len(found)}; where ranks share the heads of a layer, its heads "
+                "must have equal thresholds, as calibrate(..., per='layer') gives them"
             )
         return found
 
@@ -76,7 +84,12 @@ def options(
     """Inside the `with`, models with `attn_implementation="anchor_attention"` run so.
 
     What is not named stays as the surrounding `with`, else `model.config.anchor_attention` (a dict
-    with the same names), else `AnchorConfig` has it.
+    with the same names), else `AnchorConfig` has it. A calibration names its sizes along with its
+    thresholds: they take the place of those around, and stay when θ alone is named further in.
+
+    Another thread, started inside the `with` too, knows nothing of it: write into
+    `model.config.anchor_attention` what all threads shall do, or start the thread with
+    `contextvars.copy_context().run` as its target.
 
     Args:
         theta: one threshold for all; a sequence with one entry for each layer; a mapping from
@@ -84,8 +97,8 @@ def options(
             a sequence with one for each query head. +inf keeps a head dense.
         dense_layers: layers that keep dense attention.
         backend: "auto", "triton" or "torch", see `choose_backend`.
-        block_size, step, init_blocks, window_blocks: as in `AnchorConfig`. A calibration brings
-            its own; naming others is refused.
+        block_size, step, init_blocks, window_blocks: as in `AnchorConfig`. Naming others than the
+            calibration's is refused while its thresholds hold.
 
     Yields:
         What was named here and around, completed by the defaults.
@@ -102,9 +115,7 @@ def options(
         )
     )
     named = {field: value for field, value in named.items() if value is not None}
-    if "dense_layers" in named:
-        named["dense_layers"] = tuple(named["dense_layers"])  # an iterator would serve only once
-    changes = _changes.get() | named
+    changes = _changes.get() | _spelled_out(named)
     completed = _complete(changes)
     token = _changes.set(changes)
     try:
@@ -126,32 +137,58 @@ def current_options(config) -> Options:
             f"config.{CONFIG_FIELD} must be a dict with names among {', '.join(FIELDS)}, "
             f"got {own!r}"
         )
-    found = _complete(dict(own) | _changes.get())
+    found = _complete(_spelled_out(own) | _changes.get())
     _check_layers("dense_layers", found.dense_layers, config.num_hidden_layers)
     if isinstance(found.thetas, dict):
         _check_layers("theta", found.thetas, config.num_hidden_layers)
     return found
 
 
-def _complete(named: dict) -> Options:
-    theta = named.get("theta", AnchorConfig().theta)
+def _spelled_out(named: Mapping) -> dict:
+    """The same choices, with the sizes that a calibration among them holds for.
+
+    Raises:
+        ValueError: other sizes are named beside it, or `dense_layers` is no collection.
+        OSError: there is no such calibration file.
+    """
+    named = dict(named)
+    theta = named.get("theta")
     if isinstance(theta, str | PathLike):
-        theta = _load(Path(theta), Path(theta).stat().st_mtime_ns)
-    sizes = {field: named[field] for field in SIZES if field in named}
+        theta = named["theta"] = _load(Path(theta), Path(theta).stat().st_mtime_ns)
     if isinstance(theta, Calibration):
-        for field, value in sizes.items():
-            if value != (holds_for := getattr(theta.config, field)):
-                raise ValueError(
-                    f"{field} must be {holds_for}, as the thresholds were calibrated for, "
-                    f"got {value!r}"
-                )
-        sizes = {field: getattr(theta.config, field) for field in SIZES}
+        _check_sizes(theta, named)
+        named |= {field: getattr(theta.config, field) for field in SIZES}
+    if "dense_layers" in named:
+        dense = named["dense_layers"]
+        if isinstance(dense, str) or not isinstance(dense, Iterable):  # "12" is not layers 1 and 2
+            raise ValueError(f"dense_layers must be a list of layers, such as [12], got {dense!r}")
+        named["dense_layers"] = tuple(dense)  # an iterator would serve only once
+    return named
+
+
+def _check_sizes(calibration: Calibration, named: Mapping) -> None:
+    """Refuse sizes that the thresholds do not hold for."""
+    for field in SIZES:
+        holds_for = getattr(calibration.config, field)
+        if named.get(field, holds_for) != holds_for:
+            raise ValueError(
+                f"{field} must be {holds_for}, as the thresholds were calibrated for, "
+                f"got {named[field]!r}"
+            )
+
+
+def _complete(named: Mapping) -> Options:
+    """Every choice made; what `_spelled_out` gave for one `with`, and for those around."""
+    theta = named.get("theta", AnchorConfig().theta)
+    if isinstance(theta, Calibration):
+        _check_sizes(theta, named)  # a `with` further in may have named others
         theta = theta.thetas
     backend = named.get("backend", "auto")
     if backend not in BACKENDS:
         allowed = ", ".join(repr(name) for name in BACKENDS)
         raise ValueError(f"backend must be one of {allowed}, got {backend!r}")
     dense = frozenset(_layer("dense_layers", layer) for layer in named.get("dense_layers", ()))
+    sizes = {field: named[field] for field in SIZES if field in named}
     return Options(_by_layer(theta), dense, backend, AnchorConfig(**sizes))
 
 

@@ -91,14 +91,23 @@ class Record:
     def density(self) -> float:
         """Mean over layers and heads of the share of the causal pairs that was kept.
 
-        Layers whose own mask says what is kept are left out.
+        Layers whose own mask says what is kept are left out; NaN where none is left.
+
+        Raises:
+            ValueError: nothing was recorded.
         """
+        if not self.calls:
+            raise ValueError(
+                "the record must hold a call, got none: no model with "
+                "attn_implementation='anchor_attention' took in more than one token in its "
+                "thread inside the `with`"
+            )
         return torch.stack([x.density.mean() for x in self.layers.values()]).nanmean().item()
 
     @property
     def seconds(self) -> float:
         """Time spent in attention, all layers together."""
-        return sum(call.seconds for call in self.calls)
+        return sum((call.seconds for call in self.calls), 0.0)
 
     def __str__(self) -> str:
         lines = ["layer  ran     density  least-most    seconds"]
@@ -116,6 +125,9 @@ def record() -> Iterator[Record]:
 
     On a GPU each layer's attention is waited for, twice, so that its time is its own: a recorded
     run is slower than one that is not.
+
+    Models that run in another thread are not recorded, unless the thread was started inside the
+    `with` with `contextvars.copy_context().run` as its target.
 
     Yields:
         A `Record` that fills while models run. Records may be nested; the inner one gets the

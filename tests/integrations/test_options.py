@@ -1,6 +1,9 @@
 """Options reach the layers and heads that they name, and nothing else is taken."""
 
+import contextvars
 import math
+import sys
+import threading
 
 import pytest
 import torch
@@ -154,6 +157,81 @@ def test_a_calibration_brings_its_thresholds_and_sizes(tmp_path):
         options(theta=calibration(), step=4).__enter__()
 
 
+def test_sizes_of_a_calibration_stay_when_theta_alone_is_named_further_in():
+    with options(theta=calibration(), backend="torch"):
+        with options(theta=5.0) as inner:
+            assert (inner.thetas, inner.sizes) == (5.0, AnchorConfig(**SIZES))
+        with options(theta=5.0), options(step=4) as inner:  # nothing calibrated is left
+            assert inner.sizes.step == 4
+        with pytest.raises(ValueError, match="step must be 2, as the thresholds were calibrated"):
+            options(step=4).__enter__()
+    with options() as after:
+        assert after.sizes == AnchorConfig()
+
+
+def test_sizes_around_make_way_for_those_of_a_calibration(tmp_path):
+    with options(block_size=64, step=8, dense_layers=[1]):
+        with options(theta=calibration()) as inner:
+            assert (inner.sizes, inner.dense_layers) == (AnchorConfig(**SIZES), {1})
+        with options() as outer:
+            assert outer.sizes == AnchorConfig(block_size=64, step=8)
+    file = tmp_path / "thetas.json"
+    calibration().save(file)
+    model = build()
+    model.config.anchor_attention = {"theta": str(file)}
+    with options(theta=5.0), record() as stats:  # 40 keys are more than a group of 32
+        logits(model, tokens(n=40))
+    assert [call.ran for call in stats.calls] == ["anchor", "anchor"]
+    model.config.anchor_attention = {"block_size": 64}
+    with options(theta=file), record() as stats:
+        logits(model, tokens(n=40))
+    assert [call.ran for call in stats.calls] == ["anchor", "anchor"]
+
+
+def test_equal_thresholds_of_a_layer_count_as_one_for_a_rank_with_some_of_its_heads():
+    thetas = {0: (math.inf, 1.0, 1.0, 1.0), 1: (THETA,) * 4}
+    with options(theta=calibration(thetas=thetas)) as chosen:
+        assert chosen.theta(0, 4) == thetas[0]
+        assert [chosen.theta(1, n) for n in (4, 2, 1)] == [THETA] * 3
+        with pytest.raises(ValueError, match="2 query heads of layer 0, got 4; where ranks share"):
+            chosen.theta(0, 2)
+        with pytest.raises(ValueError, match="3 query heads of layer 1, got 4"):
+            chosen.theta(1, 3)
+    # A model with half of the heads is what a rank of two holds.
+    half = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    with options(theta=calibration(thetas={0: (1.0,) * 4, 1: (THETA,) * 4})):
+        found = logits(build(**half), tokens())
+    with options(theta=[1.0, THETA], **SIZES):
+        assert torch.equal(found, logits(build(**half), tokens()))
+
+
+def in_thread(function, *args):
+    thread = threading.Thread(target=function, args=args)
+    thread.start()
+    thread.join()
+
+
+def test_another_thread_is_told_by_the_configuration_or_by_a_copied_context():
+    model, ids, seen = build(), tokens(), []
+
+    def run():
+        with options() as chosen:
+            seen.append(chosen.thetas)
+        logits(model, ids)
+
+    with options(theta=THETA, **SIZES), record() as stats:
+        in_thread(run)
+        if not getattr(sys.flags, "thread_inherit_context", 0):  # as a free-threaded Python does
+            assert (seen, stats.calls) == ([12.0], [])
+        in_thread(contextvars.copy_context().run, run)
+    assert seen[-1] == THETA
+    assert [call.ran for call in stats.calls][-2:] == ["anchor", "anchor"]
+    model.config.anchor_attention = {"theta": THETA, "dense_layers": [0], **SIZES}
+    here, there = logits(model, ids), []
+    in_thread(lambda: there.append(logits(model, ids)))
+    assert torch.equal(there[0], here)
+
+
 @pytest.mark.parametrize(
     ("named", "message"),
     [
@@ -163,6 +241,8 @@ def test_a_calibration_brings_its_thresholds_and_sizes(tmp_path):
         ({"theta": [1.0, [1.0, math.nan]]}, "theta must be a real number"),
         ({"theta": {-1: 2.0}}, "theta must name layers by integers of at least 0, got -1"),
         ({"dense_layers": [1.5]}, r"dense_layers must name layers by integers .* got 1\.5"),
+        ({"dense_layers": "12"}, r"dense_layers must be a list of layers, .* got '12'"),
+        ({"dense_layers": 12}, r"dense_layers must be a list of layers, .* got 12"),
         ({"backend": "cuda"}, "backend must be one of 'auto', 'triton', 'torch', got 'cuda'"),
         ({"block_size": 0}, "block_size must be an integer of at least 1, got 0"),
     ],

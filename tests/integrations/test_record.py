@@ -96,3 +96,11 @@ def test_a_record_reads_as_a_table():
     assert [row.split()[:2] for row in rows] == [["0", "anchor"], ["1", "anchor"]]
     assert rows[1].split()[2] == f"{stats.layers[1].density.mean():.3f}"
     assert str(type(stats)()) == head
+
+
+def test_the_density_of_nothing_is_refused_with_what_is_missing():
+    with record() as stats:
+        logits(build(), tokens(n=1))
+    assert stats.seconds == 0
+    with pytest.raises(ValueError, match="the record must hold a call, got none: no model with"):
+        _ = stats.density
