@@ -8,15 +8,12 @@ from torch import Tensor
 from anchor_ref.integrations.backend import anchor_attention, choose_backend
 from anchor_ref.integrations.options import Options, current_options
 from anchor_ref.integrations.record import Part, now, running_record, take_down
-from anchor_ref.integrations.sequences import (
-    Tokens,
-    from_segments,
-    is_segments,
-    packed,
-    refuse_restarts,
-    whole,
-)
+from anchor_ref.integrations.sequences import Tokens
+from anchor_ref.integrations.texts import texts_of
 from anchor_ref.measure import density
+
+# Entries of a mask that dense attention is given at once; sdpa copies grouped k and v each time.
+STRIP = 2**27
 
 
 @torch.compiler.disable
@@ -44,7 +41,7 @@ def prefill(module, query, key, value, mask, given: dict, kwargs: dict) -> Tenso
     started = now(query) if stats is not None else 0.0
     why_dense = _why_dense(module, chosen, kwargs)
     theta = None if why_dense else chosen.theta(layer, query.shape[1])
-    texts = _texts(query, key, mask, kwargs)
+    texts = texts_of(query, key, mask, kwargs)
     if texts is None:
         why_dense = why_dense or _why_short(query.shape[2], key.shape[2], chosen)
         _check_served(mask, why_dense, layer)
@@ -59,7 +56,7 @@ def prefill(module, query, key, value, mask, given: dict, kwargs: dict) -> Tenso
             if why is None:
                 out, part = _sparse(q, k, v, theta, chosen, given, counted=stats is not None)
             else:
-                out = dense(module, q, k, v, _lower_right(q, k), given)
+                out = _dense_causal(module, q, k, v, given)
                 part = Part("dense", why, _causal_pairs(q, k), _all_heads(q, 1.0))
             found.append(out)
             parts.append(part)
@@ -75,6 +72,25 @@ def dense(module, query, key, value, mask: Tensor | None, given: dict) -> Tensor
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     return sdpa_attention_forward(module, query, key, value, mask, **given)[0]
+
+
+def _dense_causal(module, q: Tensor, k: Tensor, v: Tensor, given: dict) -> Tensor:
+    """Dense attention of queries that are the last tokens, `[B, Nq, Hq, D]`.
+
+    Fewer queries than keys need a mask, [Nq, Nk]: it is drawn for a strip of rows at a time.
+    """
+    n_queries, n_keys = q.shape[2], k.shape[2]
+    if n_queries == n_keys:
+        return dense(module, q, k, v, None, given)
+    before, rows, found = n_keys - n_queries, max(1, STRIP // n_keys), []
+    key = torch.arange(n_keys, device=q.device)
+    for first in range(0, n_queries, rows):
+        end = min(first + rows, n_queries)
+        seen = before + end  # keys that the strip's last row sees
+        mask = key[:seen] <= key[before + first : seen, None]
+        part = q[:, :, first:end], k[:, :, :seen], v[:, :, :seen]
+        found.append(dense(module, *part, mask[None, None], given))
+    return found[0] if len(found) == 1 else torch.cat(found, 1)
 
 
 def _sparse(
@@ -97,17 +113,19 @@ def _sparse(
     scale = q.shape[3] ** -0.5 if given["scaling"] is None else given["scaling"]
     wide = max(q.shape[3], v.shape[3])  # in some models values are shorter than keys
     config = chosen.sizes if by_head else replace(chosen.sizes, theta=theta)
-    out, trace = anchor_attention(
+    # Without a trace the kernels need not know how long the list is, and the host does not wait.
+    found = anchor_attention(
         *(_widened(x, wide) for x in (q, k, v)),
         config,
         scale,
         backend=chosen.backend,
-        return_trace=True,
+        return_trace=counted,
         theta_by_head=by_head,
     )
+    out, trace = found if counted else (found, None)
     out = out[..., : v.shape[3]]
     part = None
-    if counted:
+    if trace is not None:
         choice = choose_backend(q, chosen.backend)
         kept = density(trace.stripes, config, q.shape[2], k.shape[2]).mean(0)
         part = Part("anchor", f"{choice.name}: {choice.reason}", _causal_pairs(q, k), kept)
@@ -162,36 +180,6 @@ def _why_short(n_queries: int, n_keys: int, chosen: Options) -> str | None:
     if n_queries < max(chosen.sizes.block_size, 3):  # two come without segments
         return f"{n_queries} queries are fewer than a block"
     return None
-
-
-def _texts(query, key, mask: Tensor | None, kwargs: dict) -> list[Tokens] | None:
-    """The texts of the call; None when a mask of another kind says who sees whom."""
-    n_queries, n_keys = query.shape[2], key.shape[2]
-    texts = None
-    if is_segments(mask):
-        texts = from_segments(mask)
-    elif mask is not None and mask.shape[2] != n_queries:
-        raise ValueError(
-            f"attention_mask must have a row for each of the {n_queries} queries, got shape "
-            f"{tuple(mask.shape)} {mask.dtype}: did the model change the mask on its way?"
-        )
-    elif mask is None and n_queries == n_keys:
-        texts = whole(query.shape[0], n_keys)
-    bounds = kwargs.get("cu_seq_lens_q")
-    if bounds is not None:
-        return packed(bounds, kwargs.get("cu_seq_lens_k"), query, key, mask, texts)
-    if texts is not None:
-        refuse_restarts(kwargs.get("position_ids"), texts)
-    return texts
-
-
-def _lower_right(q: Tensor, k: Tensor) -> Tensor | None:
-    """The causal mask of queries that are the last tokens; None where sdpa needs none."""
-    n_queries, n_keys = q.shape[2], k.shape[2]
-    if n_queries == n_keys:
-        return None
-    every = torch.ones(n_queries, n_keys, dtype=torch.bool, device=q.device)
-    return every.tril(n_keys - n_queries)[None, None]
 
 
 def _causal_pairs(q: Tensor, k: Tensor) -> int:

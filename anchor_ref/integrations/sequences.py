@@ -136,7 +136,7 @@ def refuse_restarts(positions: Tensor | None, texts: list[Tokens]) -> None:
 
 
 def _texts(rows: slice, text_of: Tensor, query_of: Tensor) -> Iterator[Tokens]:
-    # The numbers of the texts ascend: no sorting of all keys, in every layer, to find them.
+    # The numbers of the texts ascend: no sorting of all keys to find them.
     for number in text_of[text_of != HIDDEN].unique_consecutive().tolist():
         keys = (text_of == number).nonzero().flatten()
         queries = query_of[keys]
