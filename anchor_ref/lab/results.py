@@ -17,7 +17,7 @@ class Results:
 
     Raises:
         ImportError: pandas is not installed.
-        ValueError: the folder's rows were made with other settings.
+        ValueError: the folder's rows were made with other settings, or nobody knows with which.
     """
 
     def __init__(self, folder: str | Path, settings: dict):
@@ -25,10 +25,15 @@ class Results:
         self.frame = _empty()
         about, table = self.folder / ABOUT, self.folder / TABLE
         if about.exists():
-            _compare_settings(json.loads(about.read_text()), settings, self.folder)
+            check_settings(about, settings)
+        elif table.exists():
+            raise ValueError(
+                f"{self.folder} holds {TABLE} without {ABOUT}, which says what it was made with: "
+                "give another folder, or remove that one"
+            )
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
-            _write(about, json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
+            write_whole(about, json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
         if table.exists():
             self.frame = read_table(table)
 
@@ -51,7 +56,7 @@ class Results:
             pd.concat([self.frame, pd.DataFrame(rows)]) if len(self.frame) else pd.DataFrame(rows)
         )
         self.frame = grown.drop_duplicates(list(KEY), keep="last", ignore_index=True)
-        _write(self.folder / TABLE, to_csv(self.frame))
+        write_whole(self.folder / TABLE, to_csv(self.frame))
 
 
 def read_table(path: str | Path):
@@ -64,6 +69,32 @@ def to_csv(frame) -> str:
     return frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a file: an interruption leaves the old one or the new one, never half of it."""
+    new = path.with_name(path.name + ".new")
+    new.write_text(text, encoding="utf-8")
+    new.replace(path)
+
+
+def check_settings(path: Path, wanted: dict) -> None:
+    """Results of other settings are neither used nor written over.
+
+    Args:
+        path: of the settings that the results beside it were made with, JSON.
+        wanted: those of this run.
+
+    Raises:
+        ValueError: they differ; the message names the first that does.
+    """
+    found = json.loads(path.read_text(encoding="utf-8"))
+    for name in {**found, **wanted}:
+        if found.get(name) != wanted.get(name):
+            raise ValueError(
+                f"{path.parent} holds results made with {name} {found.get(name)!r}, this run has "
+                f"{wanted.get(name)!r}: give another folder, or remove that one"
+            )
+
+
 def _empty():
     return _pandas().DataFrame(columns=list(KEY))
 
@@ -74,19 +105,3 @@ def _pandas():
     except ImportError as error:
         raise ImportError("tables of results need pandas: pip install '.[lab]'") from error
     return pandas
-
-
-def _write(path: Path, text: str) -> None:
-    """An interruption leaves the old file or the new one."""
-    new = path.with_name(path.name + ".new")
-    new.write_text(text)
-    new.replace(path)
-
-
-def _compare_settings(found: dict, wanted: dict, folder: Path) -> None:
-    for name in {**found, **wanted}:
-        if found.get(name) != wanted.get(name):
-            raise ValueError(
-                f"{folder} holds results made with {name} {found.get(name)!r}, this run has "
-                f"{wanted.get(name)!r}: give another folder, or remove that one"
-            )

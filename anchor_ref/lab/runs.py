@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 
@@ -15,10 +16,13 @@ from anchor_ref.lab.results import Results
 from anchor_ref.lab.texts import Text
 
 PACKAGES = ("anchor-attention", "torch", "transformers")
+SOURCE = Path(__file__).parents[1]
+# What the numbers of a table come from; texts and weights have hashes of their own.
+MEASURING = ("*.py", "activations/*.py", "baselines/*.py", "lab/compare.py", "lab/curves.py")
 
 
 def describe_run(model, name: str, text: Text, group_size: int) -> dict:
-    """What all rows of a table share: model, text, length, groups, versions.
+    """What all rows of a table share: model, text, length, groups, versions, code.
 
     Args:
         model: a transformers model.
@@ -35,7 +39,23 @@ def describe_run(model, name: str, text: Text, group_size: int) -> dict:
         "length": text.tokens.shape[1],
         "group_size": group_size,
         "versions": {package: version(package) for package in PACKAGES},
+        "code": code_version(),
     }
+
+
+def code_version(folder: Path = SOURCE) -> str:
+    """The first digits of a SHA-256 of the sources that measure, comments included.
+
+    Between two releases the version stays the same, and a corrected method must not add its rows
+    to a table of the wrong one.
+
+    Args:
+        folder: of the package.
+    """
+    digest = hashlib.sha256()
+    for path in sorted({path for part in MEASURING for path in folder.glob(part)}):
+        digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def check_length(model, length: int) -> None:
@@ -119,7 +139,7 @@ def _indices(name: str, asked: Sequence[int] | None, available: int) -> list[int
 
 @torch.no_grad()
 def _fingerprint(model) -> str:
-    """Which weights these are: a hash over the beginning of each."""
+    """Which weights these are: a hash over the beginning of each, 16 hexadecimal digits."""
     found = hashlib.sha256()
     for weight in model.parameters():
         found.update(weight.flatten()[:64].float().cpu().numpy().tobytes())

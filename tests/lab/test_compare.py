@@ -1,6 +1,7 @@
 """The bench: one row for each head and configuration, never measured twice, equal budgets."""
 
 import json
+import shutil
 from itertools import pairwise
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from anchor_ref.lab.compare import (
 )
 from anchor_ref.lab.equal import at_equal, budget_for, mean_curves
 from anchor_ref.lab.results import Results, read_table
-from anchor_ref.lab.runs import describe_run, run_comparison
+from anchor_ref.lab.runs import SOURCE, code_version, describe_run, run_comparison
 from benchmarks.compare import table
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -174,6 +175,17 @@ def test_other_settings_are_refused_by_name(tmp_path):
         Results(tmp_path, {"length": 4096})
 
 
+def test_a_table_that_nobody_knows_the_settings_of_is_not_adopted(tmp_path):
+    results = Results(tmp_path, {"length": N})
+    results.add(compare_layer(captured(), "Dense", [Dense()], [0]))
+    (tmp_path / "settings.json").unlink()
+    before = (tmp_path / "compare.csv").read_text()
+    for _ in range(2):  # the refused run must not leave settings that the next one believes
+        with pytest.raises(ValueError, match=r"holds compare\.csv without settings\.json"):
+            Results(tmp_path, {"length": N})
+    assert (tmp_path / "compare.csv").read_text() == before
+
+
 def test_of_rows_measured_twice_the_newest_is_kept(tmp_path):
     results = Results(tmp_path, {})
     (row,) = compare_layer(captured(), "Dense", [Dense()], [0])
@@ -238,6 +250,27 @@ def test_other_weights_are_other_settings(loaded):
     assert describe_run(model, "bundled", text, 128) == before
     assert before["length"] == 64
     assert set(before["versions"]) == {"anchor-attention", "torch", "transformers"}
+
+
+@pytest.mark.parametrize(
+    "name", ["measure.py", "baselines/xattention.py", "activations/capture.py", "lab/compare.py"]
+)
+def test_a_correction_of_what_measures_is_another_setting(tmp_path, name):
+    copy = tmp_path / "anchor_ref"
+    shutil.copytree(SOURCE, copy, ignore=shutil.ignore_patterns("model", "__pycache__"))
+    before = code_version(copy)
+    with (copy / name).open("a") as file:
+        file.write("\n")
+    assert code_version(copy) != before
+
+
+def test_the_code_is_that_which_runs_and_a_figure_is_no_part_of_it(loaded, tmp_path):
+    copy = tmp_path / "anchor_ref"
+    shutil.copytree(SOURCE, copy, ignore=shutil.ignore_patterns("model", "__pycache__"))
+    (copy / "figures" / "style.py").unlink()
+    text = texts.read_text("document", loaded[1], 64)
+    found = describe_run(loaded[0], "bundled", text, 128)["code"]
+    assert found == code_version(copy), "wherever it is installed"
 
 
 def test_a_prompt_beyond_the_models_positions_is_refused(loaded, tmp_path):
