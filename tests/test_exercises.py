@@ -161,6 +161,10 @@ def needle(**changes):
     ("answer", "words"),
     [
         (lambda: needle(q40=[2.0, 0.0]), "not yet. The most that a row of the last group gives"),
+        (
+            lambda: needle(k21=[0.0, 10.0], k22=[0.0, 10.0]),
+            "not yet. The most that a row of the last group gives to one candidate is 33%",
+        ),
         (lambda: tuple(10 * x for x in needle(k0=[0.0, 0.0])), "not yet. Row 40 gives 100% to"),
         (lambda: needle()[0], "two tensors are asked for, q and k."),
         (lambda: (needle()[0], needle()[1][:40]), "k must be of shape (48, 2), got (40, 2)."),
