@@ -9,17 +9,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from anchor_ref.activations.interface import replaced_attention
+from anchor_ref.activations.interface import BEYOND_QKV, beyond_causal, replaced_attention
 
-# What some models give their attention besides q, k and v, and what it does to the scores. A
-# capture does not hold it, so attention computed from the capture would not be the model's.
-_BEYOND_QKV = {
-    "s_aux": "learned attention sinks",
-    "sinks": "learned attention sinks",
-    "position_bias": "a position bias",
-    "indices": "a learned choice of keys",
-    "block_indices": "a learned choice of keys",
-}
+# Capped scores a capture can tell of; all else it does not hold, so attention computed from it
+# would not be the model's.
+_BEYOND = {name: what for name, what in BEYOND_QKV.items() if name != "softcap"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -292,11 +286,8 @@ def _switched_off(config) -> dict[str, bool]:
 
 def _refuse_other_attention(module, layer: int, attention_mask, kwargs: dict) -> None:
     """Refuse a layer whose attention the capture could not repeat."""
-    reasons = [what for name, what in _BEYOND_QKV.items() if kwargs.get(name) is not None]
-    # Beside a mask, is_causal=False only says that the mask is causal already.
-    open_ended = kwargs.get("is_causal") is False and attention_mask is None
-    if open_ended or not getattr(module, "is_causal", True):
-        reasons.append("attention in both directions")
+    masked = attention_mask is not None
+    reasons = beyond_causal(module, kwargs, masked=masked, table=_BEYOND)
     kinds = getattr(getattr(module, "config", None), "layer_types", None) or {}
     if layer < len(kinds) and "chunk" in kinds[layer]:
         reasons.append("attention within chunks")

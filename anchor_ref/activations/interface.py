@@ -6,9 +6,24 @@ be computed with no mask at all, and nothing would say so.
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
+from types import MappingProxyType
+
+# What models hand to their attention besides q, k and v, and what it does to the scores.
+BEYOND_QKV = MappingProxyType(
+    {
+        "softcap": "capped scores",
+        "s_aux": "learned attention sinks",
+        "sinks": "learned attention sinks",
+        "position_bias": "a position bias",
+        "indices": "a learned choice of keys",
+        "block_indices": "a learned choice of keys",
+        "head_mask": "a mask of heads",
+        "cache": "a paged cache",
+    }
+)
 
 _numbers = count()
 
@@ -59,6 +74,28 @@ def replaced_attention(model, make: Callable[[Callable], Callable]) -> Iterator[
         for name in names.values():
             AttentionInterface._global_mapping.pop(name, None)
             AttentionMaskInterface._global_mapping.pop(name, None)
+
+
+def beyond_causal(
+    module, kwargs: Mapping[str, object], *, masked: bool, table: Mapping[str, str] = BEYOND_QKV
+) -> list[str]:
+    """What a layer computes beyond causal softmax attention over q, k and v; empty for most.
+
+    Args:
+        module: the attention layer.
+        kwargs: what the model hands over besides q, k, v, mask, dropout and scaling.
+        masked: does something else, a mask or there being one query, settle who sees whom?
+            `is_causal=False` then says no more than that.
+        table: names of `kwargs` that count where they are not None, and what to call them.
+
+    Returns:
+        What was found, in words, in the order of the table.
+    """
+    found = [what for name, what in table.items() if kwargs.get(name) is not None]
+    open_ended = kwargs.get("is_causal") is False and not masked
+    if open_ended or not getattr(module, "is_causal", True):
+        found.append("attention in both directions")
+    return found
 
 
 def _original(implementation: str) -> Callable:

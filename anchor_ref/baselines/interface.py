@@ -8,12 +8,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from anchor_ref.activations.interface import replaced_attention
+from anchor_ref.activations.interface import BEYOND_QKV, beyond_causal, replaced_attention
 from anchor_ref.baselines.method import Method
 from anchor_ref.baselines.selection import Selection, causal_pairs
 
 # What a layer may be given besides q, k and v, and no method knows of.
-_BEYOND = ("sliding_window", "softcap", "s_aux", "sinks", "position_bias")
+_BEYOND = {"sliding_window": "a sliding window", **BEYOND_QKV}
 
 
 def attend(
@@ -94,10 +94,7 @@ def _refuse_other(module, attention_mask, kwargs: dict) -> None:
             "unpadded prompts, of a model with 'sdpa' attention; "
             f"got one of shape {tuple(attention_mask.shape)}"
         )
-    found = [name for name in _BEYOND if kwargs.get(name) is not None]
-    if kwargs.get("is_causal") is False or not getattr(module, "is_causal", True):
-        found.append("attention in both directions")
-    if found:
+    if found := beyond_causal(module, kwargs, masked=False, table=_BEYOND):
         raise ValueError(
             f"model must have plain causal attention, got {found[0]} in layer {layer}"
         )

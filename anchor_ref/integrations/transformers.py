@@ -16,6 +16,7 @@ masks other than causal with padding, dropout, gradients.
 
 from torch import Tensor
 
+from anchor_ref.activations.interface import beyond_causal
 from anchor_ref.integrations.masks import causal_segments
 from anchor_ref.integrations.options import Options, options
 from anchor_ref.integrations.prefill import dense, prefill
@@ -33,18 +34,6 @@ __all__ = [
 ]
 
 NAME = "anchor_attention"
-
-# What models hand to their attention besides q, k and v, and that changes the scores.
-_BEYOND_QKV = {
-    "softcap": "capped scores",
-    "s_aux": "learned attention sinks",
-    "sinks": "learned attention sinks",
-    "position_bias": "a position bias",
-    "indices": "a learned choice of keys",
-    "block_indices": "a learned choice of keys",
-    "head_mask": "a mask of heads",
-    "cache": "a paged cache",
-}
 
 
 def register() -> None:
@@ -73,12 +62,8 @@ def _attention(module, query, key, value, attention_mask, dropout=0.0, scaling=N
 
 
 def _refuse_other_attention(module, query: Tensor, mask: Tensor | None, kwargs: dict) -> None:
-    found = [what for name, what in _BEYOND_QKV.items() if kwargs.get(name) is not None]
-    # Beside a mask, or for one query, is_causal=False only says that causality is settled.
-    open_ended = kwargs.get("is_causal") is False and mask is None and query.shape[2] > 1
-    if open_ended or not getattr(module, "is_causal", True):
-        found.append("attention in both directions")
-    if found:
+    masked = mask is not None or query.shape[2] == 1
+    if found := beyond_causal(module, kwargs, masked=masked):
         raise ValueError(
             f"attn_implementation='{NAME}' must have plain causal attention over q, k and v, got "
             f"{type(module).__name__} with {found[0]}: give this part of the model another one, "

@@ -8,11 +8,11 @@ import torch.distributed as dist
 from jaxtyping import Int
 from torch import Tensor
 
-from anchor_ref.activations.interface import replaced_attention
+from anchor_ref.activations.interface import BEYOND_QKV, beyond_causal, replaced_attention
 from anchor_ref.parallel.ulysses import shard_rows, split_heads, ulysses
 
 # What a layer may be given besides q, k and v that says more than a rank's heads can know.
-_BEYOND = ("s_aux", "sinks", "position_bias", "indices", "block_indices", "cu_seq_lens_q")
+_BEYOND = {**BEYOND_QKV, "cu_seq_lens_q": "packed texts"}
 
 # What a plan says of a weight that stays whole while nothing is trained.
 _WHOLE = ("replicated", "replicated_with_grad_allreduce")
@@ -153,11 +153,9 @@ def _refuse_other(module, attention_mask, n: int, kwargs: dict) -> None:
             f"got one of shape {tuple(attention_mask.shape)}"
         )
     window = kwargs.get("sliding_window")
-    found = [name for name in _BEYOND if kwargs.get(name) is not None]
+    found = beyond_causal(module, kwargs, masked=False, table=_BEYOND)
     if window is not None and window < n:
         found.append(f"a sliding window of {window} tokens")
-    if kwargs.get("is_causal") is False or not getattr(module, "is_causal", True):
-        found.append("attention in both directions")
     if found:
         raise ValueError(
             f"model must have plain causal attention, got {found[0]} in layer {layer}"
