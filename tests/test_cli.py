@@ -12,7 +12,7 @@ import torch
 
 from anchor_ref import cli
 from anchor_ref.activations import load_bundled
-from anchor_ref.commands import compare
+from anchor_ref.commands import common, compare
 from anchor_ref.lab.texts import read_text
 
 
@@ -206,6 +206,6 @@ def test_compare_takes_one_query_head_of_each_key_head_unless_told():
 
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch, capsys):
-    monkeypatch.setattr(compare, "find_spec", lambda name: None if name == "tqdm" else True)
+    monkeypatch.setattr(common, "find_spec", lambda name: None if name == "tqdm" else True)
     assert cli.main(["compare"]) == 2
     assert "compare needs tqdm: pip install '.[models,lab,notebooks]'" in capsys.readouterr().err

@@ -11,33 +11,20 @@ examples:
 """
 
 import argparse
-import sys
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
-from anchor_ref.activations.models import BUNDLED
+from anchor_ref.commands import common
 
-DTYPES = ("float32", "bfloat16", "float16", "float64")
 LEVEL = 0.5  # of each budget, in the summary
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What to compare, on what, and where to."""
+    length = "tokens (default: all of a file, 4096 of what is made up)"
+    common.add_input(parser, "document", length, (*common.DTYPES, "float64"))
     add = parser.add_argument
-    add("--model", default=BUNDLED, help="a folder or a name on the hub (default: bundled)")
-    add("--dtype", choices=DTYPES, default="float32", help="of the weights (default: float32)")
-    add("--device", default="cpu", help="as PyTorch names it (default: cpu)")
-    add(
-        "--text",
-        default="document",
-        metavar="FILE",
-        help="a text file, - for standard input, or made up: document (default), retrieval",
-    )
-    add("--length", type=int, help="tokens (default: all of a file, 4096 of what is made up)")
-    add("--seed", type=int, default=0, help="of what is made up (default: 0)")
     add("--methods", nargs="+", metavar="NAME", help="default: all; a wrong name lists them")
-    add("--layers", nargs="+", type=int, metavar="L", help="default: all")
     add(
         "--heads",
         nargs="+",
@@ -58,22 +45,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Load, measure what is missing, write table and figure, print who is ahead."""
-    import torch
-
-    for package in ("tqdm", "pandas", "matplotlib", *["pyarrow"] * options.parquet):
-        _need(package)
-    from anchor_ref.activations.models import load_model
+    common.need("compare", ("tqdm", "pandas", "matplotlib", *["pyarrow"] * options.parquet))
     from anchor_ref.figures.compare import comparison_figure, data_budgets
     from anchor_ref.lab.compare import group_for, sweeps
     from anchor_ref.lab.equal import mean_curves
     from anchor_ref.lab.results import Results
-    from anchor_ref.lab.runs import check_length, describe_run, run_comparison
-    from anchor_ref.lab.texts import read_text
+    from anchor_ref.lab.runs import describe_run, run_comparison
 
     sweeps(options.methods)  # a wrong name is refused before anything is loaded
-    model, tokenizer = load_model(options.model, getattr(torch, options.dtype), options.device)
-    check_length(model, options.length or 1)  # before that much is made up
-    text = read_text(options.text, tokenizer, options.length, options.seed)
+    model, _, text = common.load_input(options)
     group = group_for(text.tokens.shape[1]) if options.group is None else options.group
     chosen = sweeps(options.methods, group)
     heads = chosen_heads(options.heads, model.config.get_text_config())
@@ -112,16 +92,8 @@ def chosen_heads(asked: list[int | str] | None, config) -> list[int] | None:
     return None if "all" in asked else asked
 
 
-def _need(package: str) -> None:
-    if find_spec(package) is None:
-        raise ImportError(f"compare needs {package}: pip install '.[models,lab,notebooks]'")
-
-
 def _bar(left: list[tuple[int, str]]) -> Iterator[tuple[int, str]]:
-    """Progress on stderr, where that is a terminal."""
-    from tqdm import tqdm
-
-    with tqdm(left, unit="method", file=sys.stderr, disable=None) as bar:
+    with common.bar(left, unit="method") as bar:
         for layer, method in bar:
             bar.set_postfix_str(f"layer {layer}, {method}")
             yield layer, method

@@ -10,33 +10,22 @@ examples:
 """
 
 import argparse
+import math
 import sys
-from collections.abc import Iterable
-from importlib.util import find_spec
+from functools import partial
 from pathlib import Path
 
-from anchor_ref.activations.models import BUNDLED
+from anchor_ref.commands import common
 
-DTYPES = ("float32", "bfloat16", "float16")
 LENGTH = 8192
 NEEDED = ("transformers", "tqdm", "matplotlib", "nbclient", "nbconvert", "latex2mathml")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What to look at, on which text, and where the report goes."""
+    common.add_input(parser, "retrieval", f"tokens of the text (default: {LENGTH})")
+    parser.set_defaults(length=LENGTH)
     add = parser.add_argument
-    add("--model", default=BUNDLED, help="a folder or a name on the hub (default: bundled)")
-    add("--dtype", choices=DTYPES, default="float32", help="of the weights (default: float32)")
-    add("--device", default="cpu", help="as PyTorch names it (default: cpu)")
-    add(
-        "--text",
-        default="retrieval",
-        metavar="FILE",
-        help="a text file, - for standard input, or made up: retrieval (default), document",
-    )
-    add("--length", type=int, default=LENGTH, help=f"tokens of the text (default: {LENGTH})")
-    add("--seed", type=int, default=0, help="of what is made up (default: 0)")
-    add("--layers", nargs="+", type=int, metavar="L", help="default: all")
     add("--heads", nargs="+", type=int, metavar="H", help="query heads (default: all)")
     add("--theta", type=float, help="threshold to show (default: the target's)")
     add(
@@ -50,28 +39,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rates",
         metavar="FILE",
         help="attention.json of benchmarks.attention on your GPU, for the estimated speed-up "
-        "(default: an NVIDIA H200)",
+        "(default: an NVIDIA H100)",
     )
     add("--out", type=Path, default=Path("report"), help="folder (default: ./report)")
 
 
 def run(options: argparse.Namespace) -> int:
     """Load, measure what is missing, draw the page."""
-    for package in NEEDED:
-        if find_spec(package) is None:
-            raise ImportError(f"inspect needs {package}: pip install '.[models,lab,notebooks]'")
-    import torch
-
-    from anchor_ref.activations.models import load_model
+    common.need("inspect", NEEDED)
     from anchor_ref.lab.curves import THETAS
-    from anchor_ref.lab.texts import read_text
     from anchor_ref.report import cost, inspect, notebook, render, results
 
-    rates = cost.H200 if options.rates is None else cost.read_rates(options.rates)
+    if options.theta is not None and not math.isfinite(options.theta):
+        raise ValueError(f"theta must be finite, got {options.theta}")
+    rates = cost.H100 if options.rates is None else cost.read_rates(options.rates)
     thetas = THETAS if options.theta is None else sorted({*THETAS, options.theta})
     results.check_target(options.target_recall)
-    model, tokenizer = load_model(options.model, getattr(torch, options.dtype), options.device)
-    text = read_text(options.text, tokenizer, options.length, options.seed)
+    model, tokenizer, text = common.load_input(options)
     n, folder = text.tokens.shape[1], options.out / "results"
     config = model.config.get_text_config()
     head_dim = (
@@ -82,7 +66,8 @@ def run(options: argparse.Namespace) -> int:
     print(f"memory beside the model: {_mib(working)} for a head, and one captured layer")
     inspect.inspect_layers(
         model, tokenizer, options.model, text, folder,
-        layers=options.layers, heads=options.heads, thetas=thetas, progress=_bar("layers"),
+        layers=options.layers, heads=options.heads, thetas=thetas,
+        progress=partial(common.bar, desc="layers"),
     )  # fmt: skip
     del model
     found = results.load_results(folder)
@@ -90,7 +75,9 @@ def run(options: argparse.Namespace) -> int:
     theta = recommended if options.theta is None else options.theta
     results.calibration(found, options.target_recall).save(options.out / "calibration.json")
     cells = notebook.report_cells("results", theta, options.target_recall, rates)
-    page = render.render_report(cells, options.out, options.model, _bar("page"))
+    page = render.render_report(
+        cells, options.out, options.model, partial(common.bar, desc="page")
+    )
     at = found.thetas.index(theta)
     print(
         f"θ = {theta:g}: recall {found.recall[at].mean():.3f}, "
@@ -99,17 +86,6 @@ def run(options: argparse.Namespace) -> int:
     )
     print(f"peak memory {_peak()}\n{page}: open it in any browser")
     return 0
-
-
-def _bar(unit: str):
-    """Progress on stderr, where that is a terminal."""
-
-    def bar(left: list) -> Iterable:
-        from tqdm import tqdm
-
-        return tqdm(left, desc=unit, file=sys.stderr, disable=None)
-
-    return bar
 
 
 def _mib(size: int) -> str:

@@ -4,9 +4,9 @@
     linear layers         =  2 P N / r_matrix
 
 F counts the floating-point operations of a stage, 4 D for a pair that is attended to and 2 D for a
-pooled pair; r is the rate that the stage reached in `benchmarks/attention.json`; P are the weights
-of all linear layers but the last. It is an estimate: other head sizes, other GPUs and what happens
-between the kernels will differ.
+pooled pair; r is the rate that the stage reached in `python -m benchmarks.attention`; P are the
+weights of all linear layers but the last. It is an estimate: other head sizes, other GPUs and what
+happens between the kernels will differ.
 """
 
 import json
@@ -20,6 +20,9 @@ from torch import Tensor
 from anchor_ref.config import AnchorConfig
 from anchor_ref.measure import causal_pairs
 from anchor_ref.regions import groups
+
+STAGES = ("stage1", "stage2", "stage3")
+NEEDED = ("anchor", "sdpa-cudnn", *STAGES)
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,8 @@ class Rates:
     overhead_ms: float
 
 
-# `read_rates` on the committed benchmarks/attention.json; a test holds the two together.
-H200 = Rates("NVIDIA H200", "2026-11-24", 592.0, 406.0, 153.0, 504.0, 765.0, 1.2)
+# `read_rates` on the committed benchmarks/attention_h100.json; a test holds the two together.
+H100 = Rates("NVIDIA H100 80GB HBM3", "2026-11-26", 576.1, 402.5, 174.4, 503.5, 771.6, 0.54)
 
 
 def read_rates(path: str | Path) -> Rates:
@@ -56,22 +59,24 @@ def read_rates(path: str | Path) -> Rates:
 
     Raises:
         OSError: there is no such file.
-        ValueError: it holds no such measurements.
+        ValueError: it holds no such measurements, or those of several runs.
     """
     try:
         measured = json.loads(Path(path).read_text())
-        run = measured["runs"][0]
         cells: dict[int, dict[str, dict]] = {}
         for cell in measured["cells"]:
             if (cell["source"], cell["density"], cell["status"]) == ("planted", 0.05, "ok"):
                 cells.setdefault(cell["n"], {})[cell["method"]] = cell
-        stages = ("stage1", "stage2", "stage3")
-        complete = [n for n, at in cells.items() if {"anchor", "sdpa-cudnn", *stages} <= set(at)]
+        complete = [n for n, at in cells.items() if set(NEEDED) <= set(at)]
         longest = cells[max(complete)]
-        rate = {name: longest[name]["tflops"] for name in (*stages, "sdpa-cudnn")}
+        used = {cells[n][name]["run"] for n in complete for name in NEEDED}
+        if len(used) > 1:
+            raise ValueError(f"its cells are of several runs, {sorted(used)}")
+        run = measured["runs"][used.pop()]
+        rate = {name: longest[name]["tflops"] for name in (*STAGES, "sdpa-cudnn")}
         unexplained = [
             cells[n]["anchor"]["ms"]["median"]
-            - sum(cells[n][name]["flop"] / rate[name] / 1e9 for name in stages)
+            - sum(cells[n][name]["flop"] / rate[name] / 1e9 for name in STAGES)
             for n in complete
             if n <= 16384
         ]
@@ -79,7 +84,7 @@ def read_rates(path: str | Path) -> Rates:
             run["device"],
             run["date"],
             rate["sdpa-cudnn"],
-            *(rate[name] for name in stages),
+            *(rate[name] for name in STAGES),
             run["matrix_tflops"],
             max(0.0, median(unexplained)),
         )
@@ -118,7 +123,7 @@ def estimate(
     n: int,
     head_dim: int,
     parameters: int,
-    rates: Rates = H200,
+    rates: Rates = H100,
     config: AnchorConfig | None = None,
 ) -> Estimate:
     """What prefill would take where each head keeps the density given.

@@ -10,6 +10,8 @@ import torch
 from anchor_ref.activations.capture import Captured, capture_qkv, load_capture
 from anchor_ref.config import AnchorConfig
 from anchor_ref.lab.curves import THETAS, theta_curve
+from anchor_ref.lab.results import check_settings, write_whole
+from anchor_ref.lab.runs import check_length, describe_run
 from anchor_ref.lab.texts import Text
 
 SETTINGS, ABOUT, CAPTURE = "settings.json", "about.json", "capture"
@@ -33,7 +35,7 @@ def inspect_layers(
 
     Args:
         model, tokenizer: from `activations.load_model`.
-        name: of the model, for the settings.
+        name: what the model was loaded by.
         text: what the model reads; longer than a group.
         folder: for settings, captured tensors and results.
         layers, heads: which to look at; None means all.
@@ -41,8 +43,9 @@ def inspect_layers(
         progress: wraps the list of layers left to measure.
 
     Raises:
-        ValueError: the folder holds results of other settings, the text is no longer than a
-            group, or see `capture_qkv`.
+        ValueError: the folder holds results of other settings, weights, versions or code; the
+            text is no longer than a group, or longer than the model's positions; or see
+            `capture_qkv`.
     """
     n, group = text.tokens.shape[1], AnchorConfig().group_size
     if n <= group:
@@ -50,20 +53,17 @@ def inspect_layers(
             f"text must be longer than a group of {group} tokens, of which nothing is skipped: "
             f"{text.name} has {n}"
         )
-    _check_positions(model, name, n)
+    check_length(model, n)
     config = model.config.get_text_config()
     layers = list(range(config.num_hidden_layers)) if layers is None else sorted(set(layers))
     settings = {
-        "model": name,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "text": text.name,
-        "text_sha256": text.sha256,
-        "tokens": n,
+        **describe_run(model, name, text, group),
         "layers": layers,
         "heads": None if heads is None else sorted(set(heads)),
         "thetas": list(thetas),
     }
-    _check_settings(folder, settings)
+    if (folder / SETTINGS).exists():
+        check_settings(folder / SETTINGS, settings)
     captured = _capture(model, text, folder, settings)
     if not (folder / ABOUT).exists():
         _write(folder / ABOUT, _about(model, tokenizer, text))
@@ -114,25 +114,6 @@ def working_bytes(n: int, head_dim: int, n_thetas: int = len(THETAS)) -> int:
     return n * (block + (8 + 4) * (n_thetas + 1) + (4 + 8) * n_thetas + 8 * 4 * head_dim)
 
 
-def _check_positions(model, name: str, n: int) -> None:
-    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if most is not None and n > most:
-        raise ValueError(f"length must be at most the {most} positions of {name}, got {n}")
-
-
-def _check_settings(folder: Path, settings: dict) -> None:
-    """Results of other settings are neither used nor written over."""
-    path = folder / SETTINGS
-    before = json.loads(path.read_text()) if path.exists() else settings
-    differ = [key for key in settings if before.get(key) != settings[key]]
-    if differ:
-        said = ", ".join(f"{key} {before.get(key)!r}, now {settings[key]!r}" for key in differ)
-        raise ValueError(
-            f"{folder} holds results of other settings ({said}): choose another folder or "
-            "delete this one"
-        )
-
-
 def _capture(model, text: Text, folder: Path, settings: dict) -> dict[int, Captured]:
     """The layers asked for; `settings.json` appears when all of them are there."""
     capture = folder / CAPTURE
@@ -171,7 +152,4 @@ def _file(folder: Path, layer: int) -> Path:
 
 
 def _write(path: Path, content: dict) -> None:
-    """An interruption leaves the old file or the new one, never half of it."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(content, indent=None), encoding="utf-8")
-    part.replace(path)
+    write_whole(path, json.dumps(content))

@@ -130,6 +130,9 @@ $r$ the rate it reached on the device named below, one layer and the linear laye
 $$ t = t_0 + \frac{F_1}{r_1} + \frac{F_2}{r_2} + \frac{F_3}{r_3}, \qquad
    t_\text{dense} = \frac{F}{r}, \qquad t_\text{linear} = \frac{2 P N}{r_\text{matrix}} . $$
 
+Heads that were not looked at count as if they were like those that were. Layers that could not be
+measured, such as those with a sliding window, are left out of attention on both sides.
+
 On short prompts the overhead $t_0$ of a call decides, and dense attention wins: the gain grows
 with length.
 """

@@ -50,7 +50,7 @@ class Results:
     @property
     def n(self) -> int:
         """N, tokens of the text."""
-        return self.settings["tokens"]
+        return self.settings["length"]
 
     @property
     def head_dim(self) -> int:

@@ -148,14 +148,17 @@ def settings_table(results: Results, rates: Rates) -> str:
     found = [
         ("model", f"{settings['model']} ({about['class']}, {about['parameters'] / 1e6:,.0f} M)"),
         ("text", f"{settings['text']}, SHA-256 of its tokens {settings['text_sha256'][:12]}…"),
-        ("tokens", f"{settings['tokens']:,}"),
+        ("tokens", f"{settings['length']:,}"),
         ("weights", settings["dtype"]),
         (
             "measured",
             f"{len(results.layers)} of {about['layers']} layers, {len(results.heads)} of "
             f"{about['heads']} heads, θ from {results.thetas[0]:g} to {results.thetas[-1]:g}",
         ),
-        *((f"layer {layer}", f"not measured: {why}") for layer, why in results.skipped.items()),
+        *(
+            (f"layer {layer}", f"not measured, not in the estimate: {why}")
+            for layer, why in results.skipped.items()
+        ),
         (
             "estimate for",
             f"{rates.device}, measured {rates.date}: dense {rates.dense:.0f} TFLOP/s, stages "
@@ -169,13 +172,16 @@ def settings_table(results: Results, rates: Rates) -> str:
 
 
 def _estimate(results: Results, at: int, rates: Rates) -> Estimate:
-    """Of the whole model, as if the heads not looked at were like those that were."""
-    found = estimate(
-        results.density[at],
+    """Of the whole model, as if the heads not looked at were like those that were.
+
+    Layers that could not be measured are left out of attention: a sliding window costs the same
+    with both.
+    """
+    layers = results.about["layers"] - len(results.skipped)
+    return estimate(
+        results.density[at].mean().expand(layers, results.about["heads"]),
         results.n,
         results.head_dim,
         results.about["linear_parameters"],
         rates,
     )
-    more = results.about["layers"] * results.about["heads"] / results.density[at].numel()
-    return Estimate(found.dense * more, found.sparse * more, found.linear)

@@ -2,14 +2,19 @@
 
 import json
 import re
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from anchor_ref import cli
+from anchor_ref.activations import load_bundled
 from anchor_ref.figures import report as figures
+from anchor_ref.lab import Calibration
+from anchor_ref.lab.texts import read_text
 from anchor_ref.report import page, results, tables
-from anchor_ref.report.cost import H200
+from anchor_ref.report.cost import H100, read_rates
 from anchor_ref.report.results import FarKey
 
 SMALL = ["inspect", "--length", "2304", "--layers", "7", "--heads", "1", "5"]
@@ -53,7 +58,7 @@ def test_the_page_says_what_was_measured(html, found):
     assert f"<b>{recall:.3f}</b>" in html
     assert "bundled (LlamaForCausalLM, 8 M)" in html
     assert "1 of 8 layers, 2 of 8 heads" in html
-    assert H200.device in html
+    assert H100.device in html
     assert "An estimate, not a measurement" in html
 
 
@@ -65,8 +70,6 @@ def test_the_notebook_beside_it_ran_and_can_be_stepped_through(out):
 
 
 def test_thresholds_lie_beside_the_page(out, found):
-    from anchor_ref.lab import Calibration
-
     saved = Calibration.load(out / "calibration.json")
     assert saved.thetas == results.calibration(found, 0.95).thetas
 
@@ -90,7 +93,44 @@ def test_a_second_run_measures_nothing_and_another_length_is_refused(out, capsys
     other = [*SMALL, "--out", str(out)]
     other[2] = "2400"
     assert cli.main(other) == 2
-    assert_one_line(capsys, "holds results of other settings (text_sha256")
+    assert_one_line(capsys, "holds results made with text_sha256")
+
+
+def test_every_option_reaches_what_it_is_for(found, tmp_path, capsys, monkeypatch):
+    """Nothing is measured and no page drawn: what was found above stands in for it."""
+    seen, benchmark = {}, Path(__file__).resolve().parents[2] / "benchmarks" / "attention.json"
+
+    def load(*given):
+        seen["model"] = given
+        return load_bundled()
+
+    def read(source, tokenizer, *more):
+        seen["text"] = (source, *more)
+        return read_text("document", tokenizer, 2304)
+
+    def note(name, result=None):
+        return lambda *given, **more: seen.update({name: (*given, more)}) or result
+
+    monkeypatch.setattr("anchor_ref.activations.models.load_model", load)
+    monkeypatch.setattr("anchor_ref.lab.texts.read_text", read)
+    monkeypatch.setattr("anchor_ref.report.inspect.inspect_layers", note("layers"))
+    at_half = replace(found, thetas=[8.5 if theta == 8 else theta for theta in found.thetas])
+    monkeypatch.setattr(results, "load_results", lambda _: at_half)
+    monkeypatch.setattr("anchor_ref.report.notebook.report_cells", note("cells"))
+    monkeypatch.setattr("anchor_ref.report.render.render_report", note("page"))
+    recommended = results.recommended_theta(at_half, 0.98)
+    assert recommended != results.recommended_theta(at_half, 0.95)
+    asked = f"--text book.txt --length 2400 --seed 3 --dtype bfloat16 --theta 8.5 --out {tmp_path}"
+    asked += f" --rates {benchmark} --target-recall 0.98"
+    assert cli.main([*SMALL, *asked.split()]) == 0
+    assert seen["model"] == ("bundled", torch.bfloat16, "cpu")
+    assert seen["text"] == ("book.txt", 2400, 3)
+    more = seen["layers"][-1]
+    assert (more["layers"], more["heads"]) == ([7], [1, 5])
+    assert 8.5 in more["thetas"]
+    assert seen["cells"][1:-1] == (8.5, 0.98, read_rates(benchmark))
+    assert Calibration.load(tmp_path / "calibration.json").target_recall == 0.98
+    assert f"recommended for a recall of 0.98: θ = {recommended:g}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -102,6 +142,7 @@ def test_a_second_run_measures_nothing_and_another_length_is_refused(out, capsys
         (["--target-recall", "1.5"], "target_recall must be in (0, 1), got 1.5"),
         (["--rates", "nowhere.json"], "nowhere.json"),
         (["--layers", "99"], "layers must be in 0..7, got 99"),
+        (["--length", "99999"], "length must be at most the model's 32768 positions, got 99999"),
         (["--device", "nowhere"], "device must be one that PyTorch has here, got 'nowhere'"),
     ],
 )
@@ -110,6 +151,15 @@ def test_bad_input_is_one_line(tmp_path, capsys, arguments, complaint):
     assert cli.main([*short, *arguments]) == 2
     assert_one_line(capsys, complaint)
     assert not list(tmp_path.rglob("*.json")), "the folder is free for a run that is right"
+
+
+@pytest.mark.parametrize("theta", ["inf", "-inf", "nan"])
+def test_a_theta_that_is_no_number_is_refused_before_anything_is_loaded(
+    tmp_path, capsys, monkeypatch, theta
+):
+    monkeypatch.setattr("anchor_ref.activations.models.load_model", None)
+    assert cli.main(["inspect", "--out", str(tmp_path), f"--theta={theta}"]) == 2
+    assert_one_line(capsys, f"theta must be finite, got {theta}")
 
 
 def test_a_text_too_short_and_too_little_memory_are_one_line(tmp_path, capsys, monkeypatch):
@@ -148,7 +198,7 @@ def test_text_of_the_model_cannot_become_markup():
 
 
 def test_the_table_of_thresholds_marks_the_one_shown(found):
-    shown = tables.theta_table(found, 7.0, H200)
+    shown = tables.theta_table(found, 7.0, H100)
     marked = re.findall(r'<tr class="marked"><td>([^<]*)</td><td>([^<]*)</td>', shown)
     assert marked == [("7", f"{float(found.recall[7].mean()):.3f}")]
     assert shown.count("<tr") == 1 + 17 + 1, "heading, every second θ, and the one shown"
@@ -156,11 +206,47 @@ def test_the_table_of_thresholds_marks_the_one_shown(found):
 
 def test_the_estimate_is_for_the_whole_model(found):
     part = tables.estimate(
-        found.density[7], found.n, found.head_dim, found.about["linear_parameters"], H200
+        found.density[7], found.n, found.head_dim, found.about["linear_parameters"], H100
     )
-    whole = tables._estimate(found, 7, H200)
+    whole = tables._estimate(found, 7, H100)
     assert whole.dense == pytest.approx(32 * part.dense), "2 of 64 heads were measured"
+    # A head more is work more; the overhead is that of 8 layers, not of 1.
+    work = part.sparse - H100.overhead_ms
+    assert whole.sparse == pytest.approx(32 * work + 8 * H100.overhead_ms)
     assert whole.linear == part.linear
+
+
+def of_a_model(found, heads: int, skipped: dict[int, str]):
+    """Results of a model of 4 layers and 8 heads, so many of each layer measured."""
+    layers = [layer for layer in range(4) if layer not in skipped]
+    table = torch.full((len(found.thetas), len(layers), heads), 0.3, dtype=torch.float64)
+    return replace(
+        found,
+        **dict.fromkeys(("recall", "p10", "least", "density"), table),
+        settings={**found.settings, "length": 16384},
+        about={**found.about, "layers": 4, "heads": 8},
+        layers=layers,
+        heads=list(range(heads)),
+        skipped=skipped,
+        captured=dict.fromkeys(layers, found.captured[7]),
+    )
+
+
+def test_the_estimate_does_not_hang_on_how_many_heads_were_measured(found):
+    one, all_of_them = (tables._estimate(of_a_model(found, h, {}), 7, H100) for h in (1, 8))
+    assert one.attention_speedup == pytest.approx(all_of_them.attention_speedup)
+    assert one.sparse == pytest.approx(all_of_them.sparse)
+
+
+def test_layers_not_measured_are_in_no_side_of_the_estimate_and_the_page_says_so(found):
+    some = of_a_model(found, 8, {1: "sees a window", 3: "sees a window"})
+    half, whole = (tables._estimate(x, 7, H100) for x in (some, of_a_model(found, 8, {})))
+    assert 2 * half.dense == pytest.approx(whole.dense)
+    assert 2 * half.sparse == pytest.approx(whole.sparse)
+    assert half.linear == whole.linear
+    shown = tables.settings_table(some, H100)
+    assert "layer 3</td>" in shown
+    assert shown.count("not measured, not in the estimate: sees a window") == 2
 
 
 def test_overview_holds_each_head_and_curves_their_means(found):

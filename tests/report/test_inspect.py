@@ -129,6 +129,7 @@ class Unused:
 
     def __init__(self, model):
         self.config, self.dtype, self.device = model.config, model.dtype, model.device
+        self.parameters = model.parameters
 
 
 def test_a_run_goes_on_where_it_stopped(bundled, text, folder, tmp_path):
@@ -161,13 +162,56 @@ def test_an_interrupted_capture_is_made_again(bundled, text, folder, tmp_path):
 def test_other_settings_are_refused_by_name(bundled, text, folder):
     shorter = read_text("document", bundled[1], N - 1)
     for other, changes, said in (
-        (shorter, {}, f"tokens {N}, now {N - 1}"),
-        (text, {"heads": [0, 4]}, r"heads \[1, 5\], now \[0, 4\]"),
+        (shorter, {}, f"text_sha256 .*, this run has '{shorter.sha256}'"),
+        (text, {"heads": [0, 4]}, r"heads \[1, 5\], this run has \[0, 4\]"),
         (text, {"thetas": [1.0]}, "thetas"),
         (text, {"layers": [4]}, "layers"),
     ):
-        with pytest.raises(ValueError, match=rf"holds results of other settings.*{said}"):
+        with pytest.raises(ValueError, match=rf"holds results made with {said}"):
             run(bundled, other, folder, **changes)
+
+
+def test_other_weights_and_another_precision_are_refused_by_name(bundled, text, folder):
+    """A model's name says little: it may have been trained further in the same folder."""
+    model, weight = bundled[0], bundled[0].model.norm.weight
+    half = Unused(model)
+    half.dtype = torch.bfloat16
+    with pytest.raises(ValueError, match="made with dtype 'float32', this run has 'bfloat16'"):
+        run((half, bundled[1]), text, folder)
+    old = weight[0].item()
+    try:
+        with torch.no_grad():
+            weight[0] = old + 1
+        with pytest.raises(ValueError, match="holds results made with weights '"):
+            run(bundled, text, folder)
+    finally:
+        with torch.no_grad():
+            weight[0] = old
+
+
+@pytest.mark.parametrize("lost", [None, "layer_0007.json"])
+def test_results_of_other_weights_are_not_gone_on_with(bundled, text, folder, tmp_path, lost):
+    """Under the same name: a model that was trained on since, or another revision."""
+    again, model = tmp_path / "results", copy.deepcopy(bundled[0])
+    shutil.copytree(folder, again)
+    if lost:
+        (again / lost).unlink()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight *= 1.5
+    with pytest.raises(ValueError, match="holds results made with weights"):
+        run((model, bundled[1]), text, again)
+    assert lost is None or not (again / lost).exists(), "measured from the old capture"
+
+
+@pytest.mark.parametrize("what", ["versions", "code"])
+def test_results_of_other_code_are_not_gone_on_with(bundled, text, folder, tmp_path, what):
+    again = tmp_path / "results"
+    shutil.copytree(folder, again)
+    settings = json.loads((again / "settings.json").read_text())
+    (again / "settings.json").write_text(json.dumps(settings | {what: "before"}))
+    with pytest.raises(ValueError, match=f"holds results made with {what} 'before'"):
+        run(bundled, text, again)
 
 
 def test_a_text_of_one_group_is_too_short_one_beyond_the_positions_too_long(
@@ -178,7 +222,7 @@ def test_a_text_of_one_group_is_too_short_one_beyond_the_positions_too_long(
     short = Unused(bundled[0])
     short.config = copy.deepcopy(short.config)
     short.config.max_position_embeddings = N - 1
-    with pytest.raises(ValueError, match=f"at most the {N - 1} positions of bundled, got {N}"):
+    with pytest.raises(ValueError, match=f"at most the model's {N - 1} positions, got {N}"):
         run((short, bundled[1]), text, tmp_path)
     assert not list(tmp_path.iterdir())
 
