@@ -15,9 +15,11 @@ region and window alone, the least it can do. Times are medians, ranks wait for 
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,9 +32,9 @@ from anchor_ref.activations.documents import make_prompt
 from anchor_ref.config import AnchorConfig
 from anchor_ref.integrations import anchor_attention, choose_backend
 from anchor_ref.parallel import (
+    load_tensor_parallel,
     sequence_parallel_prefill,
     shard_rows,
-    tensor_parallel,
     ulysses,
     ulysses_attention,
 )
@@ -67,7 +69,7 @@ def check(n: int, device: torch.device) -> list[dict]:
     from anchor_ref.integrations.transformers import options
 
     model, tokenizer = load_bundled(device=device)
-    split = tensor_parallel(load_bundled(device=device)[0])
+    split = load_tensor_parallel("bundled")[0]
     tokens = torch.tensor([make_prompt(tokenizer, n, depths=(0.4,))[0]], device=device)
     found = []
     with torch.no_grad(), options(theta=9.0, block_size=32, step=8):
@@ -133,7 +135,7 @@ def prefill(n: int, tiny: bool, device: torch.device) -> list[dict]:
     with torch.no_grad(), options(theta=-torch.inf, **sizes):
         for mode, run in (("one", alone), ("sequence", sequence), ("tensor", alone)):
             if mode == "tensor":
-                tensor_parallel(model)
+                model = _split(model)
             for implementation in ("sdpa", "anchor_attention"):
                 model.set_attn_implementation(implementation)
                 seconds, peak = timed(run, device)
@@ -233,6 +235,21 @@ def _random_llama(shape: ModelShape, n: int, device: torch.device):
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config)
     return model.to(torch.bfloat16 if device.type == "cuda" else torch.float32).eval()
+
+
+def _split(model):
+    """The same model, of which each rank loads its share from a folder that rank 0 writes."""
+    folder = [tempfile.mkdtemp()]
+    dist.broadcast_object_list(folder)
+    if dist.get_rank() == 0:
+        model.save_pretrained(folder[0])
+        load_bundled()[1].save_pretrained(folder[0])  # any tokenizer will do
+    dist.barrier()
+    split = load_tensor_parallel(folder[0], model.dtype)[0]
+    dist.barrier()
+    if dist.get_rank() == 0:
+        shutil.rmtree(folder[0])
+    return split
 
 
 def _settle(device: torch.device) -> None:

@@ -9,13 +9,13 @@ Stripes are chosen head by head and from all tokens, so in both ways it is heads
 while attention runs.
 """
 
-from anchor_ref.parallel.prefill import sequence_parallel_prefill, tensor_parallel
+from anchor_ref.parallel.prefill import load_tensor_parallel, sequence_parallel_prefill
 from anchor_ref.parallel.ulysses import shard_rows, ulysses, ulysses_attention
 
 __all__ = [
+    "load_tensor_parallel",
     "sequence_parallel_prefill",
     "shard_rows",
-    "tensor_parallel",
     "ulysses",
     "ulysses_attention",
 ]

@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from anchor_ref.activations.documents import make_prompt
 from anchor_ref.activations.models import load_model
-from anchor_ref.parallel import sequence_parallel_prefill, tensor_parallel
+from anchor_ref.parallel import load_tensor_parallel, sequence_parallel_prefill
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -37,14 +37,18 @@ def run(options: argparse.Namespace, device: torch.device) -> str:
     from anchor_ref.integrations.transformers import options as anchor_options
 
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    model, tokenizer = load_model(options.model, dtype, device)
-    model.set_attn_implementation("sdpa" if options.dense else "anchor_attention")
+    if options.mode == "tensor":
+        model, tokenizer = load_tensor_parallel(options.model, dtype)
+        whole = load_model(options.model, dtype, device)[0] if options.check else model
+    else:
+        model, tokenizer = load_model(options.model, dtype, device)
+        whole = model
+    for loaded in (model, whole):
+        loaded.set_attn_implementation("sdpa" if options.dense else "anchor_attention")
     ids, document = make_prompt(tokenizer, options.length, depths=(0.02,))
     tokens = torch.tensor([ids], device=device)
     with torch.no_grad(), anchor_options(theta=options.theta):
-        alone = model(tokens, logits_to_keep=1).logits if options.check else None
-        if options.mode == "tensor":
-            tensor_parallel(model)
+        alone = whole(tokens, logits_to_keep=1).logits if options.check else None
         started = time.perf_counter()
         if options.mode == "tensor":
             logits = model(tokens, logits_to_keep=1).logits

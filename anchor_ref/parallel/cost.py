@@ -63,15 +63,19 @@ class ModelShape:
 
     @property
     def matrices(self) -> int:
-        """Parameters of the matrices of all layers, which tensor parallelism splits."""
+        """Parameters of the matrices of all layers, which do work for every token."""
         attention = self.hidden * self.head_dim * 2 * (self.q_heads + self.kv_heads)
         return self.layers * (attention + 3 * self.hidden * self.intermediate)
 
     @property
-    def other_weights(self) -> int:
-        """Parameters of the rest: embedding, output layer, norms."""
-        tables = self.vocabulary * (1 if self.tied else 2)
-        return (tables + 2 * self.layers + 1) * self.hidden
+    def embeddings(self) -> int:
+        """Parameters of embedding and output layer."""
+        return self.vocabulary * self.hidden * (1 if self.tied else 2)
+
+    @property
+    def norms(self) -> int:
+        """Parameters of the norms, whole on every rank."""
+        return (2 * self.layers + 1) * self.hidden
 
 
 LLAMA_8B = ModelShape(32, 4096, 14_336, 32, 8, 128, 128_256)
@@ -118,7 +122,7 @@ def memory(
     layouts = 2 if mode == "sequence" and ranks > 1 else 1  # before and after an exchange
     candidates, lists = _candidates(n)
     stays = {
-        "weights": element * (shape.matrices / weights + shape.other_weights),
+        "weights": element * ((shape.matrices + shape.embeddings) / weights + shape.norms),
         "keys and values of all layers": 2 * shape.layers * cached * one_head,
         "hidden states, before and after a norm": 2 * element * shape.hidden * tokens,
     }

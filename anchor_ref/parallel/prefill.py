@@ -2,20 +2,21 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import signature
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Int
 from torch import Tensor
 
+from anchor_ref.activations.bundled import bundled_model_path
 from anchor_ref.activations.interface import BEYOND_QKV, beyond_causal, replaced_attention
+from anchor_ref.activations.models import BUNDLED
 from anchor_ref.parallel.ulysses import shard_rows, split_heads, ulysses
 
 # What a layer may be given besides q, k and v that says more than a rank's heads can know.
 _BEYOND = {**BEYOND_QKV, "cu_seq_lens_q": "packed texts"}
-
-# What a plan says of a weight that stays whole while nothing is trained.
-_WHOLE = ("replicated", "replicated_with_grad_allreduce")
 
 
 def sequence_parallel_prefill(
@@ -81,55 +82,57 @@ def sequence_parallel_prefill(
     return rows, output
 
 
-def tensor_parallel(model, group: dist.ProcessGroup | None = None):
-    """A share of each layer's weights on every rank: each computes its own heads, for all tokens.
+def load_tensor_parallel(name_or_path: str | Path | None, dtype: torch.dtype = torch.float32):
+    """A model that is split while it is loaded, such that each rank keeps its share alone.
 
-    The plan is the model's own, the one that transformers' `tp_plan="auto"` follows; PyTorch's
-    `parallelize_module` carries it out.
+    This is transformers' own tensor parallelism, `from_pretrained(..., tp_plan="auto")`: a rank
+    computes its own heads, for all tokens. Added are the name that the argument has in the
+    installed transformers, and refusals: transformers leaves a model without a plan whole on
+    every rank, and fails at heads that cannot be split in the middle of the first prompt.
 
     Args:
-        model: a transformers causal model, complete on every rank and on the rank's own device. It
-            is changed in place.
-        group: the ranks; None means all.
+        name_or_path: None or "bundled" for the model that comes with the package, a folder, or a
+            name on the hub.
+        dtype: of the weights.
 
     Returns:
-        The model. Called with the same tokens on every rank, it puts out the same on every rank.
+        (model, tokenizer), the model in eval mode, on the rank's GPU where there is one. Called
+        with the same tokens on every rank, it puts out the same on every rank, and generates.
 
     Raises:
-        ValueError: the model has no plan, or one that asks for more than columns and rows of
-            matrices; or its heads cannot be split over the ranks, of which the number of kv heads
-            must be a multiple.
+        ImportError: transformers or accelerate is not installed.
+        ValueError: the model has no plan, or its query or kv heads are no multiple of the ranks.
     """
-    from torch.distributed.device_mesh import DeviceMesh
-    from torch.distributed.tensor.parallel import parallelize_module
-
-    config, ranks = model.config.get_text_config(), dist.get_world_size(group)
+    try:
+        import accelerate  # noqa: F401  transformers loads through it
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    except ImportError as error:
+        raise ImportError(
+            "load_tensor_parallel needs transformers and accelerate: "
+            "pip install '.[models,parallel]'"
+        ) from error
+    bundled = name_or_path in (None, BUNDLED)
+    path = bundled_model_path() if bundled else name_or_path
+    config, ranks = AutoConfig.from_pretrained(path).get_text_config(), dist.get_world_size()
+    if not config.base_model_tp_plan:
+        raise ValueError(f"model must have a tensor parallel plan, got {config.model_type!r}")
     split_heads(config.num_attention_heads, config.num_key_value_heads, ranks)
     if config.num_key_value_heads % ranks:
         raise ValueError(
             f"kv heads must be a multiple of the {ranks} ranks, since the weights behind them are "
             f"cut and none are copied, got {config.num_key_value_heads}"
         )
-    mesh = DeviceMesh.from_group(group or dist.group.WORLD, model.device.type)
-    parallelize_module(model.base_model, mesh, _matrices(model))
-    return model
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **_auto_plan())
+    return model.eval(), AutoTokenizer.from_pretrained(path)
 
 
-def _matrices(model) -> dict:
-    """What the model's own plan does to each matrix, in PyTorch's words."""
-    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
+def _auto_plan() -> dict:
+    """How this transformers wants to hear tp_plan="auto"; the plain argument will go."""
+    from transformers.distributed import DistributedConfig
 
-    styles = {"colwise": ColwiseParallel, "rowwise": RowwiseParallel}
-    plan = getattr(model.base_model.config, "base_model_tp_plan", None)
-    if not plan:
-        raise ValueError(f"model must have a tensor parallel plan, got {type(model).__name__}")
-    plan = {name: style for name, style in plan.items() if style not in _WHOLE}
-    if strange := sorted(set(plan.values()) - styles.keys()):
-        raise ValueError(
-            f"the model's tensor parallel plan must be made of {', '.join(styles)}, "
-            f"got {strange[0]} in {type(model).__name__}"
-        )
-    return {name: styles[style]() for name, style in plan.items()}
+    if "tp_plan" in signature(DistributedConfig).parameters:
+        return {"distributed_config": DistributedConfig(tp_plan="auto")}
+    return {"tp_plan": "auto"}
 
 
 @contextmanager

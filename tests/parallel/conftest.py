@@ -1,4 +1,4 @@
-"""Two processes of `torchrun` for the tests here, each mode run once."""
+"""Two processes of `torchrun` for the tests here, started once for all that `worker.py` does."""
 
 import json
 import os
@@ -33,16 +33,7 @@ def torchrun():
 
 @pytest.fixture(scope="session")
 def found_by_ranks(torchrun, tmp_path_factory):
-    """What the ranks of `worker.py` found out, by mode: one entry for each rank."""
-    known = {}
-
-    def found(mode: str) -> list[dict]:
-        if mode not in known:
-            known[mode] = None  # ranks that failed once are not asked again by each test
-            out = tmp_path_factory.mktemp("ranks") / f"{mode}.json"
-            torchrun(str(Path(__file__).parent / "worker.py"), mode, str(out))
-            known[mode] = json.loads(out.read_text())
-        assert known[mode] is not None, f"the ranks of {mode!r} failed, see the first error"
-        return known[mode]
-
-    return found
+    """What the ranks of `worker.py` found out: one entry for each rank."""
+    folder = tmp_path_factory.mktemp("ranks")
+    torchrun(str(Path(__file__).parent / "worker.py"), str(folder))
+    return json.loads((folder / "found.json").read_text())

@@ -42,9 +42,10 @@ def test_numbers_of_the_text_are_those_of_the_tables():
 def test_parameters_are_those_of_the_model():
     model = load_bundled()[0]
     shape = ModelShape.of(model.config)
-    assert shape.matrices + shape.other_weights == sum(x.numel() for x in model.parameters())
+    parameters = shape.matrices + shape.embeddings + shape.norms
+    assert parameters == sum(x.numel() for x in model.parameters())
     # Published sizes of the 8B model: 8.03 billion parameters.
-    assert LLAMA_8B.matrices + LLAMA_8B.other_weights == 8_030_261_248
+    assert LLAMA_8B.matrices + LLAMA_8B.embeddings + LLAMA_8B.norms == 8_030_261_248
 
 
 def test_memory_by_hand_for_a_small_case():
@@ -59,7 +60,8 @@ def test_memory_by_hand_for_a_small_case():
     split = memory(shape, "tensor", n, 2, 0.5)
     assert split["hidden states, before and after a norm"] == 2 * 8 * 4096 * 2
     assert split["q, k, v and output of one layer"] == (4 + 4 + 2 + 2) * 2 * 2048 * 2
-    assert found["weights"] - split["weights"] == shape.matrices  # half of them, 2 bytes each
+    # Half of them, 2 bytes each; embedding and output layer are 10 · 8 each.
+    assert found["weights"] - split["weights"] == shape.matrices + 2 * 10 * 8
 
 
 def test_one_rank_sends_nothing():

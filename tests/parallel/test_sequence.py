@@ -13,7 +13,7 @@ BOUND = 1e-5
 
 @pytest.fixture
 def ranks(found_by_ranks):
-    return found_by_ranks("sequence")
+    return [rank["sequence"] for rank in found_by_ranks]
 
 
 def test_attention_is_that_of_one_process(ranks):
@@ -31,6 +31,13 @@ def test_logits_are_those_of_one_process(ranks, case):
 
 def test_logits_of_anchor_and_dense_attention_differ_far_more(ranks):
     assert ranks[0]["logits"]["anchor to dense"] > 1000 * BOUND
+
+
+def test_the_example_says_how_far_it_is_from_one_process(ranks):
+    for rank in ranks:
+        first, *_, last = rank["example"].splitlines()
+        assert first == "2 ranks, sequence parallel, 301 tokens"
+        assert float(last.removeprefix("largest difference of a logit to one process ")) < 1e-3
 
 
 def test_what_is_sent_is_what_the_formula_says(ranks):

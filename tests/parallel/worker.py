@@ -1,6 +1,6 @@
 """What each rank of `torchrun` finds out; `test_sequence.py` and `test_tensor.py` read it.
 
-torchrun --nproc-per-node 2 tests/parallel/worker.py MODE OUT
+torchrun --nproc-per-node 2 tests/parallel/worker.py FOLDER
 """
 
 import json
@@ -15,11 +15,13 @@ from anchor_ref import AnchorConfig
 from anchor_ref import anchor_attention as reference
 from anchor_ref.activations import load_bundled, make_document
 from anchor_ref.parallel import (
+    load_tensor_parallel,
     sequence_parallel_prefill,
     shard_rows,
-    tensor_parallel,
     ulysses_attention,
 )
+from anchor_ref.parallel.__main__ import arguments
+from anchor_ref.parallel.__main__ import run as run_example
 
 SMALL = AnchorConfig(block_size=8, step=2, theta=1.0)
 PROMPT = 301  # odd: the ranks' shares differ
@@ -152,6 +154,7 @@ def sequence() -> dict:
     return {
         "logits": found,
         "model bytes": sent.bytes,
+        "example": run_example(arguments(["--length", "301", "--check"]), torch.device("cpu")),
         "attention": attention_errors(),
         "bytes": attention_bytes(),
         "refusals": {
@@ -165,15 +168,26 @@ def sequence() -> dict:
     }
 
 
-def tensor() -> dict:
+def saved(folder: Path, config=None, model=None, tokenizer=None) -> Path:
+    """What is given, in a folder that all ranks may read."""
+    if dist.get_rank() == 0:
+        for part in (config, model, tokenizer):
+            if part is not None:
+                part.save_pretrained(folder)
+    dist.barrier()
+    return folder
+
+
+def tensor(folder: Path) -> dict:
     from torch.distributed.tensor.debug import CommDebugMode
+    from transformers import GPT2Config, LlamaConfig
 
     from anchor_ref.integrations.transformers import options
 
     model, tokenizer = load_bundled(torch.float64)
     tokens = tokenizer(make_document(4 * PROMPT, seed=1).text, return_tensors="pt").input_ids
     tokens = tokens[:, :PROMPT]
-    split, found, counts = tensor_parallel(load_bundled(torch.float64)[0]), {}, {}
+    split, found, counts = load_tensor_parallel(None, torch.float64)[0], {}, {}
     with torch.no_grad(), options(theta=2.0, block_size=16, step=4):
         for name in ("sdpa", "anchor_attention"):
             model.set_attn_implementation(name)
@@ -181,17 +195,24 @@ def tensor() -> dict:
             with CommDebugMode() as sent:
                 logits = split(tokens).logits
             found[name] = float((logits - model(tokens).logits).abs().max())
-            counts[name] = {str(op): n for op, n in sent.get_comm_counts().items()}
+            total = sent.get_comm_counts().items()
+            counts[name] = {
+                kind: sum(n for op, n in total if kind in str(op)) for kind in ("reduce", "gather")
+            }
         greedy = {"max_new_tokens": 6, "do_sample": False, "attention_mask": tokens >= 0}
         written = [x.generate(tokens, **greedy)[0, PROMPT:].tolist() for x in (split, model)]
-    other = tiny("Llama", num_key_value_heads=4)
-    other.config.base_model_tp_plan = {"layers.*.mlp.up_proj": "colwise_gather_output"}
-    bare = tiny("Llama", num_key_value_heads=4)
-    bare.config.base_model_tp_plan = None
     qwen = tiny("Qwen3", num_key_value_heads=2)
+    shared = load_tensor_parallel(
+        saved(folder / "qwen3", model=qwen, tokenizer=tokenizer), torch.float64
+    )[0]
     with torch.no_grad():
-        whole = qwen(tokens % 99).logits
-        found["qwen3"] = float((tensor_parallel(qwen)(tokens % 99).logits - whole).abs().max())
+        logits = shared(tokens % 99).logits
+        found["qwen3"] = float((logits - qwen(tokens % 99).logits).abs().max())
+    refused = {
+        "one kv head": LlamaConfig(num_attention_heads=4, num_key_value_heads=1),
+        "odd heads": LlamaConfig(hidden_size=24, num_attention_heads=3, num_key_value_heads=3),
+        "no plan": GPT2Config(),
+    }
     weights = sum(getattr(x, "to_local", lambda x=x: x)().numel() for x in split.parameters())
     return {
         "logits": found,
@@ -199,23 +220,22 @@ def tensor() -> dict:
         "weights": weights,
         "written": written,
         "refusals": {
-            "one kv head": message(tensor_parallel, tiny("Llama", num_key_value_heads=1)),
-            "style": message(tensor_parallel, other),
-            "no plan": message(tensor_parallel, bare),
+            name: message(load_tensor_parallel, saved(folder / name, config=config))
+            for name, config in refused.items()
         },
     }
 
 
 def main() -> None:
-    mode, out = sys.argv[1:]
+    folder = Path(sys.argv[1])
     torch.set_num_threads(1)
     if not dist.is_initialized():
         dist.init_process_group("gloo")
-    found = {"sequence": sequence, "tensor": tensor}[mode]()
+    found = {"sequence": sequence(), "tensor": tensor(folder)}
     everyone = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, found)
     if dist.get_rank() == 0:
-        Path(out).write_text(json.dumps(everyone))
+        (folder / "found.json").write_text(json.dumps(everyone))
     dist.destroy_process_group()
 
 
