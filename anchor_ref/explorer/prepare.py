@@ -55,7 +55,7 @@ def prepare_head(
     """The dense pass: every causal pair is scored once, a block of rows at a time.
 
     Args:
-        q, k: one head's queries and keys, `[N, D]`.
+        q, k: one head's queries and keys, `[N, D]`, on the CPU, where all that looks at them is.
         scale: factor of q·k.
         steps: values of `AnchorConfig.step` to find the anchors for; the other sizes are the
             default ones.
@@ -65,10 +65,12 @@ def prepare_head(
         `PreparedHead`, computed in float32.
 
     Raises:
-        ValueError: `cells` is no power of two.
+        ValueError: `cells` is no power of two, or queries or keys are not on the CPU.
     """
     if cells < 1 or cells & (cells - 1):
         raise ValueError(f"cells must be a power of two, got {cells}")
+    if {q.device.type, k.device.type} != {"cpu"}:
+        raise ValueError(f"q and k must be on the CPU, got {q.device} and {k.device}")
     n, block = len(q), AnchorConfig().block_size
     q, k = q.float(), k.float()
     cell = 2 ** max(0, math.ceil(math.log2(n / cells)))

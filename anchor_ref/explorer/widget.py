@@ -4,6 +4,7 @@ import base64
 import io
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from html import escape
 
 from anchor_ref.activations.capture import Captured
 from anchor_ref.config import AnchorConfig
@@ -135,13 +136,13 @@ class Explorer:
         """Draw what the controls ask for."""
         selection, view = self.view()
         head = f"layer {self.controls['layer'].value}, head {self.controls['head'].value}"
-        says = (
-            f"{self.name}, {head}, N = {self.n}, θ = {selection.config.theta:g}, "
-            f"step {selection.config.step}: density {selection.density:.2f}, "
-            f"recall {selection.recall:.3f}"
+        where = (
+            f"{head}, N = {self.n}, θ = {selection.config.theta:g}, step {selection.config.step}"
         )
-        png = self._picture.draw(selection, view, self.tokens, says)
+        worth = f"density {selection.density:.2f}, recall {selection.recall:.3f}"
+        png = self._picture.draw(selection, view, self.tokens, f"{where}\n{worth}")
         source = base64.b64encode(png).decode()
+        says = escape(f"{self.name}, {where}: {worth}")  # a name may be anything
         self.image.value = (
             f'<img src="data:image/png;base64,{source}" style="width:100%;max-width:660px" '
             f'alt="Attention map: {says}">'
@@ -174,7 +175,7 @@ class _Picture:
         self.title = self.figure.text(72 / 660, 668 / 710, "", fontsize=10, linespacing=1.4)
         self.image = None
 
-    def draw(self, selection: Selection, view: View, tokens, says: str) -> bytes:
+    def draw(self, selection: Selection, view: View, tokens, title: str) -> bytes:
         from anchor_ref.figures import explorer as figures
 
         data = figures.data_view(view)
@@ -186,8 +187,7 @@ class _Picture:
         self.shares.clear()
         figures.draw_shares(figures.data_shares(selection), self.shares)
         self.shares.set_ylim(self.map.get_ylim())
-        where, _, worth = says.rpartition(": ")
-        self.title.set_text(f"{where.split(', ', 1)[1]}\n{worth}")
+        self.title.set_text(title)
         png = io.BytesIO()
         self.figure.savefig(png, format="png", pil_kwargs={"compress_level": 1})
         return png.getvalue()

@@ -68,3 +68,11 @@ def test_row_sums_are_those_of_softmax():
 def test_cells_must_be_a_power_of_two(cells):
     with pytest.raises(ValueError, match=f"cells must be a power of two, got {cells}"):
         prepare_head(*head(10), SCALE, cells=cells)
+
+
+@pytest.mark.parametrize("elsewhere", ["q", "k"])
+def test_heads_on_another_device_are_refused(elsewhere):
+    tensors = dict(zip("qk", head(64), strict=True))
+    tensors[elsewhere] = tensors[elsewhere].to("meta")
+    with pytest.raises(ValueError, match=r"q and k must be on the CPU, got .*meta"):
+        prepare_head(**tensors, scale=SCALE)

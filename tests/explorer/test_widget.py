@@ -1,6 +1,7 @@
 """The explorer's controls change its picture, and say in words what it shows."""
 
 import io
+from html.parser import HTMLParser
 
 import pytest
 import torch
@@ -81,6 +82,24 @@ def test_the_picture_is_described_in_words(explorer):
     assert says.startswith("Attention map: toy, layer 2, head 0, N = 400, θ = 1, step 16: density")
     assert Image.open(io.BytesIO(explorer.still())).size == (660, 710)
     assert explorer.controls["size"].options == (N, 256, 128, 64, 32)
+
+
+@pytest.mark.parametrize("name", ['a "b" <i>, c: d', "org/model, revision: 2", "x' onload='y"])
+def test_a_name_may_hold_anything(heads, name):
+    explorer = Explorer(heads[1], theta=1.0, name=name)
+    found = []
+
+    class Reader(HTMLParser):
+        def handle_starttag(self, tag, attributes):
+            found.append((tag, dict(attributes)))
+
+    Reader().feed(explorer.image.value)
+    ((tag, attributes),) = found
+    assert (tag, set(attributes)) == ("img", {"src", "style", "alt"})
+    assert attributes["alt"].startswith(f"Attention map: {name}, layer 2, head 0, N = 400, θ = 1")
+    title = explorer._picture.title.get_text().splitlines()
+    assert title[0] == "layer 2, head 0, N = 400, θ = 1, step 16"
+    assert title[1] == attributes["alt"].rpartition(": ")[2]
 
 
 def test_colours_tell_kept_from_skipped_and_faint_from_strong(heads):
