@@ -16,6 +16,7 @@ from torch import Tensor
 from anchor_ref.config import AnchorConfig
 from anchor_ref.heads import causal_scores, scaled_scores, stack_heads, unstack_heads
 from anchor_ref.inputs import check_inputs, check_tensor
+from anchor_ref.memory import choice_bytes
 from anchor_ref.regions import Group, groups
 
 _LOG2_E = math.log2(math.e)
@@ -203,7 +204,7 @@ def memory(
     """Bytes that one layer's call needs beside queries and output, in half precision.
 
         published   2·Hq·N·D·2  keys and values,   Hq·(N/S)·N·4  selection
-        project     2·Hkv·N·D·2 keys and values,   4 a stripe, 12 a list, 1/8 a candidate
+        project     2·Hkv·N·D·2 keys and values,   Hq times `memory.choice_bytes` selection
 
     Args:
         n: N, number of tokens.
@@ -215,9 +216,7 @@ def memory(
         {"published" or "project": {"keys and values": bytes, "selection": bytes}}.
     """
     config = config or AnchorConfig()
-    layout = groups(config, n, n)
-    candidates = q_heads * sum(len(group.candidates) for group in layout)
-    lists = q_heads * len(layout)
+    lists = q_heads * len(groups(config, n, n))
     return {
         "published": {
             "keys and values": 2.0 * q_heads * n * head_dim * 2,
@@ -225,7 +224,7 @@ def memory(
         },
         "project": {
             "keys and values": 2.0 * kv_heads * n * head_dim * 2,
-            "selection": 4 * selected * candidates + 12 * lists + candidates / 8,
+            "selection": q_heads * choice_bytes(n, head_dim, selected, config),
         },
     }
 

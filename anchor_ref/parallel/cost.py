@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from anchor_ref.config import AnchorConfig
 from anchor_ref.measure import identification_cost
+from anchor_ref.memory import choice_bytes
 from anchor_ref.regions import groups
 
 GIB = 2**30
@@ -120,7 +121,6 @@ def memory(
     cached = shape.kv_heads / ranks if mode == "sequence" else kv_heads
     one_head = element * n * shape.head_dim
     layouts = 2 if mode == "sequence" and ranks > 1 else 1  # before and after an exchange
-    candidates, lists = _candidates(n)
     stays = {
         "weights": element * ((shape.matrices + shape.embeddings) / weights + shape.norms),
         "keys and values of all layers": 2 * shape.layers * cached * one_head,
@@ -130,7 +130,8 @@ def memory(
         "q, k, v and output of one layer": layouts * 2 * (heads + kv_heads) * one_head,
         "sent and received at once": (layouts - 1) * 2 * heads * one_head,
         "anchors, and sums of weights": 8 * n * heads,
-        "lists of stripes": heads * (4 * selected * candidates + 12 * lists + candidates / 8),
+        "mean queries and lists of stripes": heads
+        * choice_bytes(n, shape.head_dim, selected, AnchorConfig()),
     }
     mlp = {"gate and up of the MLP": 2 * element * shape.intermediate * n / ranks}
     at_once = sum(stays.values()) + max(sum(attention.values()), sum(mlp.values()))
@@ -188,12 +189,6 @@ def tables(n: int = 2**20, ranks: int = 8, selected: float = 0.05) -> str:
     for part, flop in work(LLAMA_8B, n, selected).items():
         lines.append(f"| {part} | {flop / 1e15:.1f} | {flop / ranks / PEAK:.2f} |")
     return "\n".join(lines) + "\n"
-
-
-def _candidates(n: int) -> tuple[int, int]:
-    """Candidates of all groups, and the number of groups, for one head."""
-    layout = groups(AnchorConfig(), n, n)
-    return sum(len(group.candidates) for group in layout), len(layout)
 
 
 if __name__ == "__main__":

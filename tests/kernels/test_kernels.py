@@ -19,7 +19,10 @@ from hypothesis import strategies as st
 import anchor_kernels
 import anchor_ref
 from anchor_kernels.launch import AttentionLaunch, SelectLaunch
+from anchor_kernels.stripes import _pool
+from anchor_kernels.tables import make_tables
 from anchor_ref import AnchorConfig, StripePlan
+from anchor_ref.memory import choice_bytes
 from tests.brute_force import brute_force, brute_masks, kept_pairs
 
 pytestmark = pytest.mark.filterwarnings(
@@ -450,3 +453,12 @@ def test_bad_plans_and_states_are_refused():
         anchor_kernels.identify_stripes(half, k, state.max, config)
     with pytest.raises(TypeError, match="row_anchor must be float32"):
         anchor_kernels.identify_stripes(q, k, state.max.double(), config)
+
+
+def test_the_formula_of_memory_counts_the_mean_queries_that_are_held():
+    """One group of three blocks, without candidates: mean queries and one empty list."""
+    config = AnchorConfig(16, 4)
+    q = random_case(40, 40, (2, 3, 1), 24, config).q
+    tables = make_tables(config, 40, 40, None, q.device)
+    held = sum(x.nbytes for x in _pool(q, q.new_zeros(2, 3, 40), tables))
+    assert held == 2 * 3 * (choice_bytes(40, 24, 0.5, config) - 12)

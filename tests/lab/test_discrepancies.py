@@ -127,7 +127,12 @@ def test_memory_is_that_of_the_tensors():
     plan = trace.stripes
     held = plan.indices.nbytes + plan.counts.nbytes + plan.offsets.nbytes
     wanted = discrepancies.memory(90, 4, 2, 8, 1.0, EVERYTHING)["project"]
-    assert wanted["selection"] == held + plan.indices.numel() / 8
+    mean_queries = sum(  # of 8 numbers, and an anchor: float32
+        q[:, :, block.start : block.stop].mean(2).nbytes + 4 * q.shape[1]
+        for group in groups(EVERYTHING, 90, 90)
+        for block in group.blocks
+    )
+    assert wanted["selection"] == held + plan.indices.numel() / 8 + mean_queries
     assert wanted["keys and values"] == 2 * k.numel() * 2
 
 

@@ -56,7 +56,8 @@ def test_memory_by_hand_for_a_small_case():
     assert found["hidden states, before and after a norm"] == 2 * 8 * 2048 * 2
     assert found["q, k, v and output of one layer"] == 2 * (4 + 4 + 2 + 2) * 2 * 2048 * 2
     assert found["gate and up of the MLP"] == 2 * 24 * 2048 * 2
-    assert found["lists of stripes"] == 2 * (4 * 960 + 12 * 2 + 1920 / 8)
+    lists = 4 * 960 + 12 * 2 + 1920 / 8
+    assert found["mean queries and lists of stripes"] == 2 * (lists + 32 * 4 * (2 + 1))
     split = memory(shape, "tensor", n, 2, 0.5)
     assert split["hidden states, before and after a norm"] == 2 * 8 * 4096 * 2
     assert split["q, k, v and output of one layer"] == (4 + 4 + 2 + 2) * 2 * 2048 * 2
