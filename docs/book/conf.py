@@ -60,7 +60,7 @@ CONTENTS = {
     "The course": "notebooks/[0-9]*",
     "Exercises": "notebooks/exercises/*",
     "Solutions": "notebooks/solutions/*",
-    "Tools and tables": "notebooks/[a-z]*",
+    "Tools and tables": "notebooks/[A-Za-z]*",
     "How to": "docs/how-to/*",
     "More": "docs/*",
     "Measured": "benchmarks/*",
