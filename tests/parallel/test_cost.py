@@ -71,6 +71,18 @@ def test_one_rank_sends_nothing():
         bytes_sent(LLAMA_8B, "ring", 8)
 
 
+def test_bytes_by_hand_where_ranks_share_a_kv_head():
+    shape = ModelShape(2, 8, 24, 4, 2, 2, 10)
+    # Four ranks hold two copies of each of 2 kv heads: 4 heads each of q, k, v and output.
+    assert bytes_sent(shape, "sequence", 4, element=4) == 4 * 2 * (4 + 4 + 4 + 4) * 3 / 4
+    assert bytes_sent(shape, "tensor", 4, element=4) == 4 * 4 * 8 * 3
+    half, full = (memory(shape, "sequence", 4096, 2, 0.5, element=size) for size in (2, 4))
+    for part in ("weights", "keys and values of all layers", "q, k, v and output of one layer"):
+        assert full[part] == 2 * half[part]
+    lists = "mean queries and lists of stripes"  # float32 and integers
+    assert full[lists] == half[lists]
+
+
 def test_work_counts_the_pairs_that_are_kept():
     n, config = 8192, AnchorConfig()
     layout = groups(config, n, n)
