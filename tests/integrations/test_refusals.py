@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from anchor_ref.activations import capture
-from anchor_ref.activations.interface import BEYOND_QKV, beyond_causal
+from anchor_ref.activations.interface import beyond_causal
 from anchor_ref.baselines import interface as baselines
 from anchor_ref.integrations import transformers as integrations
 from anchor_ref.parallel import prefill as parallel
@@ -17,6 +17,16 @@ CALLERS = {
     ),
     "baselines": lambda module, given: baselines._refuse_other(module, None, given),
     "parallel": lambda module, given: parallel._refuse_other(module, None, N, given),
+}
+NAMES = {
+    "softcap": "capped scores",
+    "s_aux": "learned attention sinks",
+    "sinks": "learned attention sinks",
+    "position_bias": "a position bias",
+    "indices": "a learned choice of keys",
+    "block_indices": "a learned choice of keys",
+    "head_mask": "a mask of heads",
+    "cache": "a paged cache",
 }
 OWN = {
     ("baselines", "sliding_window"): "a sliding window",
@@ -33,14 +43,14 @@ def layer(**changes):
     return module
 
 
-@pytest.mark.parametrize("name", BEYOND_QKV)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("caller", CALLERS)
 def test_every_caller_refuses_everything_in_the_table(caller, name):
     CALLERS[caller](layer(), {name: None, "position_ids": torch.arange(N)[None]})
     if (caller, name) == ("capture", "softcap"):  # which a capture writes down
         CALLERS[caller](layer(), {name: 50.0})
         return
-    with pytest.raises(ValueError, match=f"plain causal attention.* {BEYOND_QKV[name]}"):
+    with pytest.raises(ValueError, match=f"plain causal attention.* {NAMES[name]}"):
         CALLERS[caller](layer(), {name: 1.0})
 
 
