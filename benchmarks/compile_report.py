@@ -2,6 +2,7 @@
 
     python -m benchmarks.compile_report              # all of it, and benchmarks/compile_report.md
     python -m benchmarks.compile_report --targets sm_90 --head-dims 128 --dtypes bfloat16
+    python -m benchmarks.compile_report --launches   # only what would be compiled, in seconds
 
 The stages run as they do in use, on CPU tensors, with launches written down in place of executed:
 so what is compiled here is exactly what is launched elsewhere. The table holds what the assembler
@@ -20,6 +21,7 @@ from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from unittest.mock import patch
 
@@ -75,6 +77,12 @@ class Launch:
     kernel: str
     arguments: dict
     options: dict
+
+    @property
+    def tiles(self) -> str:
+        """Sizes of its tiles, by name."""
+        names = [name for name in _TILE_NAMES if name in self.arguments]
+        return ", ".join(f"{name} {self.arguments[name]}" for name in names)
 
 
 @dataclass(frozen=True)
@@ -156,13 +164,12 @@ def compile_launch(found: Launch, target_name: str, dtype: torch.dtype, head_dim
     binary = triton.compile(source, target=target, options=found.options)
     read = _read_amd if target.backend == "hip" else _read_nvidia
     text = binary.asm.get("ptx") or binary.asm["amdgcn"]
-    sizes = [f"{name} {found.arguments[name]}" for name in _TILE_NAMES if name in found.arguments]
     return Compiled(
         kernel=found.kernel,
         target=target_name,
         dtype=str(dtype).removeprefix("torch."),
         head_dim=head_dim,
-        tiles=", ".join(sizes),
+        tiles=found.tiles,
         stages=found.options["num_stages"],
         **read(binary, target_name),
         shared=binary.metadata.shared,
@@ -301,8 +308,16 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", choices=names, default=names)
     parser.add_argument("--head-dims", nargs="+", type=int, default=list(HEAD_DIMS))
     parser.add_argument("--out", type=Path, help="default: compile_report.md for a whole run")
+    parser.add_argument("--launches", action="store_true", help="compile nothing")
     args = parser.parse_args()
-    rows = report(args.targets, [getattr(torch, x) for x in args.dtypes], args.head_dims)
+    dtypes = [getattr(torch, x) for x in args.dtypes]
+    if args.launches:
+        for target, dtype, head_dim in product(args.targets, dtypes, args.head_dims):
+            for found in record_launches(dtype, head_dim, TARGETS[target]):
+                name, stages = str(dtype).removeprefix("torch."), found.options["num_stages"]
+                print(found.kernel, target, name, head_dim, found.tiles, stages, sep=" | ")
+        return
+    rows = report(args.targets, dtypes, args.head_dims)
     for row in rows:
         wrong = "  ".join(faults(row))
         print(*asdict(row).values(), wrong, sep="  ")

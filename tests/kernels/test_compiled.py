@@ -41,17 +41,20 @@ GOOD = Compiled(
 )
 
 
-@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
-def test_kernels_compile_without_spills_within_shared_memory(target):
-    """Common head sizes in bfloat16; the whole set is `python -m benchmarks.compile_report`."""
-    command = [sys.executable, "-m", "benchmarks.compile_report", "--targets", target]
-    done = subprocess.run(
-        [*command, "--dtypes", "bfloat16", "--head-dims", "64", "128"],
+def run_report(*options: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "benchmarks.compile_report", *options],
         cwd=ROOT,
         env={k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"},
         capture_output=True,
         text=True,
     )
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
+def test_kernels_compile_without_spills_within_shared_memory(target):
+    """Common head sizes in bfloat16; the whole set is `python -m benchmarks.compile_report`."""
+    done = run_report("--targets", target, "--dtypes", "bfloat16", "--head-dims", "64", "128")
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     # Stages 1 and 3 twice each: with and without a running maximum.
     assert len(done.stdout.splitlines()) == 2 * 7
@@ -88,16 +91,29 @@ ptxas info    : Used 128 registers, used 1 barriers, 24 bytes cumulative stack s
     assert read_assembler(quiet)["slowed"] == 0
 
 
-def test_the_committed_table_is_whole_and_without_fault():
+def committed_rows() -> list[Compiled]:
     lines = (ROOT / "benchmarks" / "compile_report.md").read_text().splitlines()
     table = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")]
     names = [name.replace(" ", "_") for name in table[0]]
     assert names == list(Compiled.__dataclass_fields__)
-    rows = [
+    return [
         Compiled(*(int(x) if x.isdigit() else x for x in entries))
         for entries in table[1:]
         if entries[0] != "---"
     ]
+
+
+def test_the_committed_table_is_of_the_launches_as_they_are():
+    done = run_report("--launches")
+    assert done.returncode == 0, done.stderr[-2000:]
+    launches = Counter(done.stdout.splitlines())
+    fields = ("kernel", "target", "dtype", "head_dim", "tiles", "stages")
+    rows = [" | ".join(str(getattr(row, name)) for name in fields) for row in committed_rows()]
+    assert Counter(rows) == launches, "run python -m benchmarks.compile_report"
+
+
+def test_the_committed_table_is_whole_and_without_fault():
+    rows = committed_rows()
     assert {row: faults(row) for row in rows if faults(row)} == {}
     # Seven launches for each: stages 1 and 3 twice, with and without a running maximum.
     names = [str(dtype).removeprefix("torch.") for dtype in DTYPES]
