@@ -174,6 +174,7 @@ def test_compare_takes_a_text_of_ones_own(tmp_path, capsys):
     asked = ["compare", *SMALL, "Dense", "--out", str(tmp_path / "out")]
     assert cli.main([*asked, "--text", str(tmp_path / "book.txt")]) == 0
     assert "bundled, book.txt, 300 tokens" in capsys.readouterr().out
+    assert set(pd.read_csv(tmp_path / "out" / "compare.csv")["text"]) == {"book.txt"}
 
 
 @pytest.mark.parametrize(

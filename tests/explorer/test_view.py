@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from anchor_ref import AnchorConfig, anchor_attention
 from anchor_ref.explorer import Window, look, prepare_head, select
 from anchor_ref.explorer import view as views
+from anchor_ref.lab import sampled_recall
 from anchor_ref.measure import density, recall
 from tests.explorer.test_prepare import SCALE, head, log_weights
 
@@ -52,6 +53,8 @@ def test_selection_is_that_of_the_method(prepared, step):
     assert found.recall == pytest.approx(
         float(recall(q, k, trace.stripes, config, SCALE).mean()), abs=0.05
     )
+    sample = sampled_recall(q, k, trace.stripes, config, views.RECALL_ROWS, SCALE)
+    assert found.recall == float(sample.mean), "of few rows, but at the head's own scale"
     assert 0 < sum(found.shares) < len(found.shares), "the test needs some stripes and not all"
     last = len(trace.stripes.keys(0, 0, len(found.groups) - 1))
     assert found.shares[-1] == last / len(found.groups[-1].candidates)
