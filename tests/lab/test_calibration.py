@@ -77,6 +77,15 @@ def test_the_smallest_threshold_that_reaches_the_recall_is_chosen(per):
     assert any(len(set(row)) > 1 for row in found.thetas.values()) == (per == "head")
 
 
+def test_each_prompt_of_a_batch_counts_as_a_text():
+    one, two, three = sample(1), sample(2), sample(3)
+    both = {part: torch.cat([getattr(one, part), getattr(two, part)]) for part in "qkv"}
+    together = mean_curves([{0: replace(one, **both)}, {0: three}], AnchorConfig(8, 2), GRID)
+    apart = mean_curves([{0: x} for x in (one, two, three)], AnchorConfig(8, 2), GRID)
+    torch.testing.assert_close(together.recall[0], apart.recall[0])
+    torch.testing.assert_close(together.density[0], apart.density[0])
+
+
 def test_what_no_threshold_reaches_gets_the_last_and_says_so():
     found = choose_thetas(mean_curves([{0: sample(1)}], AnchorConfig(8, 2), (-9.0, -8.0)), 0.9999)
     assert set(found.thetas[0]) == {-8.0}
@@ -94,6 +103,10 @@ def test_a_model_is_calibrated_on_strings_and_tokens_alike():
     assert found == calibrate(model, [tokens[0], tokens[1][0]], 0.9, config)
     captures = [capture_qkv(model, ids, dtype=torch.float32) for ids in tokens]
     assert found == choose_thetas(mean_curves(captures, config), 0.9)
+    few = (0.0, 4.0, 9.0)
+    asked = {"per": "layer", "thetas": few}
+    expected = choose_thetas(mean_curves(captures[:1], config, few), 0.9, "layer")
+    assert calibrate(model, tokens[:1], 0.9, config, **asked) == expected
     with pytest.raises(TypeError, match="tokenizer must be given for strings, and text 1 is one"):
         calibrate(model, [tokens[0], texts[1]], 0.9, config)
 

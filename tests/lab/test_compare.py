@@ -233,6 +233,16 @@ def test_a_run_goes_on_where_it_stopped_and_adds_what_is_asked_for(loaded, tmp_p
         run_comparison(*run, [1], [8])
 
 
+def test_rows_of_another_method_under_the_same_label_are_not_given(loaded, tmp_path):
+    model, tokenizer = loaded
+    results = Results(tmp_path, {})
+    (row,) = compare_layer(captured(layer=1), "Dense", [Dense()], [0])
+    results.add([row, row | {"method": "Other"}])
+    text = texts.read_text("document", tokenizer, 64)
+    frame = run_comparison(model, text, results, {"Dense": [Dense()]}, [1], [0])
+    assert frame["method"].tolist() == ["Dense"]
+
+
 def test_other_weights_are_other_settings(loaded):
     model, tokenizer = loaded
     text = texts.read_text("document", tokenizer, 64)

@@ -32,6 +32,13 @@ def exact(method, inputs):
     return sum(shares) / len(shares)
 
 
+def test_of_more_rows_the_middle_of_each_part_is_looked_at():
+    """The share that a window keeps falls from row to row: first rows would keep too much."""
+    n, window = 8192, 512
+    kept = sum(min(row + 1, window) for row in range(n)) / (n * (n + 1) / 2)
+    assert estimate_density(StreamingLLM(0, window), layers(n)) == pytest.approx(kept, rel=0.03)
+
+
 @settings(max_examples=8)
 @given(n=st.sampled_from([1, 100, 128, 300, 700]), k=st.integers(1, 200), seed=st.integers(0, 9))
 def test_the_estimate_is_exact_up_to_2048_tokens(n, k, seed):
