@@ -15,11 +15,21 @@ from anchor_ref.baselines import AnchorAttention, AnchorBlocks, evaluate
 from anchor_ref.lab import ablations
 from anchor_ref.lab.ablations import QUESTIONS, STEPS, ablate_layer, variants
 from anchor_ref.lab.equal import mean_curves
+from anchor_ref.regions import groups
 from benchmarks.ablations import table
 
 CONFIG = AnchorConfig(block_size=8, step=4, init_blocks=1)
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 N = 240  # seven groups and a half; step 32 has but one
+
+
+def test_half_blocks_leave_groups_and_regions_as_they_are():
+    config = AnchorConfig(16, 4, init_blocks=2, window_blocks=3)
+    for method in variants(config)["block"]["block 8"]:
+        halves = groups(method.config, 500, 500)
+        for whole, half in zip(groups(config, 500, 500), halves, strict=True):
+            assert (half.rows, half.init) == (whole.rows, whole.init)
+            assert half.candidates == whole.candidates
 
 
 @pytest.fixture(scope="module")
