@@ -1,5 +1,7 @@
 """Planted inputs: AnchorAttention at θ = 12 finds what was planted and nothing else."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -145,3 +147,9 @@ def test_positions_are_the_same_on_a_gpu():
 def test_bad_arguments_are_named(arguments, error, message):
     with pytest.raises(error, match=message):
         planted_stripes(**{"n": 64, **arguments})
+
+
+def test_each_head_draws_noise_of_its_own():
+    x = planted_stripes(300, q_heads=4, kv_heads=2)
+    for heads in (x.q[0], x.k[0], x.v[0]):
+        assert all((one != other).any() for one, other in pairwise(heads))
