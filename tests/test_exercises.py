@@ -69,6 +69,11 @@ def test_an_empty_stub_fails_and_its_solution_passes(name, stubs, solutions):
     assert solved.words.startswith("right")
 
 
+def without_ways(source: str) -> str:
+    """A cell's text but for the line that leads to the notebooks before and after."""
+    return "\n".join(line for line in source.splitlines() if not line.startswith("[← "))
+
+
 def test_solutions_are_the_exercises_filled_in():
     for name in NAMES:
         tasks, solved = (
@@ -78,7 +83,7 @@ def test_solutions_are_the_exercises_filled_in():
         assert [cell.cell_type for cell in tasks] == [cell.cell_type for cell in solved]
         for task, answer in list(zip(tasks, solved, strict=True))[2:]:
             if task.cell_type == "markdown":
-                assert task.source == answer.source
+                assert without_ways(task.source) == without_ways(answer.source)
                 continue
             signature = [line for line in task.source.splitlines() if line.startswith("def ")]
             assert signature
