@@ -110,13 +110,15 @@ def headers() -> list[Header]:
     return [read_header(path) for path in sorted(COURSE.glob("[0-9][0-9]_*.ipynb"))]
 
 
-def table(found: list[Header], folder: str) -> str:
+def table(found: list[Header], folder: str, questions: bool = True) -> str:
     """The course as a Markdown table; `folder` leads to the notebooks."""
-    lines = ["| notebook | question | time | memory |", "| --- | --- | --- | --- |"]
+    titles = ["notebook", *["question"] * questions, "time", "memory"]
+    lines = [f"| {' | '.join(titles)} |", "|" + " --- |" * len(titles)]
     for header in found:
         memory = header.rows["time"].partition(", ")[2].removesuffix(" of memory") or "–"
         link = f"[{header.title}]({folder}{header.path.as_posix()})"
-        lines.append(f"| {link} | {header.question} | {header.seconds} s | {memory} |")
+        cells = [link, *[header.question] * questions, f"{header.seconds} s", memory]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -240,7 +242,7 @@ def pages() -> dict[Path, str]:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     cells = list(_json("retrieval.json")["cells"].values())
     tables = {
-        "course": table(found, "notebooks/"),
+        "course": table(found, "notebooks/", questions=False),
         "speed": speed(_json("attention_h100.json")),
         "choice": choice(read_table(RESULTS / "compare.csv"), cells),
     }
