@@ -43,8 +43,9 @@ def anchor_attention(
         UnsupportedError: the kernels cannot run here or on these inputs; the message says why.
 
     Beside inputs and output a call holds 8 bytes a row and head; 4 bytes a stripe; and for a time
-    one bit a candidate, Nq² / (16 · group size) bytes a head: 16 MiB for 32 heads of 131 072
-    tokens, 1 GiB for those of a million. Up to `ROOM` candidates in all, the list gets a place for
+    the mean queries and anchors, 4 · (D + 1) bytes a block and head, and one bit a candidate,
+    Nq² / (16 · group size) bytes a head: 16 MiB each for 32 heads of 131 072 tokens of 128, 128
+    MiB and 1 GiB for those of a million. Up to `ROOM` candidates in all, the list gets a place for
     each, and the host does not wait for the device.
 
     The same inputs give the same bits in every run. NaN and Inf act as in `anchor_ref`, but for

@@ -129,7 +129,8 @@ def sparse_launch_for(
 
 
 def has_whole_rows(x: Tensor) -> bool:
-    """Does each row lie in one piece, on a boundary of 16 elements? Then it can be copied so."""
+    """Does each row lie in one piece, on a boundary of 16 bytes? Then it can be copied so."""
+    # Strides are in elements: multiples of 16 of them are multiples of 16 bytes in every dtype.
     return x.stride(-1) == 1 and all(n % 16 == 0 for n in (x.data_ptr(), *x.stride()[:-1]))
 
 

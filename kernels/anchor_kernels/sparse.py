@@ -65,7 +65,7 @@ def attend_stripes(
 
     Raises:
         TypeError, ValueError: see `anchor_ref.inputs.check_inputs` and `check_plan`; or `state`
-            does not fit q.
+            does not fit q, or `launch` does not fit the tensors.
         UnsupportedError: the kernels cannot run here or on these inputs; the message says why.
     """
     scale = check_call(q, k, v, scale, cu_seqlens)
@@ -94,7 +94,13 @@ def continue_softmax(
 
     It may be `state.out`: tiles are read, then written.
     """
-    launch = launch or sparse_launch(q, k, v, state.out, out)
+    shipped = sparse_launch(q, k, v, state.out, out)
+    if isinstance(launch, HopperLaunch) and not isinstance(shipped, HopperLaunch):
+        raise ValueError(
+            "launch must be an AttentionLaunch but on a Hopper GPU with half-precision heads of "
+            f"64 or 128 whose rows lie in one piece, got {launch}"
+        )
+    launch = launch or shipped
     tables = make_tables(config, q.shape[2], k.shape[2], cu_seqlens, q.device)
     tiles = triton.cdiv(tables.longest, launch.block_m)
     if isinstance(launch, HopperLaunch):  # a program takes several, the last maybe empty ones

@@ -35,7 +35,7 @@ class Tables:
         n_groups: G.
         n_blocks: number of query blocks in all groups.
         longest: rows of the longest group.
-        groups: `[G, 10]` int32, one `Group` a row; columns as named above.
+        groups: `[G, 8]` int32, one `Group` a row; columns as named above.
         blocks: `[n_blocks, 2]` int32: first row of each query block and the row after its last.
         candidates: the candidates of each group, on the host.
     """

@@ -199,3 +199,15 @@ def test_launches_that_would_miss_rows_or_keys_are_refused():
             SelectLaunch(rows, 64, 4096, 4, 2)
     with pytest.raises(ValueError, match="again must have block_m = 64"):
         HopperLaunch(64, 4, 128, 152, 56, AttentionLaunch(128, 32, 4, 2))
+
+
+def test_a_launch_for_hopper_is_refused_where_it_would_read_wrong_rows():
+    config = AnchorConfig(16, 2)
+    case = random_case(70, 70, (1, 2, 1), 64, config)  # float32, anywhere
+    state = anchor_kernels.compute_anchor(case.q, case.k, case.v, config)
+    stripes = anchor_kernels.identify_stripes(case.q, case.k, state.max, config)
+    launch = HopperLaunch(64, 4, 128, 152, 56, AttentionLaunch(64, 32, 4, 2))
+    with pytest.raises(ValueError, match="launch must be an AttentionLaunch but on a Hopper GPU"):
+        anchor_kernels.attend_stripes(
+            case.q, case.k, case.v, state, stripes, config, launch=launch
+        )
