@@ -125,8 +125,9 @@ def why(cells: Sequence[dict], answers: dict[int, Answers]) -> list[str]:
         verdict(
             "ConstantThreshold",
             "the same pooled scores, compared with one constant instead of the mean anchor",
-            "It is the mean anchor that hides them: a mean of maxima, which stays high where rows "
-            "look at different keys, while the score of their mean query is low for each key.",
+            "So averaging the anchors is a large part of it (the first line replaced their values "
+            "and averaged them all the same): a mean of maxima stays high where rows look at "
+            "different keys, while the score of their mean query is low for each key.",
             "The pooled scores alone do not tell.",
         ),
     ]

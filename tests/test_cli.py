@@ -189,6 +189,7 @@ def test_compare_takes_a_text_of_ones_own(tmp_path, capsys):
         (["--text", "nowhere.txt"], "No such file or directory: 'nowhere.txt'"),
         (["--device", "abacus"], "device must be one that PyTorch has here, got 'abacus'"),
         (["--model", "./nowhere"], "model must be 'bundled', a folder"),
+        (["--length", "100"], "text must have more tokens than a group, 128, got 100"),
     ],
 )
 def test_compare_refuses_in_one_line(tmp_path, capsys, more, message):

@@ -37,7 +37,7 @@ METHODS = {  # of the table of choices
     "SpargeAttention": "SpargeAttn's selection",
     "FlashPrefill": "FlashPrefill",
     "StreamingLLM": "StreamingLLM",
-    "StripeOracle": "*the best stripes, known from all scores*",
+    "StripeOracle": "*oracle: stripes by their true mass, one share for all heads*",
 }
 HALF, RECALL, ASKED_TOKENS = 0.5, 0.95, 8192
 SECONDS = re.compile(r"(\d+) s on two CPU cores")
@@ -196,7 +196,8 @@ def choice(frame, cells: list[dict]) -> str:
         "([benchmarks/compare.md](benchmarks/compare.md)). Answers: numbers hidden in "
         f"{spaced(ASKED_TOKENS)} tokens and asked for, 95 % interval; dense attention finds "
         f"{dense} ([benchmarks/retrieval.md](benchmarks/retrieval.md), which also shows why). "
-        "Recall alone does not tell who answers."
+        "Recall alone does not tell who answers. The oracle is the best at its own rule; a "
+        "difference test lets heads differ more, and can need fewer pairs."
     )
     return "\n".join([*lines, "", about, ""])
 

@@ -55,6 +55,11 @@ def run(options: argparse.Namespace) -> int:
     sweeps(options.methods)  # a wrong name is refused before anything is loaded
     model, _, text = common.load_input(options)
     group = group_for(text.tokens.shape[1]) if options.group is None else options.group
+    if text.tokens.shape[1] <= group:
+        raise ValueError(
+            f"text must have more tokens than a group, {group}, got {text.tokens.shape[1]}: "
+            "one group is dense with any threshold"
+        )
     chosen = sweeps(options.methods, group)
     heads = chosen_heads(options.heads, model.config.get_text_config())
     results = Results(options.out, describe_run(model, options.model, text, group))
