@@ -143,7 +143,7 @@ def test_findings_follow_the_numbers(better):
         else:
             assert (f"{subject} {cleared}" in line) == (row == better)
     line = next(line for line in said.splitlines() if "(`ConstantThreshold`)" in line)
-    assert ("mean anchor that hides them" in line) == (better == "ConstantThreshold")
+    assert ("averaging the anchors" in line) == (better == "ConstantThreshold")
 
 
 def test_the_length_with_the_most_rows_is_told_about():
