@@ -41,8 +41,8 @@ class Measurement:
         recall: of every row, `[B, Hq, Nq]`, in [0, 1].
         density: of every head, `[B, Hq]`, in (0, 1].
         executed_density: `[B, Hq]`; above `density`, since tiles are computed whole.
-        identification_cost: `[B, Hq]`, half of the pairs scored to choose, as a share of all causal
-            pairs.
+        identification_cost: `[B, Hq]`, half of the pairs scored to choose, as a share of all
+            causal pairs.
         output_error: `[B, Hq]`, relative L2 distance to dense attention, rounding of the output to
             q's dtype included.
         seconds: wall time of the AnchorAttention call.
