@@ -7,20 +7,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.models.llama.modeling_llama import LlamaAttention
 
 from anchor_ref.activations.interface import replaced_attention
+from tests.tiny_llama import LLAMA, SPECIAL_TOKENS
 
-SIZES = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "initializer_range": 0.5,
-}
+SIZES = {**LLAMA, **SPECIAL_TOKENS, "initializer_range": 0.5}
 IDS = torch.arange(3, 43).reshape(2, 20)
 MASK = (torch.arange(20) >= torch.tensor([[0], [6]])).long()
 

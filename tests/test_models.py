@@ -9,16 +9,9 @@ import transformers
 
 from anchor_ref.activations import bundled_model_path, capture_qkv, load_bundled
 from anchor_ref.activations.models import load_model
+from tests.tiny_llama import LLAMA
 
-SIZES = {
-    "vocab_size": 4096,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-}
+SIZES = {**LLAMA, "vocab_size": 4096}
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 
 

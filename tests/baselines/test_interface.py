@@ -10,17 +10,9 @@ from anchor_ref import AnchorConfig, anchor_attention
 from anchor_ref.activations import capture_qkv
 from anchor_ref.baselines import AnchorAttention, Dense, DifferenceOracle, StreamingLLM
 from anchor_ref.baselines.interface import attend, method_attention
+from tests.tiny_llama import LLAMA
 
-SIZES = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "initializer_range": 0.5,
-}
+SIZES = {**LLAMA, "initializer_range": 0.5}
 IDS = torch.arange(3, 63).repeat(2, 3)[:, :170]  # two blocks of query rows
 
 

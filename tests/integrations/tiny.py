@@ -3,6 +3,8 @@
 import torch
 import transformers
 
+from tests.tiny_llama import LLAMA, SPECIAL_TOKENS
+
 # Groups of 32 tokens, so that a prompt of 100 has three and a ragged last one.
 SIZES = {"block_size": 16, "step": 2}
 N = 100
@@ -13,16 +15,8 @@ THETA = 4.0  # keeps about half of what the regions leave
 ROUNDING = 8 * 2.0**-23
 
 COMMON = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
+    **LLAMA,
+    **SPECIAL_TOKENS,
     "initializer_range": 0.15,
     "max_position_embeddings": 512,
 }
