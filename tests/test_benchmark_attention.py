@@ -317,7 +317,6 @@ def test_captures_are_named_by_file_and_layer_files_by_their_folder(tmp_path):
 
 
 def test_the_bundled_models_layers_are_inputs_at_both_lengths(monkeypatch):
-    pytest.importorskip("transformers")
     monkeypatch.setattr(bench, "BUNDLED_LENGTHS", [100, 300])
     found = bench.find_captures(["bundled"], device="cpu")
     assert list(found) == [("bundled", layer, n) for n in (100, 300) for layer in range(8)]

@@ -206,7 +206,7 @@ def test_stages_one_after_the_other_are_the_end_to_end_result():
 
 @pytest.mark.filterwarnings("ignore:(overflow|invalid value|divide by zero):RuntimeWarning")
 def test_the_kernels_stages_are_those_of_the_whole_call():
-    pytest.importorskip("triton")
+    pytest.importorskip("triton", reason="Triton has wheels for Linux only")
     case = small_case(100, AnchorConfig(16, 2))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     q, k, v = (x.to(device) for x in (case.q, case.k, case.v))

@@ -3,6 +3,7 @@
 import io
 
 import nbformat
+import pandas
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
@@ -107,7 +108,6 @@ def test_tables_go_between_their_marks():
 
 
 def test_choices_are_those_measured():
-    pandas = pytest.importorskip("pandas")
     measures = ("recall_mean", "recall_p10", "recall_min", "executed_density", "output_error")
     rows, cells = [], []
     for number, method in enumerate(front_page.METHODS):
