@@ -22,7 +22,6 @@ Dense methods and FlexAttention end at stated lengths, and other densities than 
 
 import argparse
 import json
-import os
 import shlex
 import sys
 import time
@@ -44,6 +43,7 @@ from anchor_ref.activations import (
     planted_stripes,
 )
 from anchor_ref.config import AnchorConfig
+from anchor_ref.lab.results import write_whole
 from benchmarks.attention_measure import (
     CudaInstruments,
     attempt,
@@ -274,9 +274,7 @@ def write(results: dict, path: Path) -> None:
     """Replace the file in one step: a run that is cut off leaves the last whole one."""
     cells = ",\n".join("  " + json.dumps(cell) for cell in results["cells"])
     runs = ",\n".join("  " + json.dumps(run) for run in results["runs"])
-    fresh = path.with_name(path.name + ".part")
-    fresh.write_text(f'{{\n "runs": [\n{runs}\n ],\n "cells": [\n{cells}\n ]\n}}\n')
-    os.replace(fresh, path)
+    write_whole(path, f'{{\n "runs": [\n{runs}\n ],\n "cells": [\n{cells}\n ]\n}}\n')
 
 
 def main(arguments: list[str] | None = None) -> int:

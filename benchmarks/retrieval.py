@@ -37,6 +37,7 @@ from anchor_ref.activations import Captured, bundled_model_path, capture_qkv, lo
 from anchor_ref.baselines import METHODS, AnchorAttention, Method
 from anchor_ref.lab.matching import match_density
 from anchor_ref.lab.prompts import TASKS, Prompt, make_retrieval
+from anchor_ref.lab.results import write_whole
 from anchor_ref.lab.retrieval import retrieval_accuracy
 from benchmarks.retrieval_report import draw, table
 
@@ -229,10 +230,8 @@ def resume(path: Path, wanted: dict) -> dict:
 
 
 def save(results: dict, path: Path) -> None:
-    """Write the results so that an interruption leaves the old file or the new one."""
-    new = path.with_suffix(".new")
-    new.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-    new.replace(path)
+    """Write the results as JSON, whole or not at all."""
+    write_whole(path, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
 
 
 def main() -> None:
