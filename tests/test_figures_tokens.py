@@ -108,8 +108,9 @@ def test_show_keeps_the_colours_of_a_map():
     noise = torch.randn(80, 80, generator=torch.Generator().manual_seed(5))
     figure.colorbar(ax.imshow(noise.numpy(), cmap=style.MAGNITUDE))
     drawn = BytesIO()
-    figure.savefig(BytesIO(), format="png")  # the layout settles with the first drawing
-    figure.savefig(drawn, format="png")
+    fine = style.SHARPNESS * figure.dpi
+    figure.savefig(BytesIO(), format="png", dpi=fine)  # the layout settles with the first drawing
+    figure.savefig(drawn, format="png", dpi=fine)
     with capture_output() as captured:
         style.show(figure, "Noise.")
     shown = BytesIO(b64decode(captured.outputs[0].data["image/png"]))
@@ -118,13 +119,15 @@ def test_show_keeps_the_colours_of_a_map():
     assert len(shown.getvalue()) < len(drawn.getvalue()) / 2
 
 
-def test_show_gives_the_picture_an_alternative_text_and_closes_it():
+def test_show_gives_the_picture_an_alternative_text_and_its_width_and_closes_it():
     InteractiveShell.instance()
-    figure = plt.figure()
+    figure = plt.figure(figsize=(3, 2), dpi=100)
     with capture_output() as captured:
         style.show(figure, "A white square.")
     (output,) = captured.outputs
-    assert output.metadata == {"image/png": {"alt": "A white square."}}
+    assert output.metadata == {"image/png": {"alt": "A white square.", "width": 300}}
+    picture = Image.open(BytesIO(b64decode(output.data["image/png"])))
+    assert picture.size == (300 * style.SHARPNESS, 200 * style.SHARPNESS)
     assert output.data["text/plain"] == "A white square."
     assert not plt.fignum_exists(figure.number)
     with pytest.raises(ValueError, match="alt must say"):

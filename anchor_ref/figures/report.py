@@ -121,12 +121,3 @@ def data_far_keys(keys: Sequence, words: Sequence[str], reach: int = 4) -> list[
         }
         for far in keys
     ]
-
-
-def show(figure, says: str) -> None:
-    """Display a pyplot figure once, with the words for those who cannot see it."""
-    from IPython.display import display
-    from matplotlib import pyplot as plt
-
-    display(figure, metadata={"image/png": {"alt": says}})
-    plt.close(figure)

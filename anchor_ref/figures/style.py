@@ -9,6 +9,8 @@ INK = "#1A1A1A"
 ACCENT = "#0072B2"
 MAGNITUDE = "cividis"
 
+SHARPNESS = 2
+
 
 def use_style() -> None:
     """Set matplotlib's defaults for the course: white paper, few lines, 100 dots an inch."""
@@ -41,7 +43,9 @@ def show(figure, alt: str) -> None:
     """Show a figure in a notebook, with words for those who cannot see it, and close it.
 
     The words are the picture's alternative text in the output's metadata, where nbconvert looks
-    for it, and the output's plain text, which is what a terminal shows and nbval compares.
+    for it, and the output's plain text, which is what a terminal shows and nbval compares. The
+    picture has `SHARPNESS` dots for each dot of the figure, and the metadata the width at which
+    it is meant: sharp on fine screens, and when a phone's reader enlarges it.
 
     Args:
         figure: a matplotlib figure.
@@ -60,7 +64,7 @@ def show(figure, alt: str) -> None:
     if not alt.strip():
         raise ValueError(f"alt must say what the figure shows, got {alt!r}")
     drawn, picture = BytesIO(), BytesIO()
-    figure.savefig(drawn, format="png")
+    figure.savefig(drawn, format="png", dpi=SHARPNESS * figure.dpi)
     plt.close(figure)
     # 256 colours, a third of the bytes: notebooks are kept in git and read over networks.
     # Of Pillow's methods this one moves colours the least: by 5 of 255 at most on a map.
@@ -71,4 +75,5 @@ def show(figure, alt: str) -> None:
     )
     small.save(picture, format="png", optimize=True)
     bundle = {"image/png": b64encode(picture.getvalue()).decode(), "text/plain": alt}
-    display(bundle, metadata={"image/png": {"alt": alt}}, raw=True)
+    meant = {"alt": alt, "width": round(figure.get_figwidth() * figure.dpi)}
+    display(bundle, metadata={"image/png": meant}, raw=True)

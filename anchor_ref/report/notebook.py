@@ -5,7 +5,6 @@ from anchor_ref.report.cost import Rates
 SETUP = """
 from IPython.display import HTML, display
 from matplotlib import pyplot as plt
-from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 from anchor_ref import AnchorConfig
 from anchor_ref.explorer import Window, look, prepare_head, select
@@ -13,7 +12,6 @@ from anchor_ref.figures import explorer, report, stages, style
 from anchor_ref.report import results as found
 from anchor_ref.report import tables
 
-set_matplotlib_formats("retina")
 style.use_style()
 results = found.load_results(FOLDER)
 config = AnchorConfig(theta=THETA)
@@ -28,7 +26,7 @@ for what in ("density", "recall"):
     report.draw_overview(report.data_overview(results, THETA, what), ax)
     ax.set_title(f"Which heads need how much? {what.capitalize()}")
     style.caption(figure, f"{where}, θ = {THETA:g}; mean over all rows of a head.")
-    report.show(figure, f"{what} of each head by layer at θ = {THETA:g}")
+    style.show(figure, f"{what} of each head by layer at θ = {THETA:g}")
 """
 
 THETAS = """
@@ -36,12 +34,12 @@ figure, ax = plt.subplots(figsize=(4.6, 3.9))
 report.draw_thetas(report.data_thetas(results), THETA, TARGET, ax)
 ax.set_title("What does θ buy, and what does it cost?")
 style.caption(figure, f"{where}; means over {len(rows)} heads, exact over all rows.")
-report.show(figure, "recall and density against θ")
+style.show(figure, "recall and density against θ")
 figure, ax = plt.subplots(figsize=(4.6, 3.9))
 stages.draw_heads(stages.data_heads(rows), ax)
 ax.set_title("Which heads can do with less?")
 style.caption(figure, f"{where}, θ = {THETA:g}; each point is a head.")
-report.show(figure, f"recall against density of each head at θ = {THETA:g}")
+style.show(figure, f"recall against density of each head at θ = {THETA:g}")
 display(HTML(tables.theta_table(results, THETA, RATES)))
 """
 
@@ -68,7 +66,7 @@ for row in found.heads_to_draw(results, THETA, SHOWN):
             figure, f"Density {row['density']:.2f}, recall {row['recall']:.3f}; "
             f"{view.cell} x {view.cell} pairs to a cell."
         )
-        report.show(figure, f"attention map of {title.lower()}, {note}")
+        style.show(figure, f"attention map of {title.lower()}, {note}")
     kept = set(selection.stripes.keys(0, 0, selection.groups.index(group)).tolist())
     display(HTML(tables.far_keys_table(report.data_far_keys(far, words), kept)))
 """
@@ -76,7 +74,7 @@ for row in found.heads_to_draw(results, THETA, SHOWN):
 SCALE = """
 figure, ax = plt.subplots(figsize=(4.6, 0.85))
 explorer.draw_scale(ax)
-report.show(figure, "computed cells run from blue to yellow, skipped ones from white to red")
+style.show(figure, "computed cells run from blue to yellow, skipped ones from white to red")
 """
 
 MADE = "display(HTML(tables.settings_table(results, RATES)))"
