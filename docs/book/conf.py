@@ -36,6 +36,7 @@ extensions = ["myst_nb"]
 nb_execution_mode = "off"  # what is shown is what is committed
 nb_ipywidgets_js = {}  # would be loaded from a delivery network
 nb_merge_streams = True
+highlight_language = "none"  # a block that names no language is a command or what it printed
 myst_enable_extensions = ["amsmath", "dollarmath"]
 myst_heading_anchors = 4
 suppress_warnings = ["mystnb.unknown_mime_type"]  # the table that `make tour` reads
@@ -47,10 +48,12 @@ html_css_files = ["book.css"]
 html_math_renderer = "mathml"
 html_copy_source = False
 html_show_sourcelink = False
+html_use_index = False
 html_theme_options = {
     "home_page_in_toc": True,
     "navbar_persistent": [],  # the search field is beside the contents already
     "show_toc_level": 2,
+    "footer_content_items": "copyright",  # the author is the same
     "use_download_button": False,
     "use_fullscreen_button": False,
     "use_source_button": False,
@@ -93,21 +96,30 @@ def unlink_folders(app, doctree) -> None:
 
 
 def describe_figures(app, doctree) -> None:
-    """Give figures their alternative text, which myst-nb leaves in the notebook.
+    """Give figures their alternative text and their width, which myst-nb leaves in the notebook.
 
     It names a figure's file by the SHA-256 of its bytes: so the two are brought together.
     """
     source = Path(doctree["source"])
     if source.suffix != ".ipynb":
         return
-    words = {}
+    told = {}
     for cell in nbformat.read(source, as_version=4).cells:
         for output in cell.get("outputs", []):
-            if alt := output.get("metadata", {}).get("image/png", {}).get("alt"):
-                words[sha256(b64decode(output.data["image/png"])).hexdigest()] = alt
+            if meant := output.get("metadata", {}).get("image/png"):
+                told[sha256(b64decode(output.data["image/png"])).hexdigest()] = meant
     for figure in doctree.findall(image):
-        if (name := Path(figure["uri"]).stem) in words:
-            figure["alt"] = words[name]
+        meant = told.get(Path(figure["uri"]).stem, {})
+        if "alt" in meant:
+            figure["alt"] = meant["alt"]
+        if "width" in meant:
+            figure["width"] = f"{meant['width']}px"
+
+
+def title_once(app, pagename: str, templatename: str, context: dict, doctree) -> None:
+    """The title of each page ends with that of the site; the front page's is the same."""
+    if pagename == root_doc:
+        context["docstitle"] = ""
 
 
 def write_index(app, exception) -> None:
@@ -131,6 +143,7 @@ def setup(app) -> None:
     app.connect("source-read", add_contents)
     app.connect("doctree-read", unlink_folders)
     app.connect("doctree-read", describe_figures)
+    app.connect("html-page-context", title_once)
     app.connect("build-finished", write_index)
     app.add_html_math_renderer(
         "mathml",
