@@ -28,7 +28,9 @@ TEMPLATE = """
 {%- endblock -%}
 {%- block extra_css -%}
 <style>
-math { font-family: "Latin Modern Math", "STIX Two Math", "Cambria Math", math; }
+/* Only a font that has a table for mathematics places indices well; each system has one of these. */
+math { font-family: "Latin Modern Math", "STIX Two Math", "Cambria Math", "Libertinus Math",
+  "TeX Gyre Termes Math", "DejaVu Math TeX Gyre", "Noto Sans Math", math; }
 math[display="block"] { margin: 1em 0; font-size: 1.15em; }
 /* Browsers follow MathML Core, which knows no mathvariant but normal. */
 math [mathvariant^="bold"] { font-weight: bold; }

@@ -33,6 +33,11 @@ main { padding: 0 1rem 4rem; }
   .jp-Cell, .jp-RenderedMarkdown, .jp-RenderedHTML { padding-left: 0 !important;
     padding-right: 0 !important; }
 }
+@media print {
+  main :is(.jp-OutputArea-child:has(img), .jp-RenderedImage) { display: block; flex-basis: 14em; }
+  .jp-OutputArea-child:has(img), .cards, tr { break-inside: avoid; }
+  :is(h1, h2) { break-after: avoid; }
+}
 """
 
 
