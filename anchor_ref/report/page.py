@@ -28,7 +28,7 @@ TEMPLATE = """
 {%- endblock -%}
 {%- block extra_css -%}
 <style>
-/* Only a font that has a table for mathematics places indices well; each system has one of these. */
+/* Only a font that has a table for mathematics places indices well; each system has one. */
 math { font-family: "Latin Modern Math", "STIX Two Math", "Cambria Math", "Libertinus Math",
   "TeX Gyre Termes Math", "DejaVu Math TeX Gyre", "Noto Sans Math", math; }
 math[display="block"] { margin: 1em 0; font-size: 1.15em; }
