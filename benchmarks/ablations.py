@@ -73,6 +73,8 @@ def table(results: dict) -> str:
     lines = [
         "# The paper's ablations on the bundled model",
         "",
+        f"![{in_words(means)}](ablations.png)",
+        "",
         f"Made by `python -m benchmarks.ablations` on {results['date']} with torch "
         f"{results['torch']}: made-up prose of {results['n']} tokens, layers "
         f"{', '.join(map(str, LAYERS))}, heads {' and '.join(map(str, HEADS))}; blocks of "
@@ -106,6 +108,25 @@ def table(results: dict) -> str:
     for theta, recall, p10, density in figures.data_theta(means):
         lines.append(f"| {theta:g} | {recall:.4f} | {p10:.4f} | {density:.3f} |")
     return "\n".join([*lines, "", "## How to read it", "", REMARKS])
+
+
+def in_words(means) -> str:
+    """What the picture shows, for those who cannot see it."""
+    panels = []
+    for ablation, ours in OURS.items():
+        found = at_equal(means[means["ablation"] == ablation], "density", DENSITY)
+        said = ", ".join(
+            f"{name} {'–' if recall != recall else f'{recall:.2f}'}"
+            for name, recall in found.items()
+        )
+        panels.append(f"{QUESTIONS[ablation]} {said}; ours is {ours}.")
+    points = figures.data_theta(means)
+    (least, low, _, few), (most, high, _, many) = points[0], points[-1]
+    return (
+        f"Recall over density, a panel for each ablation; here the recall at density {DENSITY:g}. "
+        f"{' '.join(panels)} The sixth panel is over θ: from {least:g} to {most:g} the mean "
+        f"recall rises from {low:.2f} to {high:.2f} and the density from {few:.2f} to {many:.2f}."
+    )
 
 
 def frame_of(results: dict):

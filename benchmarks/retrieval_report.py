@@ -22,6 +22,8 @@ def table(results: dict) -> str:
     lines = [
         "# Does the bundled model still answer when a method chooses its keys?",
         "",
+        f"![{in_words(answers)}](retrieval.png)",
+        "",
         f"Made by `python -m benchmarks.retrieval` on {results['date']}, {settings['device']}, "
         f"torch {settings['torch']}, transformers {settings['transformers']}, float32. Seeds, "
         "settings and every count: `retrieval.json`. Tasks: `anchor_ref/lab/prompts.py`; methods: "
@@ -49,6 +51,29 @@ def table(results: dict) -> str:
         lines += ["", f"By task, at {length} tokens:", ""]
         lines += tasks_table(cells, answers[length], length, density)
     return "\n".join(lines) + "\n"
+
+
+def in_words(answers: dict[int, Answers]) -> str:
+    """What the picture shows, for those who cannot see it."""
+    length, rows = pictured(answers)
+    most = [f"{name}: {round(100 * best_of(row))}" for name, row in rows.items()]
+    return (
+        f"Who still answers at {length} tokens: the percentage of answers that each method finds, "
+        f"with its interval, at the better of its densities: {'; '.join(most)}. Beside it the "
+        "same by task, for each density."
+    )
+
+
+def pictured(answers: dict[int, Answers]) -> tuple[int, Answers]:
+    """The length that the picture is about, and its rows, those that find most first."""
+    length = fullest(answers, densities(answers)[-1])
+    rows = answers[length]
+    return length, {name: rows[name] for name in sorted(rows, key=lambda n: -best_of(rows[n]))}
+
+
+def best_of(row: dict[float | None, Found]) -> float:
+    """Share of the answers at the density where most are found."""
+    return max(share for share, *_ in row.values())
 
 
 def densities(answers: dict[int, Answers]) -> list[float]:
@@ -238,9 +263,7 @@ def draw(results: dict, path: Path) -> None:
     lengths = {cell["length"] for cell in cells}
     answers = {length: figures.data_answers(cells, length) for length in sorted(lengths)}
     all_densities = densities(answers)
-    length = fullest(answers, all_densities[-1])
-    best = sorted(answers[length].items(), key=lambda item: -max(f[0] for f in item[1].values()))
-    rows = dict(best)
+    length, rows = pictured(answers)
     figure, axes = plt.subplots(
         1, 1 + len(all_densities), figsize=(11, 6.4), width_ratios=[2, *[1] * len(all_densities)]
     )
