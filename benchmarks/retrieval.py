@@ -62,16 +62,17 @@ ROWS = (DENSE, *PEERS, *OWN, *VARIANTS, *ORACLES)
 
 UNPOOLED = tuple(row for row in ROWS if row not in POOLED)
 ASKED = ("multi-key", "multi-query", "variable", "key-value")
-FEW = (*UNMATCHED, "VerticalSlash", "FlexPrefill", "AnchorAttention", "DifferenceOracle")
+FEW = (*UNMATCHED, *PEERS, "AnchorAttention", "ConstantThreshold")
+FEW = (*FEW, "DifferenceOracle", "BlockTopCdf", "StripeOracle")
 
-# length: (prompts a cell, rows, tasks, densities); a quarter of an hour of an H100. For means of
+# length: (prompts a cell, rows, tasks, densities); some twenty minutes of an H100. For means of
 # few queries the reference takes as many steps as there are means: they are asked up to 2048.
 PLAN = {
     1024: (50, ROWS, tuple(TASKS), (HALF,)),
     2048: (50, ROWS, tuple(TASKS), (HALF, MORE)),
     4096: (32, UNPOOLED, (*ASKED, "multi-value", "variables"), (HALF, MORE)),
     8192: (20, UNPOOLED, ASKED[1:], (HALF,)),
-    16384: (8, FEW, ("multi-query",), (HALF,)),
+    16384: (16, FEW, ("multi-query", "variable"), (HALF,)),
 }
 
 

@@ -166,4 +166,4 @@ def test_the_committed_table_is_that_of_the_committed_numbers():
     results = json.loads((BENCHMARKS / "ablations.json").read_text())
     assert (BENCHMARKS / "ablations.md").read_text() == table(results)
     found = {(row["ablation"], row["method"]) for row in results["means"]}
-    assert found == {(a, v) for a, sweeps in variants(AnchorConfig(32)).items() for v in sweeps}
+    assert found == {(a, v) for a, sweeps in variants(AnchorConfig()).items() for v in sweeps}
