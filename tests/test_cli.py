@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from anchor_ref import cli
-from anchor_ref.activations import load_bundled
+from anchor_ref.activations import capture_qkv, load_bundled
 from anchor_ref.commands import common, compare
 from anchor_ref.lab.texts import read_text
 
@@ -135,7 +136,7 @@ def test_compare_writes_a_table_a_figure_and_what_they_were_made_from(
     assert settings["group_size"] == 128
     # Nothing is left to do: the same command shows the same without running the model.
     before = (tmp_path / "compare.csv").read_text()
-    monkeypatch.setattr("anchor_ref.lab.runs.capture_qkv", None)
+    monkeypatch.setattr("anchor_ref.lab.sources.capture_qkv", None)
     assert cli.main(asked) == 0
     assert capsys.readouterr().out == shown
     assert (tmp_path / "compare.csv").read_text() == before
@@ -162,9 +163,10 @@ def test_compare_hands_on_what_it_was_asked_for(tmp_path, monkeypatch, more, gro
     asked = "compare --length 300 --layers 1 2 --heads 0 5 --methods AnchorAttention --seed 4"
     asked = [*asked.split(), "--dtype", "bfloat16", "--out", str(tmp_path), *more]
     assert cli.main(asked) == 2
-    model, text, results, chosen, layers, heads, _ = seen
-    assert (model.dtype, layers, heads) == (torch.bfloat16, [1, 2], [0, 5])
-    assert text.sha256 == read_text("document", load_bundled()[1], 300, 4).sha256
+    source, results, chosen, layers, heads, _ = seen
+    assert (source.about["dtype"], layers, heads) == ("bfloat16", [1, 2], [0, 5])
+    text = read_text("document", load_bundled()[1], 300, 4)
+    assert source.about["text_sha256"] == text.sha256
     assert results.folder == tmp_path
     assert {method.config.group_size for method in chosen["AnchorAttention"]} == {group}
 
@@ -189,7 +191,7 @@ def test_compare_takes_a_text_of_ones_own(tmp_path, capsys):
         (["--text", "nowhere.txt"], "No such file or directory: 'nowhere.txt'"),
         (["--device", "abacus"], "device must be one that PyTorch has here, got 'abacus'"),
         (["--model", "./nowhere"], "model must be 'bundled', a folder"),
-        (["--length", "100"], "text must have more tokens than a group, 128, got 100"),
+        (["--length", "100"], "prompt must have more tokens than a group, 128, got 100"),
     ],
 )
 def test_compare_refuses_in_one_line(tmp_path, capsys, more, message):
@@ -199,12 +201,127 @@ def test_compare_refuses_in_one_line(tmp_path, capsys, more, message):
     assert message in line
 
 
+@pytest.fixture
+def capture(tmp_path):
+    tokens = read_text("document", load_bundled()[1], 300).tokens
+    capture_qkv(load_bundled()[0], tokens, [1], dtype=None, save_to=tmp_path / "mine")
+    return str(tmp_path / "mine")
+
+
+def test_compare_takes_a_saved_capture(tmp_path, capsys, capture):
+    for name, more in (("model", []), ("capture", ["--capture", capture])):
+        asked = ["compare", *SMALL, "StreamingLLM", "AnchorAttention", *more]
+        assert cli.main([*asked, "--out", str(tmp_path / name)]) == 0
+    shown = capsys.readouterr().out
+    assert "capture mine, 300 tokens, groups of 128, 1 heads" in shown
+    model, saved = (pd.read_csv(tmp_path / x / "compare.csv") for x in ("model", "capture"))
+    assert set(saved["text"]) == {"mine"}
+    pd.testing.assert_frame_equal(model.drop(columns="text"), saved.drop(columns="text"))
+
+
+def test_compare_plants_stripes(tmp_path, capsys, monkeypatch):
+    from anchor_ref.figures import compare as figures
+
+    notes = []
+    draw = figures.comparison_figure
+    monkeypatch.setattr(
+        figures, "comparison_figure", lambda *given: notes.append(given[-1]) or draw(*given)
+    )
+    asked = ["compare", "--planted", "--length", "600", "--methods", "AnchorAttention", "Dense"]
+    asked += ["--out", str(tmp_path)]
+    assert cli.main(asked) == 0
+    said = "planted stripes, 0.03 of the keys, seed 0, 600 tokens, groups of 128, 2 heads"
+    assert f"{said}. Mean recall where" in capsys.readouterr().out
+    assert notes == [said]
+    table = pd.read_csv(tmp_path / "compare.csv")
+    assert sorted(set(table["head"])) == [0, 4]  # the first of each key head
+    for more in (["--seed", "1"], ["--planted", "0.05"]):
+        assert cli.main([*asked, *more]) == 2
+        assert "holds results made with planted {'density': 0.03" in capsys.readouterr().err
+
+
+def test_compare_hands_on_what_a_capture_or_planted_stripes_are_asked_for(monkeypatch):
+    seen = []
+
+    def stop(*given):
+        seen.append(given)
+        raise ValueError("seen enough")
+
+    monkeypatch.setattr("anchor_ref.lab.sources.saved_capture", stop)
+    monkeypatch.setattr("anchor_ref.lab.sources.planted", stop)
+    more = ["--length", "500", "--device", "cuda:1"]
+    for asked in (
+        ["--capture", "a.safetensors"],
+        ["--capture", "a.safetensors", *more],
+        ["--planted"],
+        ["--planted", "0.2", "--seed", "3", *more],
+    ):
+        assert cli.main(["compare", *asked]) == 2
+    assert seen == [
+        (Path("a.safetensors"), None, "cpu"),
+        (Path("a.safetensors"), 500, "cuda:1"),
+        (None, 0.03, 0, "cpu"),
+        (500, 0.2, 3, "cuda:1"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ("--capture a --planted", "--capture a makes no use of --planted"),
+        ("--capture a --model bundled", "--capture a makes no use of --model"),
+        ("--capture a --seed 0", "--capture a makes no use of --seed"),
+        ("--capture a --text b --dtype float32", "--capture a makes no use of --dtype, --text"),
+        ("--planted --model bundled", "--planted 0.03 makes no use of --model"),
+        ("--planted 0.1 --text document", "--planted 0.1 makes no use of --text"),
+        ("--planted --dtype bfloat16", "--planted 0.03 makes no use of --dtype"),
+        ("--text a.txt --seed 0", "--text a.txt makes no use of --seed"),
+        ("--capture nowhere", "path must be a capture's file or folder, found none at nowhere"),
+        ("--planted 1.5", "density must be in [0, 1], got 1.5"),
+        ("--planted nan", "density must be in [0, 1], got nan"),
+        ("--planted --length 0", "length must be at least 1, got 0"),
+        ("--planted --length 128", "prompt must have more tokens than a group, 128, got 128"),
+        ("--planted --length 300 --layers 1", "layers must be in 0..0, got 1"),
+        ("--planted --length 300 --heads 8", "heads must be in 0..7, got 8"),
+        ("--planted --device abacus", "device must be one that PyTorch has here, got 'abacus'"),
+    ],
+)
+def test_compare_refuses_what_a_source_has_no_use_for_or_has_not(tmp_path, capsys, asked, message):
+    assert cli.main(["compare", *asked.split(), "--out", str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert not (tmp_path / "compare.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--length", "301"], "length must be in 1..300, the tokens of mine, got 301"),
+        (["--layers", "0"], "layers must be in 1..1, got 0"),
+        (["--heads", "8"], "heads must be in 0..7, got 8"),
+        (["--group", "384"], "prompt must have more tokens than a group, 384, got 300"),
+    ],
+)
+def test_compare_refuses_what_a_capture_has_not(tmp_path, capsys, capture, more, message):
+    out = str(tmp_path / "out")
+    assert cli.main(["compare", "--capture", capture, "--out", out, *more]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+def test_a_capture_needs_safetensors(monkeypatch, capsys):
+    monkeypatch.setattr(common, "find_spec", lambda name: None if name == "safetensors" else True)
+    assert cli.main(["compare", "--capture", "a"]) == 2
+    assert "compare --capture needs safetensors: pip install" in capsys.readouterr().err
+
+
 def test_compare_takes_one_query_head_of_each_key_head_unless_told():
-    config = SimpleNamespace(num_attention_heads=8, num_key_value_heads=2)
-    assert compare.chosen_heads(None, SimpleNamespace(num_attention_heads=3)) == [0, 1, 2]
-    assert compare.chosen_heads(None, config) == [0, 4]
-    assert compare.chosen_heads(["all"], config) is None
-    assert compare.chosen_heads([3, 5], config) == [3, 5]
+    source = SimpleNamespace(heads=range(8), key_heads=2)
+    assert compare.chosen_heads(None, source) == [0, 4]
+    assert compare.chosen_heads(["all"], source) is None
+    assert compare.chosen_heads([3, 5], source) == [3, 5]
+    assert compare.chosen_heads(None, SimpleNamespace(heads=range(3), key_heads=3)) == [0, 1, 2]
+    assert compare.chosen_heads(None, SimpleNamespace(heads=(2, 3, 6, 7), key_heads=2)) == [2, 6]
 
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch, capsys):

@@ -50,7 +50,7 @@ def load_input(options: argparse.Namespace) -> tuple:
             than the model's positions.
     """
     from anchor_ref.activations.models import load_model
-    from anchor_ref.lab.runs import check_length
+    from anchor_ref.lab.sources import check_length
     from anchor_ref.lab.texts import read_text
 
     model, tokenizer = load_model(options.model, getattr(torch, options.dtype), options.device)

@@ -1,13 +1,16 @@
-"""Compare what sparse attention methods keep, lose and cost on a model's own activations.
+"""Compare what sparse attention methods keep, lose and cost, on activations real or made up.
 
 Every method is run over its own knobs on every head asked for. The table grows after each layer
 and method; the same command goes on where an interrupted one stopped, and more methods, layers or
-heads add to it.
+heads add to it. They run on what a model's attention is given while it reads a text, on what was
+captured from any model and saved, or on made-up queries and keys of which a known share is heavy.
 
 examples:
   anchor-ref compare
   anchor-ref compare --text book.txt --length 8192 --methods AnchorAttention XAttention
   anchor-ref compare --model meta-llama/Llama-3.2-1B --dtype bfloat16 --layers 4 8 --heads 0 1
+  anchor-ref compare --capture captured.safetensors --device cuda
+  anchor-ref compare --planted 0.05 --length 16384 --seed 1
 """
 
 import argparse
@@ -17,13 +20,32 @@ from pathlib import Path
 from anchor_ref.commands import common
 
 LEVEL = 0.5  # of each budget, in the summary
+DENSITY = 0.03  # of planted keys
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What to compare, on what, and where to."""
-    length = "tokens (default: all of a file, 4096 of what is made up)"
+    length = "tokens (default: all of a file or capture, 4096 of what is made up)"
     common.add_input(parser, "document", length, (*common.DTYPES, "float64"))
+    # None is what was not given: what was, but would not be used, is refused.
+    defaults = {name: parser.get_default(name) for name in ("model", "text", "dtype", "seed")}
+    parser.set_defaults(defaults=defaults, **dict.fromkeys(defaults))
     add = parser.add_argument
+    add(
+        "--capture",
+        type=Path,
+        metavar="PATH",
+        help="in place of a model: what save_capture wrote into a file, or "
+        "capture_qkv(save_to=) into a folder",
+    )
+    add(
+        "--planted",
+        type=float,
+        nargs="?",
+        const=DENSITY,
+        metavar="DENSITY",
+        help=f"in place of a model: made up, with this share of the keys heavy ({DENSITY})",
+    )
     add("--methods", nargs="+", metavar="NAME", help="default: all; a wrong name lists them")
     add(
         "--heads",
@@ -50,25 +72,25 @@ def run(options: argparse.Namespace) -> int:
     from anchor_ref.lab.compare import group_for, sweeps
     from anchor_ref.lab.equal import mean_curves
     from anchor_ref.lab.results import Results
-    from anchor_ref.lab.runs import describe_run, run_comparison
+    from anchor_ref.lab.runs import describe, run_comparison
 
     sweeps(options.methods)  # a wrong name is refused before anything is loaded
-    model, _, text = common.load_input(options)
-    group = group_for(text.tokens.shape[1]) if options.group is None else options.group
-    if text.tokens.shape[1] <= group:
+    source = read_source(options)
+    group = group_for(source.length) if options.group is None else options.group
+    if source.length <= group:
         raise ValueError(
-            f"text must have more tokens than a group, {group}, got {text.tokens.shape[1]}: "
+            f"prompt must have more tokens than a group, {group}, got {source.length}: "
             "one group is dense with any threshold"
         )
     chosen = sweeps(options.methods, group)
-    heads = chosen_heads(options.heads, model.config.get_text_config())
-    results = Results(options.out, describe_run(model, options.model, text, group))
-    frame = run_comparison(model, text, results, chosen, options.layers, heads, _bar)
+    heads = chosen_heads(options.heads, source)
+    results = Results(options.out, describe(source, group))
+    frame = run_comparison(source, results, chosen, options.layers, heads, _bar)
     if options.parquet:
         results.frame.to_parquet(options.out / "compare.parquet", index=False)
     curves = mean_curves(frame)
     about = (
-        f"{options.model}, {text.name}, {text.tokens.shape[1]} tokens, groups of {group}, "
+        f"{source.title}, {source.length} tokens, groups of {group}, "
         f"{curves['heads'].iloc[0]} heads"
     )
     print(f"{about}. Mean recall where {LEVEL:.0%} of dense attention is spent:\n")
@@ -79,21 +101,53 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def read_source(options: argparse.Namespace):
+    """The `lab.sources.Source` asked for; options that were not given get their defaults.
+
+    Raises:
+        ValueError: an option was given that would not be used; or see `common.load_input` and
+            `lab.sources`.
+    """
+    from anchor_ref.lab import sources
+
+    names = (*options.defaults, "planted")
+    given = {name for name in names if getattr(options, name) is not None}
+    if options.capture is not None:
+        _refuse(given, f"--capture {options.capture}")
+    elif options.planted is not None:
+        _refuse(given - {"planted", "seed"}, f"--planted {options.planted:g}")
+    elif options.text not in (None, *common.MADE_UP):
+        _refuse(given & {"seed"}, f"--text {options.text}")
+    for name in options.defaults.keys() - given:
+        setattr(options, name, options.defaults[name])
+    if options.capture is not None:
+        common.need("compare --capture", ["safetensors"])
+        return sources.saved_capture(options.capture, options.length, options.device)
+    if options.planted is not None:
+        return sources.planted(options.length, options.planted, options.seed, options.device)
+    model, _, text = common.load_input(options)
+    return sources.read_by_model(model, options.model, text)
+
+
+def _refuse(unused: set[str], beside: str) -> None:
+    if unused:
+        names = ", ".join(f"--{name}" for name in sorted(unused))
+        raise ValueError(f"{beside} makes no use of {names}: leave out the one or the other")
+
+
 def _head(word: str) -> int | str:
     return word if word == "all" else int(word)
 
 
-def chosen_heads(asked: list[int | str] | None, config) -> list[int] | None:
+def chosen_heads(asked: list[int | str] | None, source) -> list[int] | None:
     """The query heads to look at; None for all.
 
     Args:
         asked: what --heads was given.
-        config: of the language model.
+        source: which heads there are, and how many key heads.
     """
     if asked is None:
-        heads = config.num_attention_heads
-        shared = heads // (getattr(config, "num_key_value_heads", None) or heads)
-        return list(range(0, heads, shared))
+        return list(source.heads[:: len(source.heads) // source.key_heads])
     return None if "all" in asked else asked
 
 

@@ -178,7 +178,7 @@ def comparison_figure(curves, level: float, note: str):
     Args:
         curves: as in `data_curves`.
         level: of each budget, share of dense attention.
-        note: small print: model, text, heads.
+        note: small print: what was compared, on how many tokens and heads.
 
     Returns:
         A matplotlib figure.

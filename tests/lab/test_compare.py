@@ -32,7 +32,8 @@ from anchor_ref.lab.compare import (
 )
 from anchor_ref.lab.equal import at_equal, budget_for, mean_curves
 from anchor_ref.lab.results import Results, read_table
-from anchor_ref.lab.runs import SOURCE, code_version, describe_run, run_comparison
+from anchor_ref.lab.runs import SOURCE, code_version, describe, describe_run, run_comparison
+from anchor_ref.lab.sources import read_by_model
 from benchmarks.compare import table
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -201,10 +202,9 @@ def loaded():
 
 
 def test_a_run_goes_on_where_it_stopped_and_adds_what_is_asked_for(loaded, tmp_path):
-    model, tokenizer = loaded
-    text = texts.read_text("document", tokenizer, 200)
+    source = read_by_model(loaded[0], "bundled", texts.read_text("document", loaded[1], 200))
     chosen = sweeps(["StreamingLLM", "AnchorAttention"], group_for(200))
-    settings = describe_run(model, "bundled", text, group_for(200))
+    settings = describe(source, group_for(200))
     seen = []
 
     def stop_after_one(left):
@@ -217,10 +217,8 @@ def test_a_run_goes_on_where_it_stopped_and_adds_what_is_asked_for(loaded, tmp_p
         return left
 
     with pytest.raises(KeyboardInterrupt):
-        run_comparison(
-            model, text, Results(tmp_path, settings), chosen, [1], [0, 5], stop_after_one
-        )
-    run = (model, text, Results(tmp_path, settings), chosen)
+        run_comparison(source, Results(tmp_path, settings), chosen, [1], [0, 5], stop_after_one)
+    run = (source, Results(tmp_path, settings), chosen)
     frame = run_comparison(*run, [1], [0, 5], watch)
     assert seen == [[(1, "StreamingLLM"), (1, "AnchorAttention")], [(1, "AnchorAttention")]]
     assert len(frame) == 2 * (7 + 10)
@@ -234,12 +232,11 @@ def test_a_run_goes_on_where_it_stopped_and_adds_what_is_asked_for(loaded, tmp_p
 
 
 def test_rows_of_another_method_under_the_same_label_are_not_given(loaded, tmp_path):
-    model, tokenizer = loaded
     results = Results(tmp_path, {})
     (row,) = compare_layer(captured(layer=1), "Dense", [Dense()], [0])
     results.add([row, row | {"method": "Other"}])
-    text = texts.read_text("document", tokenizer, 64)
-    frame = run_comparison(model, text, results, {"Dense": [Dense()]}, [1], [0])
+    source = read_by_model(loaded[0], "bundled", texts.read_text("document", loaded[1], 64))
+    frame = run_comparison(source, results, {"Dense": [Dense()]}, [1], [0])
     assert frame["method"].tolist() == ["Dense"]
 
 
@@ -247,15 +244,16 @@ def test_other_weights_are_other_settings(loaded):
     model, tokenizer = loaded
     text = texts.read_text("document", tokenizer, 64)
     before = describe_run(model, "bundled", text, 128)
+    assert before == describe(read_by_model(model, "bundled", text), 128)
     weight = model.model.layers[6].mlp.up_proj.weight
-    old = weight[0, 0].item()
+    old = weight[-1, -1].item()
     with torch.no_grad():
-        weight[0, 0] = old + 1
+        weight[-1, -1] = old + 1
     try:
         after = describe_run(model, "bundled", text, 128)
     finally:
         with torch.no_grad():
-            weight[0, 0] = old
+            weight[-1, -1] = old
     assert {name for name in before if before[name] != after[name]} == {"weights"}
     assert describe_run(model, "bundled", text, 128) == before
     assert before["length"] == 64
@@ -263,7 +261,11 @@ def test_other_weights_are_other_settings(loaded):
 
 
 @pytest.mark.parametrize(
-    "name", ["measure.py", "baselines/xattention.py", "activations/capture.py", "lab/compare.py"]
+    "name",
+    [
+        *("measure.py", "baselines/xattention.py", "activations/capture.py"),
+        *("lab/compare.py", "lab/sources.py"),
+    ],
 )
 def test_a_correction_of_what_measures_is_another_setting(tmp_path, name):
     copy = tmp_path / "anchor_ref"
@@ -283,11 +285,10 @@ def test_the_code_is_that_which_runs_and_a_figure_is_no_part_of_it(loaded, tmp_p
     assert found == code_version(copy), "wherever it is installed"
 
 
-def test_a_prompt_beyond_the_models_positions_is_refused(loaded, tmp_path):
-    model, _ = loaded
+def test_a_prompt_beyond_the_models_positions_is_refused(loaded):
     text = texts.Text("long", torch.zeros(1, 40_000, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"at most the model's \d+ positions, got 40000"):
-        run_comparison(model, text, Results(tmp_path, {}), sweeps(["Dense"]))
+        read_by_model(loaded[0], "bundled", text)
 
 
 # -- what is read
