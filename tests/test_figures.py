@@ -83,6 +83,17 @@ def test_recall_is_summed_up_by_blocks():
     torch.testing.assert_close(data["mean"], torch.tensor(0.5, dtype=torch.float64))
 
 
+def test_heads_that_keep_all_are_counted_by_layer():
+    densities = ((0, 1.0), (0, 0.991), (0, 0.99), (2, 0.3), (3, 1.0))
+    rows = [
+        {"layer": layer, "head": h, "recall": 0.9, "density": density}
+        for h, (layer, density) in enumerate(densities)
+    ]
+    data = stages.data_heads(rows)
+    assert data["full"].tolist() == [2, 0, 0, 1]
+    assert data["density"].tolist() == pytest.approx([density for _, density in densities])
+
+
 def test_a_sweep_shows_what_each_threshold_keeps(head):
     q, k, _, _ = head
     q, k = q[None, None], k[None, None]
@@ -121,13 +132,13 @@ def test_every_figure_draws(head):
     style.use_style()
     anchor = trace.row_anchor[0, 1]
     rows = [{"layer": 0, "head": h, "recall": 0.9 + h / 20, "density": 0.5} for h in range(2)]
-    figure, axes = plt.subplots(2, 4, figsize=(16, 8))
-    maps.draw_attention_map(maps.data_attention_map(q, k, SCALE), axes[0, 0], axes[1, 0])
-    maps.draw_kept_map(maps.data_kept_map(trace.stripes, 1, CONFIG, N), axes[0, 1])
-    stages.draw_anchor_gap(stages.data_anchor_gap(q, k, anchor, SCALE), axes[0, 2])
-    stages.draw_difference(stages.data_difference(q, k, anchor, CONFIG, 4, SCALE), axes[0, 3])
-    stages.draw_recall(stages.data_recall(torch.rand(N)), axes[1, 1])
-    stages.draw_heads(stages.data_heads(rows), axes[1, 2])
+    figure, axes = plt.subplots(2, 3, figsize=(12, 8))
+    maps.draw_kept_map(maps.data_kept_map(trace.stripes, 1, CONFIG, N), axes[0, 0])
+    stages.draw_anchor_gap(stages.data_anchor_gap(q, k, anchor, SCALE), axes[0, 1])
+    stages.draw_difference(stages.data_difference(q, k, anchor, CONFIG, 4, SCALE), axes[0, 2])
+    stages.draw_recall(stages.data_recall(torch.rand(N)), axes[1, 0])
+    stages.draw_heads(stages.data_heads(rows), axes[1, 1])
+    stages.draw_heads(stages.data_heads([{**row, "density": 1.0} for row in rows]), axes[1, 2])
     style.caption(figure, "small print")
     figure.canvas.draw()
     plt.close(figure)

@@ -11,6 +11,7 @@ from anchor_ref.heads import scaled_scores, stack_heads, unstack_heads
 
 NEAR = 128  # keys that count as the row's neighbourhood
 BEST = 0.01  # share of columns, or of distances, that counts as "few"
+SINK = 0.15  # mass of the first cell that is worth a word
 # A difference of lightness L* (0 to 100) that is easily seen; about 1 is the least that can be.
 SEEN = 2.3
 
@@ -85,14 +86,15 @@ def most_typical(
 
 
 def draw_heads(maps: Mapping[str, dict[str, Tensor]], axes: Iterable, strips: Iterable) -> None:
-    """What kinds of heads are there?
+    """Where do these heads look?
 
     `maps` are those of `maps.data_attention_map` by title. Each strip shows how the mass is spread
-    over the keys of the map below it.
+    over the keys of the map below it, and says how large a sink is.
     """
     axes, strips = list(axes), list(strips)
     for ax, strip, (title, data) in zip(axes, strips, maps.items(), strict=True):
-        cells = len(data["heaviest"])
+        cells, cell = len(data["heaviest"]), int(data["cell"])
+        n = cells * cell
         seen = torch.ones(cells, cells, dtype=torch.bool).tril()
         image = data["heaviest"].clamp(min=1e-5).log10().masked_fill(~seen, torch.nan)
         shown = ax.imshow(
@@ -101,15 +103,27 @@ def draw_heads(maps: Mapping[str, dict[str, Tensor]], axes: Iterable, strips: It
             vmin=-5,
             vmax=0,
             interpolation="nearest",
-            extent=(0, cells, cells, 0),
+            extent=(0, n, n, 0),
             aspect="auto",
         )
-        room = -0.03 * cells  # between the axis and a spike of the first cell
-        ax.set(xticks=[], yticks=[], xlabel="key →", ylabel="← query", xlim=(room, cells))
-        edges = range(cells + 1)
+        keys = (-0.03 * n, n)  # room between the axis and a spike of the first cell
+        ax.set(xlabel="key", ylabel="query", xlim=keys)
+        ax.locator_params(nbins=4)
+        # Steps, not a line: a line would taper the one-cell spike of a sink to nothing.
+        edges = (torch.arange(cells + 1) * cell).numpy()
         strip.stairs(data["column_mass"].clamp(min=1e-6).numpy(), edges, color=INK, fill=True)
-        strip.set(yscale="log", ylim=(1e-4, 1), xlim=(room, cells), xticks=[], ylabel="mass")
+        strip.set(yscale="log", ylim=(1e-4, 1), xlim=keys, xticks=[], ylabel="mass")
         strip.set_title(title)
+        first = float(data["column_mass"][0])
+        if first > SINK:
+            strip.annotate(
+                f"{first:.0%} on the first {cell} keys",
+                (cell, first),
+                (4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8,
+            )
     bar = axes[0].figure.colorbar(shown, ax=[*axes, *strips], shrink=0.6, pad=0.02)
     bar.set_label("largest weight in the cell")
     bar.set_ticks([-5, -3, -1, 0], labels=["≤ 10⁻⁵", "0.001", "0.1", "1"])

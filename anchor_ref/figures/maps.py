@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from anchor_ref.config import AnchorConfig
-from anchor_ref.figures.style import INIT, INK, MAGNITUDE, SKIPPED, STRIPE, WINDOW
+from anchor_ref.figures.style import INIT, SKIPPED, STRIPE, WINDOW
 from anchor_ref.heads import scaled_scores
 from anchor_ref.plan import StripePlan
 from anchor_ref.regions import groups
@@ -53,40 +53,6 @@ def data_attention_map(
         "column_mass": mass.sum(0) / later_rows,
         "cell": torch.tensor(cell),
     }
-
-
-def draw_attention_map(data: dict[str, Tensor], ax, strip=None) -> None:
-    """Where does this head look?"""
-    cell, cells = int(data["cell"]), len(data["heaviest"])
-    heaviest = data["heaviest"].clamp(min=1e-5).log10()
-    seen = torch.ones(cells, cells).tril().bool()
-    image = ax.imshow(
-        heaviest.masked_fill(~seen, torch.nan),
-        cmap=MAGNITUDE,
-        vmin=-5,
-        vmax=0,
-        extent=(0, cells * cell, cells * cell, 0),
-        interpolation="nearest",
-        aspect="auto",
-    )
-    ax.set(xlabel="key position", ylabel="query position")
-    bar = ax.figure.colorbar(image, ax=ax, shrink=0.7, pad=0.02)
-    bar.set_label("largest attention weight in the cell")
-    bar.set_ticks([-5, -4, -3, -2, -1, 0], labels=["≤ 10⁻⁵", "10⁻⁴", "10⁻³", "0.01", "0.1", "1"])
-    if strip is not None:
-        # Steps, not a line: a line would taper the one-cell spike of a sink to nothing.
-        edges = torch.arange(cells + 1) * cell
-        strip.stairs(data["column_mass"].clamp(min=1e-6), edges, color=INK, fill=True)
-        strip.set(yscale="log", ylim=(1e-4, 1), ylabel="mass")
-        strip.tick_params(labelbottom=False)
-        strip.annotate(
-            f"sink: the first {cell} keys get {data['column_mass'][0]:.0%} of all attention",
-            (cell, data["column_mass"][0]),
-            (8, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8,
-        )
 
 
 def data_kept_map(

@@ -9,6 +9,9 @@ from anchor_ref.figures.style import ACCENT, INK, STRIPE
 from anchor_ref.heads import scaled_scores
 from anchor_ref.regions import groups
 
+FULL = 0.99  # density above which a head counts as one that keeps all
+MOST_TICKS = 16  # layers that are all numbered
+
 
 def data_anchor_gap(
     q: Float[Tensor, "N D"],
@@ -138,26 +141,51 @@ def data_heads(rows: list[dict]) -> dict[str, Tensor]:
 
     Returns:
         layer, head, recall, density: `[heads]` each.
+        full: heads of a density above `FULL` by layer, `[layers]`, from layer 0 on.
     """
-    return {
-        name: torch.tensor([row[name] for row in rows])
-        for name in ("layer", "head", "recall", "density")
-    }
+    names = ("layer", "head", "recall", "density")
+    data = {name: torch.tensor([row[name] for row in rows]) for name in names}
+    layers = int(data["layer"].max()) + 1
+    full = torch.bincount(data["layer"][data["density"] > FULL], minlength=layers)
+    return {**data, "full": full}
 
 
 def draw_heads(data: dict[str, Tensor], ax) -> None:
-    """Which heads can do with less?"""
-    points = ax.scatter(
-        data["density"], data["recall"], c=data["layer"], cmap="cividis", s=22, lw=0.4, ec="white"
-    )
-    bar = ax.figure.colorbar(points, ax=ax, pad=0.02, shrink=0.8)
-    bar.set_label("layer")
-    ax.set(xlabel="density: share of the causal pairs computed", ylabel="recall, mean over rows")
-    # Name the corner cases: the sparsest head and the one that loses most.
-    for index, offset in ((data["density"].argmin(), (6, -10)), (data["recall"].argmin(), (6, 4))):
-        name = f"layer {int(data['layer'][index])}, head {int(data['head'][index])}"
-        at = float(data["density"][index]), float(data["recall"][index])
-        ax.annotate(name, at, offset, textcoords="offset points", fontsize=8)
+    """Which heads can do with less?
+
+    Heads that keep (nearly) all pairs would lie on one spot: they are counted at the right, by
+    layer, in bars whose colours are those of the dots.
+    """
+    from matplotlib import colormaps
+
+    full = data["full"].tolist()
+    layers = range(len(full))
+    colours = colormaps["cividis"]([layer / max(1, len(full) - 1) for layer in layers])
+    sparse = data["density"] <= FULL
+    density, recall, layer = (data[name][sparse] for name in ("density", "recall", "layer"))
+    ax.scatter(density, recall, c=colours[layer], s=24, lw=0.4, ec="white")
+    for index in recall.argsort()[:2]:  # those that lose most
+        name = f"layer {int(layer[index])}, head {int(data['head'][sparse][index])}"
+        at = float(density[index]), float(recall[index])
+        ax.annotate(name, at, (6, 0), textcoords="offset points", fontsize=8, va="center")
+    # Two thirds of the width are the dots', up to a density of 1; the rest is for the bars.
+    first = float(density.min()) - 0.03 if len(density) else 0.0
+    ax.set_xlim(first, first + 1.6 * (1 - first))
+    ax.spines["bottom"].set_bounds(first, 1)
+    ax.set_xticks([tick / 10 for tick in range(11) if tick / 10 >= first])
+    ax.set_xlabel("density: share of the pairs computed", loc="left")
+    ax.set_ylabel("recall, mean over rows")
+
+    beside = ax.inset_axes((0.77, 0, 0.23, 1))
+    bars = beside.barh(layers, full, color=colours)
+    beside.bar_label(bars, padding=2, fontsize=8)
+    key = beside.get_yaxis_transform()
+    beside.scatter([-0.06] * len(layers), layers, c=colours, s=20, clip_on=False, transform=key)
+    beside.set(xticks=[], xlim=(0, 1.2 * max(1, *full)), ylabel="layer")
+    beside.set_xlabel(f"density over {FULL:g}:\n{sum(full)} heads")
+    beside.tick_params(axis="y", left=False, pad=8)
+    if len(layers) <= MOST_TICKS:
+        beside.set_yticks(layers)
 
 
 _AT_END = {"textcoords": "offset points", "fontsize": 8, "color": ACCENT}

@@ -39,6 +39,11 @@ def caption(figure, text: str) -> None:
     figure.supxlabel(text, x=0.01, ha="left", fontsize=7.5, color="#555555")
 
 
+def question(figure, text: str) -> None:
+    """What the panels of a figure answer together, set as the title of a single one is."""
+    figure.suptitle(text, x=0.01, ha="left", size=11, weight="bold")
+
+
 def show(figure, alt: str) -> None:
     """Show a figure in a notebook, with words for those who cannot see it, and close it.
 
