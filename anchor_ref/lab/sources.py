@@ -98,11 +98,17 @@ def saved_capture(
     Raises:
         ImportError: safetensors is not installed.
         FileNotFoundError: there is no capture.
-        ValueError: the file holds none, its layers differ in tokens or heads, or `length` is
-            below 1 or more than it holds; or `device` cannot be had.
+        ValueError: the file holds none or is broken, its layers differ in tokens or heads, or
+            `length` is below 1 or more than it holds; or `device` cannot be had.
     """
-    captured = load_capture(path)
-    name = Path(path).resolve().name
+    from safetensors import SafetensorError
+
+    path = Path(path).expanduser()
+    try:
+        captured = load_capture(path)
+    except SafetensorError as error:
+        raise ValueError(f"capture must hold whole safetensors, got {path}: {error}") from error
+    name = path.resolve().name
     shapes = {(x.q.shape[2], _heads(x), x.k.shape[1]) for x in captured.values()}
     if len(shapes) > 1:
         raise ValueError(

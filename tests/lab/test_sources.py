@@ -269,3 +269,15 @@ def test_layers_that_differ_in_tokens_or_heads_are_no_one_prompt(tmp_path):
 def test_what_cannot_be_had_is_named(tmp_path, make, message):
     with pytest.raises(ValueError, match=message):
         make(save(tmp_path / "a.safetensors", made_up()))
+
+
+def test_what_is_no_safetensors_or_was_cut_off_is_named(tmp_path, monkeypatch):
+    whole = save(tmp_path / "a.safetensors", made_up()).read_bytes()
+    for content in (b"The harbour was quiet.", whole[:-1]):
+        (tmp_path / "b.safetensors").write_bytes(content)
+        with pytest.raises(
+            ValueError, match=r"capture must hold whole safetensors, got .*b\.safe"
+        ):
+            saved_capture(tmp_path / "b.safetensors")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert saved_capture("~/a.safetensors").about["capture"] == "a.safetensors"
