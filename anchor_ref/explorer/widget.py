@@ -152,10 +152,10 @@ class Explorer:
         """The picture as it is now, PNG."""
         return base64.b64decode(self.image.value.split("base64,")[1].split('"')[0])
 
-    def _ipython_display_(self) -> None:
-        from IPython.display import display
-
-        display(self.box)
+    def _repr_mimebundle_(self, **kwargs) -> dict:
+        """The controls; as text, what to do where no kernel runs, such as on GitHub."""
+        says = f"{len(self.controls)} sliders and a map: run this cell in JupyterLab to move them"
+        return self.box._repr_mimebundle_(**kwargs) | {"text/plain": says}
 
 
 class _Picture:

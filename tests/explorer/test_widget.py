@@ -84,6 +84,13 @@ def test_the_picture_is_described_in_words(explorer):
     assert explorer.controls["size"].options == (N, 256, 128, 64, 32)
 
 
+def test_without_a_kernel_a_sentence_stands_for_the_controls(explorer):
+    shown = explorer._repr_mimebundle_()
+    assert shown["text/plain"] == "7 sliders and a map: run this cell in JupyterLab to move them"
+    model = shown["application/vnd.jupyter.widget-view+json"]["model_id"]
+    assert model == explorer.box.model_id
+
+
 @pytest.mark.parametrize("name", ['a "b" <i>, c: d', "org/model, revision: 2", "x' onload='y"])
 def test_a_name_may_hold_anything(heads, name):
     explorer = Explorer(heads[1], theta=1.0, name=name)
