@@ -88,13 +88,24 @@ def data_visit(
 
 def draw_visit(data: dict[str, dict[str, Tensor]], axes) -> None:
     """Which order learns the most from few keys?"""
-    styles = ("-", (0, (4, 2)))
-    for (name, line), colour, dash in zip(data.items(), COLOURS, styles, strict=True):
+    looks = zip(COLOURS, ("-", (0, (4, 2))), (0.25, 0.5), strict=True)
+    for (name, line), (colour, dash, height) in zip(data.items(), looks, strict=True):
         for ax, what in zip(axes, ("max", "mass"), strict=True):
-            ax.step(line["seen"], line[what], where="post", color=colour, ls=dash, label=name)
+            ax.step(line["seen"], line[what], where="post", color=colour, ls=dash)
+        # Named where the line passes that height, on the side that has room.
+        there = float(line["seen"][int((line["mass"] > height).nonzero()[0])])
+        early = there < float(line["seen"][-1]) / 2
+        axes[1].annotate(
+            name,
+            (there, height),
+            (6 if early else -6, 0),
+            textcoords="offset points",
+            color=colour,
+            ha="left" if early else "right",
+            va="center",
+        )
     axes[0].set(xlabel="keys visited", ylabel="running maximum")
     axes[1].set(xlabel="keys visited", ylabel="share of the whole sum", ylim=(0, 1.05))
-    axes[1].legend(loc="center", bbox_to_anchor=(0.5, 0.55))
 
 
 def in_tiles(

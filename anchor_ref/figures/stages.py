@@ -91,7 +91,14 @@ def draw_difference(data: dict[str, Tensor], ax) -> None:
     ax.scatter(key[~kept], difference[~kept], s=2, color="#9A9A9A", lw=0)
     ax.scatter(key[kept], difference[kept], s=2, color=STRIPE, lw=0)
     ax.axhline(theta, color=INK, lw=1)
-    ax.annotate(f"θ = {theta:g}", (key[0], theta), (2, 4), textcoords="offset points")
+    ax.annotate(
+        f"θ = {theta:g}",
+        (1, theta),
+        (4, 0),
+        xycoords=("axes fraction", "data"),
+        textcoords="offset points",
+        va="center",
+    )
     ax.invert_yaxis()
     ax.set(xlabel="key position", ylabel="anchor − score, best block")
     ax.annotate(
