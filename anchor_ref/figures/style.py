@@ -1,6 +1,6 @@
 """Colours and axes that all figures share; safe for colour-blind readers and in grey."""
 
-# Okabe and Ito's palette; in grey the four differ as well.
+# Okabe and Ito's palette. In grey, initial region and window are alike: figures name them.
 INIT = "#E69F00"
 WINDOW = "#56B4E9"
 STRIPE = "#D55E00"
