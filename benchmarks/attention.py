@@ -2,7 +2,7 @@
 
     python -m benchmarks.attention --activations bundled             writes attention.json
     python -m benchmarks.attention --activations bundled --resume    what is missing
-    python -m benchmarks.attention --table                           attention.md from it
+    python -m benchmarks.attention --table                           .md and .png from it
 
 bf16, causal, batch 1, 32 query and 8 kv heads of 128, planted stripes. `--activations` adds the
 queries, keys and values of models: `bundled` stands for every layer of the one that comes with the
@@ -52,7 +52,7 @@ from benchmarks.attention_measure import (
     measure,
 )
 from benchmarks.attention_methods import Case, Job, kernels, make_methods
-from benchmarks.attention_tables import DENSE, DENSITY_LENGTH, REFERENCE_DENSITY, table
+from benchmarks.attention_tables import DENSE, DENSITY_LENGTH, REFERENCE_DENSITY, page
 
 HERE = Path(__file__).parent
 LENGTHS = [2**power for power in range(12, 21)]
@@ -281,9 +281,11 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     options = _options(arguments)
     if options.table:
-        text = table(json.loads(options.out.read_text()))
-        options.out.with_suffix(".md").write_text(text)
-        print(text)
+        from benchmarks.attention_figure import draw  # matplotlib is not asked for on a GPU
+
+        draw(json.loads(options.out.read_text())).savefig(options.out.with_suffix(".png"), dpi=150)
+        options.out.with_suffix(".md").write_text(page(options.out))
+        print(page(options.out))
         return 0
     if not torch.cuda.is_available():
         print("benchmarks.attention needs a CUDA device, and torch finds none.", file=sys.stderr)
@@ -341,7 +343,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=HERE / "attention.json")
     parser.add_argument("--resume", action="store_true", help="keep what --out holds, add to it")
     parser.add_argument("--retry", action="store_true", help="with --resume: failed cells again")
-    parser.add_argument("--table", action="store_true", help="write --out as .md, measure nothing")
+    parser.add_argument("--table", action="store_true", help="no measuring, only table and figure")
     parser.add_argument("--quick", action="store_true", help="two lengths, one density")
     parser.add_argument("--lengths", type=int, nargs="+")
     parser.add_argument("--densities", type=float, nargs="+", help="shares of planted keys")

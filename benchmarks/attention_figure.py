@@ -1,13 +1,7 @@
-"""The committed results of `benchmarks.attention` as a picture.
+"""The results of `benchmarks.attention` as a picture."""
 
-python -m benchmarks.attention_figure        attention.json -> attention.png, both beside this
-"""
-
-import argparse
 import itertools
-import json
 from math import inf
-from pathlib import Path
 
 from anchor_ref.figures.style import ACCENT, INIT, INK, SKIPPED, STRIPE, WINDOW, caption, use_style
 from benchmarks.attention_tables import (
@@ -22,14 +16,13 @@ from benchmarks.attention_tables import (
     reference_density,
 )
 
-HERE = Path(__file__).parent
 STAGES = ("stage1", "stage2", "stage3")
 # Name, colour and line of each method that has times of its own.
 LINES = {
     "anchor": ("AnchorAttention", STRIPE, "-"),
-    "sdpa-cudnn": ("SDPA cuDNN", INK, "-"),
-    "sdpa-flash": ("SDPA flash", INK, "--"),
-    "flex": ("FlexAttention on its blocks", ACCENT, "-."),
+    "sdpa-cudnn": ("cuDNN", INK, "-"),
+    "sdpa-flash": ("flash", INK, "--"),
+    "flex": ("FlexAttention", ACCENT, "-."),
 }
 
 
@@ -198,20 +191,57 @@ def data_captures(results: dict) -> dict:
 def draw_captures(data: dict, ax) -> None:
     """What does it gain on a real model's layers?"""
     ax.axhline(1, color="#9A9A9A", lw=0.8)
-    colours = (ACCENT, STRIPE, INIT, WINDOW, INK)
-    for name, colour in zip(data, itertools.cycle(colours)):
-        kept, gain, layers = data[name]
-        model, n = name
-        ax.plot(kept, gain, "o", color=colour, ms=4, label=f"{model}, {_short(n)} tokens")
-        for x, y, layer in zip(kept, gain, layers, strict=True):
-            ax.annotate(str(layer), (x, y), (4, 3), textcoords="offset points", fontsize=7)
-    if data:
-        ax.legend()
-    else:
+    ax.annotate(
+        "as fast as cuDNN",
+        (0.01, 1),
+        (0, -3),
+        textcoords="offset points",
+        xycoords=("axes fraction", "data"),
+        va="top",
+        color="#555555",
+    )
+    looks = itertools.cycle(zip((ACCENT, STRIPE, INIT, WINDOW, INK), "osD^v", strict=True))
+    for (model, n), (colour, mark) in zip(data, looks, strict=False):
+        kept, gain, layers = data[model, n]
+        ax.plot(kept, gain, mark, color=colour, ms=4)
+        for x, y, numbers in data_labels(kept, gain, layers):
+            ax.annotate(numbers, (x, y), (4, 3), textcoords="offset points", fontsize=7)
+        ax.annotate(
+            f"{model}, {_short(n)} tokens",
+            min(zip(kept, gain, strict=True)),
+            (0, -12),
+            textcoords="offset points",
+            color=colour,
+            va="top",
+        )
+    if not data:
         ax.annotate("no layer measured", (0.5, 0.5), xycoords="axes fraction", ha="center")
     ax.xaxis.set_major_formatter(lambda x, _: percent(x))
     ax.set(xlabel="pairs kept", ylabel="cuDNN's time / ours", ylim=(0, None))
     ax.set_title(draw_captures.__doc__)
+
+
+def data_labels(
+    kept: list[float], gain: list[float], layers: list[int]
+) -> list[tuple[float, float, str]]:
+    """One label for dots that lie so close that their numbers would cover each other.
+
+    Returns:
+        (x, y, numbers of the layers) of the dot furthest to the right of each lot.
+    """
+    lots: list[list[tuple[float, float, int]]] = []
+    for dot in sorted(zip(kept, gain, layers, strict=True)):
+        x, y, _ = dot
+        near = (lot for lot in lots if x - lot[-1][0] < 0.015 and abs(y - lot[-1][1]) < 0.03)
+        lot = next(near, None)
+        if lot is None:
+            lots.append([dot])
+        else:
+            lot.append(dot)
+    return [
+        (*lot[-1][:2], ", ".join(str(layer) for layer in sorted(dot[2] for dot in lot)))
+        for lot in lots
+    ]
 
 
 def _short(n: int) -> str:
@@ -239,21 +269,9 @@ def draw(results: dict):
     density = percent(reference_density(by_inputs(results)))
     caption(
         figure,
-        f"{last['device']}, torch {last['torch']}, Triton {last['triton']}, {last['date']}; bf16, "
-        f"causal, θ = 12, medians. Planted stripes, {shape}, {density} at the top left; below it "
-        "layers of models, each dot with its number.",
+        f"{last['device']}, kernels {last['kernels']}, torch {last['torch']}, Triton "
+        f"{last['triton']}, {last['date']}; bf16, causal, θ = 12, medians. Planted stripes, "
+        f"{shape}, {density} at the top left;\nbelow it layers of models with their numbers. "
+        "cuDNN, flash: SDPA with that backend; FlexAttention: on blocks that hold a kept pair.",
     )
     return figure
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--results", type=Path, default=HERE / "attention.json")
-    parser.add_argument("--out", type=Path, help="default: --results as .png")
-    options = parser.parse_args()
-    figure = draw(json.loads(options.results.read_text()))
-    figure.savefig(options.out or options.results.with_suffix(".png"), dpi=150)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,8 +1,10 @@
 """What `benchmarks.attention` found, as Markdown; also what the figure takes its numbers from."""
 
+import json
 from collections.abc import Callable
 from itertools import pairwise
 from math import exp, inf, log
+from pathlib import Path
 
 REFERENCE_DENSITY = 0.05  # at which lengths are compared
 DENSITY_LENGTH = 131_072  # at which densities are compared
@@ -214,6 +216,67 @@ CAPTURE_COLUMNS = (
     FLEX_ERROR,
     _field("ours, worst head", "anchor", "error_worst_head", "{:.2g}".format),
 )
+
+
+def page(path: Path) -> str:
+    """The file of results at `path` as Markdown, with its picture, which lies beside it.
+
+    Where results of later kernels lie in the same folder, the first line leads to them.
+    """
+    results = json.loads(path.read_text())
+    title, rest = table(results).split("\n\n", 1)
+    parts = [title, *_later(path, results), f"![{in_words(results)}]({path.stem}.png)", rest]
+    return "\n\n".join(parts)
+
+
+def _later(path: Path, results: dict) -> list[str]:
+    """A line for each file of results beside this one that later kernels made."""
+    mine, lines = results["runs"][-1], []
+    for other in sorted(path.parent.glob("attention*.json")):
+        run = json.loads(other.read_text())["runs"][-1]
+        if run["kernels"] != mine["kernels"] and run["date"] > mine["date"]:
+            lines.append(
+                f"**These kernels, {mine['kernels']}, are older than those of "
+                f"[{other.stem}.md]({other.stem}.md), {run['kernels']}, measured on "
+                f"{run['device']}.**"
+            )
+    return lines
+
+
+def in_words(results: dict) -> str:
+    """What the picture shows, for those who cannot see it."""
+    rows = by_inputs(results)
+    said = [f"Four panels, {results['runs'][-1]['device']}."]
+
+    def ends(found: dict, method: str) -> str:
+        times = [row[method]["ms"]["median"] for row in found.values() if is_ok(row, method)]
+        return f"{number(times[0])} to {number(times[-1])} ms" if times else "not measured"
+
+    if lengths := by_length(rows):
+        first, last = min(lengths), max(lengths)
+        said.append(f"Time of a call from {first} to {last} tokens: {ends(lengths, 'anchor')}.")
+    both = [n for n, row in lengths.items() if is_ok(row, "anchor", "sdpa-cudnn")]
+    if both:
+        row = lengths[both[-1]]
+        ours, cudnn = (row[method]["ms"]["median"] for method in ("anchor", "sdpa-cudnn"))
+        said.append(f"At {both[-1]} tokens cuDNN takes {cudnn / ours:.2g} times as long.")
+    n, densities = by_density(rows)
+    if densities:
+        low, high = percent(min(densities)), percent(max(densities))
+        said.append(
+            f"Time from {low} to {high} stripes at {n} tokens: {ends(densities, 'anchor')}, cuDNN "
+            f"{ends(densities, 'sdpa-cudnn')}; its stage 3 {ends(densities, 'stage3')}."
+        )
+    gains = [
+        row["sdpa-cudnn"]["ms"]["median"] / row["anchor"]["ms"]["median"]
+        for row in of_captures(rows).values()
+        if is_ok(row, "anchor", "sdpa-cudnn")
+    ]
+    if gains:
+        said.append(
+            f"On layers of a model cuDNN's time over ours is {min(gains):.2f} to {max(gains):.2f}."
+        )
+    return " ".join(said)
 
 
 def table(results: dict) -> str:

@@ -16,6 +16,8 @@ def table(results: dict) -> str:
     lines = [
         "# What the lab finds out about the bundled model",
         "",
+        f"![{in_words(results)}](questions.png)",
+        "",
         f"Made by `python -m benchmarks.questions` on {results['date']} with torch "
         f"{results['torch']}: {results['n']} tokens, θ = {results['theta']:g}, all {len(rows)} "
         "heads. Definitions: `anchor_ref/lab`.",
@@ -26,6 +28,30 @@ def table(results: dict) -> str:
         *_calibration(results["calibration"]),
     ]
     return "\n".join(lines) + "\n"
+
+
+def in_words(results: dict) -> str:
+    """What the picture shows, for those who cannot see it."""
+    rows = results["heads"]
+    often = sum(row["maxima"][2] > 0.5 for row in rows)
+    tests = figures.data_tests(rows)
+    promises = figures.data_certificate(rows)["mean"]
+    said = ", ".join(
+        f"{name} {recall:.3f} at {share:.2f}" for name, (share, recall) in tests.items()
+    )
+    (low_cost, low), (high_cost, high) = promises[0], promises[-1]
+    ends = "; ".join(
+        f"one θ for {'all heads' if per == 'all' else f'each {per}'}: {points[0][1]:.3f} at "
+        f"{points[0][0]:.2f} to {points[-1][1]:.3f} at {points[-1][0]:.2f}"
+        for per, points in figures.data_calibration(results["calibration"]).items()
+    )
+    return (
+        f"Four panels. By layer and head: in {often} of {len(rows)} heads more than half of the "
+        f"largest scores are candidates'. Recall of five tests at their density: {said}. Recall "
+        f"that can be promised: from {low:.2f} at a cost of {low_cost:.2f} to {high:.2f} at "
+        f"{high_cost:.2f}, mean over the heads that drop anything. Recall on held-out text at its "
+        f"density, {ends}."
+    )
 
 
 def draw(results: dict, path: Path) -> None:
