@@ -10,7 +10,7 @@ from matplotlib import pyplot as plt
 from anchor_ref.figures import speed, style
 from benchmarks import attention_tables
 
-FILE = Path(__file__).resolve().parent.parent / "benchmarks" / "attention.json"
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
 
 def cell(method: str, n: int, ms: float, **fields) -> dict:
@@ -104,14 +104,16 @@ def test_roofline_memory_and_layers_are_those_of_the_file(results):
     assert speed.data_layers(results) == [("tiny", 1024, 3, 0.5, 0.5)]
 
 
-@pytest.mark.parametrize("committed", [False, True])
+@pytest.mark.parametrize("committed", [None, "attention", "attention_h100"])
 def test_every_figure_draws(results, committed):
     if committed:
-        results = json.loads(FILE.read_text())
+        results = json.loads((BENCHMARKS / f"{committed}.json").read_text())
     n = 131072 if committed else 2048
+    race = speed.data_race(results)
     style.use_style()
     figure, axes = plt.subplots(2, 3, figsize=(14, 8))
-    speed.draw_race(speed.data_race(results), axes[0, 0])
+    speed.draw_race({**race, "another device": race["anchor"]}, axes[0, 0])
+    assert "another device" in {text.get_text() for text in axes[0, 0].texts}
     speed.draw_shares(speed.data_shares(results), axes[0, 1])
     speed.draw_roofline(speed.data_roofline(results, n), axes[0, 2])
     speed.draw_memory(speed.data_memory(results), axes[1, 0])

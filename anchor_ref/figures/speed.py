@@ -1,4 +1,4 @@
-"""Figures of notebook 12: what `benchmarks/attention.json` says of time, floor and memory."""
+"""Figures of notebook 12: what `benchmarks.attention` measured of time, floor and memory."""
 
 from math import exp, inf, log
 
@@ -13,7 +13,7 @@ METHODS = {
     "flex": ("FlexAttention", ACCENT, "-."),
 }
 # Where a line's name stands, seen from its end; right beside it unless said here.
-_BESIDE = {"sdpa-flash": (-6, 6), "sdpa-cudnn": (4, 8), "flex": (-6, 6), "floor": (6, -5)}
+_BESIDE = {"sdpa-flash": (-6, 8), "sdpa-cudnn": (6, -2), "flex": (-6, 4), "floor": (6, -5)}
 DENSITY = 0.05  # of the stripes, at which lengths are compared
 
 
@@ -22,7 +22,7 @@ def cells(results: dict, method: str, density: float = DENSITY) -> dict[int, dic
     out.
 
     Args:
-        results: the content of `benchmarks/attention.json`.
+        results: what `benchmarks.attention` wrote.
         method: a name in `METHODS` or `STAGES`.
         density: share of the candidates that are stripes.
     """
@@ -67,18 +67,34 @@ def break_even(ours: dict[int, float], theirs: dict[int, float]) -> float:
 
 
 def draw_race(lines: dict[str, tuple[list[int], list[float]]], ax) -> None:
-    """From which length on is it faster?"""
+    """From which length on is it faster?
+
+    `lines` are those of `data_race`; one of any other name is drawn thin and named at its start.
+    """
     for name, (lengths, times) in lines.items():
-        label, colour, dash = METHODS.get(name, ("floor of our work", STRIPE, ":"))
-        ax.plot(lengths, times, dash, color=colour, lw=1.6, marker="o", ms=3)
+        if name in METHODS or name == "floor":
+            label, colour, dash = METHODS.get(name, ("floor of our work", STRIPE, ":"))
+            place, at, leader, width = (lengths[-1], times[-1]), _BESIDE.get(name, (6, 0)), {}, 1.6
+            side = "right" if name in ("flex", "sdpa-flash") else "left"
+        else:
+            label, colour, dash, width = name, "#6A6A6A", "-", 0.9
+            # High above its start, where no line passes.
+            place, at, side = (lengths[0], times[0]), (0, 95), "left"
+            leader = {
+                "arrowprops": {"arrowstyle": "-", "color": colour, "lw": 0.6, "relpos": (0, 0)}
+            }
+        ax.plot(
+            lengths, times, dash, color=colour, lw=width, marker="o", ms=2 * width, zorder=width
+        )
         ax.annotate(
             label,
-            (lengths[-1], times[-1]),
-            _BESIDE.get(name, (6, 0)),
+            place,
+            at,
             textcoords="offset points",
             color=colour,
-            ha="right" if name in ("flex", "sdpa-flash") else "left",
+            ha=side,
             va="center",
+            **leader,
         )
     ticks = lines["anchor"][0]
     ax.set(xscale="log", yscale="log", xlabel="N, tokens", ylabel="ms a call")
@@ -127,7 +143,7 @@ def data_roofline(results: dict, n: int) -> dict:
     """Work for each byte, and the speed reached: the stages, the whole, dense attention.
 
     Args:
-        results: the content of the file.
+        results: what `benchmarks.attention` wrote.
         n: a measured length.
 
     Returns:
@@ -236,8 +252,15 @@ def draw_layers(rows: list[tuple[str, int, int, float, float]], ax) -> None:
     places = sorted({(model, n) for model, n, *_ in rows})
     for (model, n), colour, mark in zip(places, (ACCENT, STRIPE, INIT, INK), "osD^", strict=False):
         points = [(kept, gain) for m, length, _, kept, gain in rows if (m, length) == (model, n)]
-        label = f"{model} model, {short(n)} tokens"
-        ax.plot(*zip(*points, strict=True), mark, color=colour, ms=5, label=label)
+        ax.plot(*zip(*points, strict=True), mark, color=colour, ms=5)
+        ax.annotate(
+            f"{model} model, {short(n)} tokens",
+            min(points),
+            (0, -12),
+            textcoords="offset points",
+            color=colour,
+            va="center",
+        )
     ax.axhline(1, color="#9A9A9A", lw=0.8)
     ax.annotate(
         "as fast as dense",
@@ -248,7 +271,6 @@ def draw_layers(rows: list[tuple[str, int, int, float, float]], ax) -> None:
         va="top",
     )
     ax.set(xlabel="share of the pairs kept", ylabel="dense time / ours", ylim=(0, None))
-    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def short(n: int) -> str:
