@@ -130,11 +130,11 @@ def draw_rounding(data: dict[str, dict[str, Tensor]], axes) -> None:
         ax.axhline(0, color=INK, lw=0.8)
         ax.axvline(0, color=INK, lw=0.8)
         ax.annotate(
-            f"{int(flipped.sum())} of {len(flipped)} turned over",
-            (0.03, 0.96),
+            f"{int(flipped.sum())} of {len(flipped)}\nturned over",
+            (0.97, 0.04),
             xycoords="axes fraction",
             color=STRIPE,
-            va="top",
+            ha="right",
             weight="bold",
         )
         ax.set(title=name, xlabel="difference − θ, exact", aspect="equal")

@@ -70,6 +70,8 @@ def draw_causes(data: dict[str, dict[str, float]], ax) -> None:
         left = 0.0
         for name, share in shares.items():
             ax.barh(y, share, left=left, color=colours[name], height=0.7)
+            if share > 0.12 and name != "kept":  # room for its name
+                ax.text(left + share / 2, y, name, ha="center", va="center", color="white")
             left += share
         ax.text(1.01, y, f"recall {shares['kept']:.2f}", va="center")
     ax.set(yticks=range(len(data)), yticklabels=list(data), xlim=(0, 1), xlabel="mass of a row")

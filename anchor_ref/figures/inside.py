@@ -141,7 +141,11 @@ def draw_changed_rows(
     """
     for (name, rows), colour, size in zip(changes.items(), (ACCENT, STRIPE), (14, 5), strict=True):
         changed = rows.nonzero().flatten()
-        ax.scatter(changed, rows[changed], s=size, lw=0, color=colour, label=name)
+        ax.scatter(changed, rows[changed], s=size, lw=0, color=colour)
+        before = rows[group:token]
+        if before.any():  # named where it is alone
+            place = ((group + token) / 2, 3 * float(before.max()))
+            ax.text(*place, f"{name} alone", color=colour, ha="center", weight="bold")
     for place, text, side in (
         (group, "group begins ", "right"),
         (token, " changed token", "left"),
@@ -150,7 +154,8 @@ def draw_changed_rows(
         ax.text(place, 1.02, text, ha=side, transform=ax.get_xaxis_transform(), fontsize=8)
     rows = next(iter(changes.values()))
     ax.set(yscale="log", xlabel="row", ylabel="largest change of a logit", xlim=(0, len(rows)))
-    ax.legend(loc="lower left", markerscale=2, handletextpad=0.2)
+    place = ((token + len(rows)) / 2, float(rows[token:].min()) / 3)
+    ax.text(*place, " and ".join(changes), ha="center", va="top", weight="bold")
 
 
 def _square(x: float, y: float, colour: str):
