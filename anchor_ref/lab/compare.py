@@ -1,17 +1,19 @@
 """Every method on one bench: what each head keeps, loses and pays, over each method's own knobs.
 
-Definitions are those of `anchor_ref.baselines.evaluate`; one head is looked at at a time, 128 rows
-at a time, so memory grows linearly in N.
+Definitions are those of `anchor_ref.baselines.evaluate`; a few heads are looked at at a time, 128
+rows at a time, so memory grows linearly in N.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass, replace
+from itertools import groupby
 
 from jaxtyping import Float
 from torch import Tensor
 
 from anchor_ref.activations.capture import Captured
 from anchor_ref.baselines import METHODS, Method, evaluate_all
+from anchor_ref.baselines.selection import ROWS
 
 MEASURES = (
     "recall_mean",
@@ -25,6 +27,7 @@ MEASURES = (
 )
 COLUMNS = ("text", "method", "configuration", "layer", "head", "length", *MEASURES)
 GROUP = 2048  # queries that share their stripes, as published
+SCORES = 2**24  # held at once: 64 MiB in float32, and the masks of a sweep beside them
 
 
 def group_for(length: int, block_size: int = 128) -> int:
@@ -72,36 +75,39 @@ def label_configurations(sweep: Sequence[Method]) -> list[str]:
     ]
 
 
-def compare_head(
-    q: Float[Tensor, "1 1 N D"],
-    k: Float[Tensor, "1 1 N D"],
-    v: Float[Tensor, "1 1 N D"],
+def compare_heads(
+    q: Float[Tensor, "1 Hq N D"],
+    k: Float[Tensor, "1 Hkv N D"],
+    v: Float[Tensor, "1 Hkv N D"],
     methods: Sequence[Method],
     scale: float | None = None,
-) -> list[dict[str, float]]:
-    """The metric contract for one head and any number of selections.
+) -> list[list[dict[str, float]]]:
+    """The metric contract for every head and any number of selections.
 
     total_cost = executed_density + identification_cost, in units of dense attention
 
     Args:
-        q, k, v, scale: as in `anchor_attention`, of one query head with its key head.
+        q, k, v, scale: as in `anchor_attention`, of one prompt.
         methods: configurations of any methods. Dense attention is computed once for all.
 
     Returns:
-        For each method its `MEASURES`: recall over rows (mean, 10th percentile, minimum), and
-        shares of all causal pairs.
+        For each query head, for each method its `MEASURES`: recall over rows (mean, 10th
+        percentile, minimum), and shares of all causal pairs.
 
     Raises:
         TypeError, ValueError: see `baselines.evaluate_all`.
     """
     selections = [method.select(q, k, scale) for method in methods]
-    found = []
+    found = [[] for _ in range(q.shape[1])]
     for evaluation in evaluate_all(q, k, v, selections, scale):
-        row = {f"recall_{name}": x.item() for name, x in evaluation.recall_summary().items()}
+        summary = evaluation.recall_summary().items()
+        measures = {f"recall_{name}": x[0].tolist() for name, x in summary}
         for name in ("density", "executed_density", "identification_cost", "output_error"):
-            row[name] = getattr(evaluation, name).item()
-        row["total_cost"] = row["executed_density"] + row["identification_cost"]
-        found.append(row)
+            measures[name] = getattr(evaluation, name)[0].tolist()
+        for head, rows in enumerate(found):
+            row = {name: values[head] for name, values in measures.items()}
+            row["total_cost"] = row["executed_density"] + row["identification_cost"]
+            rows.append(row)
     return found
 
 
@@ -132,19 +138,38 @@ def compare_layer(
     if x.q.shape[0] != 1:
         raise ValueError(f"captured must hold one prompt, got {x.q.shape[0]}")
     there = range(x.q.shape[1]) if x.heads is None else x.heads
-    rows, labels = [], label_configurations(sweep)
-    for head in there if heads is None else heads:
-        if head not in there:
-            raise ValueError(f"heads must be of those captured, {tuple(there)}, got {head}")
-        place = there.index(head)
-        kv = place // (x.q.shape[1] // x.k.shape[1])
-        one = (x.q[:, place : place + 1], x.k[:, kv : kv + 1], x.v[:, kv : kv + 1])
-        about = {"layer": x.layer, "head": head, "length": x.q.shape[2]}
-        rows += [
-            {"text": text, "method": method, "configuration": label, **about, **measures}
-            for label, measures in zip(labels, compare_head(*one, sweep, x.scaling), strict=True)
-        ]
-    return rows
+    wanted = list(there if heads is None else heads)
+    if unknown := [head for head in wanted if head not in there]:
+        raise ValueError(f"heads must be of those captured, {tuple(there)}, got {unknown[0]}")
+    labels, found = label_configurations(sweep), {}
+    for places, keys in _together(x, [there.index(head) for head in wanted]):
+        one = (x.q[:, places], x.k[:, keys], x.v[:, keys])
+        found |= zip(places, compare_heads(*one, sweep, x.scaling), strict=True)
+    return [
+        {
+            **{"text": text, "method": method, "configuration": label, "layer": x.layer},
+            **{"head": head, "length": x.q.shape[2], **measures},
+        }
+        for head in wanted
+        for label, measures in zip(labels, found[there.index(head)], strict=True)
+    ]
+
+
+def _together(x: Captured, places: list[int]) -> Iterator[tuple[list[int], list[int]]]:
+    """Places of query heads, and of the key heads that they read, that are looked at at once.
+
+    Each key head is read by equally many, and all their scores of 128 rows are at most
+    `SCORES`, or those of one key head.
+    """
+    readers: dict[int, list[int]] = {}
+    for place in sorted(set(places)):
+        readers.setdefault(place // (x.q.shape[1] // x.k.shape[1]), []).append(place)
+    for count, keys in groupby(readers, lambda key: len(readers[key])):
+        most = max(1, SCORES // (count * ROWS * x.q.shape[2]))
+        keys = list(keys)
+        for start in range(0, len(keys), most):
+            some = keys[start : start + most]
+            yield [place for key in some for place in readers[key]], some
 
 
 def _with_groups(method: Method, group_size: int) -> Method:

@@ -20,11 +20,11 @@ from anchor_ref.baselines import (
     TokenTopK,
     evaluate,
 )
-from anchor_ref.lab import texts
+from anchor_ref.lab import compare, texts
 from anchor_ref.lab.compare import (
     COLUMNS,
     MEASURES,
-    compare_head,
+    compare_heads,
     compare_layer,
     group_for,
     label_configurations,
@@ -57,7 +57,8 @@ def small_sweep():
 def test_a_head_is_measured_by_the_metric_contract():
     x = captured()
     one = (x.q[:, 3:], x.k[:, 1:], x.v[:, 1:])
-    for method, row in zip(small_sweep(), compare_head(*one, small_sweep(), 0.25), strict=True):
+    (rows,) = compare_heads(*one, small_sweep(), 0.25)
+    for method, row in zip(small_sweep(), rows, strict=True):
         found = evaluate(*one, method.select(*one[:2], 0.25), 0.25)
         assert row["recall_mean"] == pytest.approx(found.recall.mean().item())
         assert row["recall_p10"] == pytest.approx(found.recall.quantile(0.1).item())
@@ -74,8 +75,23 @@ def test_each_query_head_reads_its_own_key_head():
     assert [(row["layer"], row["head"], row["length"]) for row in rows] == [(5, 1, N), (5, 2, N)]
     for row, (head, kv) in zip(rows, ((1, 0), (2, 1)), strict=True):
         one = (x.q[:, [head]], x.k[:, [kv]], x.v[:, [kv]])
-        (expected,) = compare_head(*one, [TokenTopK(8)], 0.25)
+        ((expected,),) = compare_heads(*one, [TokenTopK(8)], 0.25)
         assert {name: row[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_heads_looked_at_together_are_the_heads_looked_at_alone(name, monkeypatch):
+    """Four heads and their two key heads at once, each key head alone, each head alone."""
+    x, sweep = captured(), sweeps([name], 128)[name][::4]
+    together = pd.DataFrame(compare_layer(x, name, sweep))
+    monkeypatch.setattr(compare, "SCORES", 1)
+    by_key = pd.DataFrame(compare_layer(x, name, sweep, [3, 0, 1, 2]))
+    alone = pd.DataFrame(
+        [row for head in range(4) for row in compare_layer(x, name, sweep, [head])]
+    )
+    assert list(by_key["head"].unique()) == [3, 0, 1, 2]
+    for other in (by_key.sort_values("head", kind="stable", ignore_index=True), alone):
+        pd.testing.assert_frame_equal(together, other, rtol=1e-4, atol=1e-6)
 
 
 def test_heads_go_by_the_models_numbers_where_few_were_captured():
