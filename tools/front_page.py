@@ -5,7 +5,7 @@
 course      from the notebooks' headers: a first cell is a title, a question, and a table with the
             rows time, needs and paper
 speed       from benchmarks/attention_h100.json, the times of the kernels as they are
-choice      from benchmarks/compare.csv and retrieval.json: what methods keep, and what is lost
+choice      from benchmarks/compare.csv.gz and retrieval.json: what methods keep, and what is lost
 
 Where CITATION.cff names a public `repository-code`, notebooks/README.md begins with badges that
 open the course of this version on Binder and Colab, and with the pinned install for Colab.
@@ -174,7 +174,7 @@ def choice(frame, cells: list[dict]) -> str:
     """What methods keep at one density, what a recall costs them, and the answers they lose.
 
     Args:
-        frame: the rows of benchmarks/compare.csv.
+        frame: the rows of benchmarks/compare.csv.gz.
         cells: those of benchmarks/retrieval.json.
     """
     curves = mean_curves(frame[frame["text"] == "document"])
@@ -192,7 +192,7 @@ def choice(frame, cells: list[dict]) -> str:
         lines.append(f"| {title} | {numbers} |")
     dense = f"{100 * answers['Dense'][None][0]:.0f} %"
     about = (
-        "The bundled model. Recall: 4096 tokens of prose, mean over 8 heads "
+        "The bundled model. Recall: 8192 tokens of prose, mean over its 64 heads "
         "([benchmarks/compare.md](benchmarks/compare.md)). Answers: numbers hidden in "
         f"{spaced(ASKED_TOKENS)} tokens and asked for, 95 % interval; dense attention finds "
         f"{dense} ([benchmarks/retrieval.md](benchmarks/retrieval.md), which also shows why). "
@@ -245,7 +245,7 @@ def pages() -> dict[Path, str]:
     tables = {
         "course": table(found, "notebooks/", questions=False),
         "speed": speed(_json("attention_h100.json")),
-        "choice": choice(read_table(RESULTS / "compare.csv"), cells),
+        "choice": choice(read_table(RESULTS / "compare.csv.gz"), cells),
     }
     readme = ROOT / "README.md"
     return {

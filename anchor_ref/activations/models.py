@@ -36,7 +36,7 @@ def load_model(
             `device` cannot be had.
     """
     _check_dtype(dtype)
-    device = _check_device(device)
+    device = check_device(device)
     if name_or_path is None or name_or_path == BUNDLED:
         return load_bundled(dtype, device)
     try:
@@ -107,7 +107,7 @@ def _check_dtype(dtype: torch.dtype) -> None:
         raise ValueError(f"dtype must be a floating-point torch.dtype, got {dtype!r}")
 
 
-def _check_device(device: str | torch.device) -> torch.device:
+def check_device(device: str | torch.device) -> torch.device:
     try:
         found = torch.device(device)
         torch.empty(0, device=found)

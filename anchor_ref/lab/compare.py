@@ -145,14 +145,12 @@ def compare_layer(
     for places, keys in _together(x, [there.index(head) for head in wanted]):
         one = (x.q[:, places], x.k[:, keys], x.v[:, keys])
         found |= zip(places, compare_heads(*one, sweep, x.scaling), strict=True)
-    return [
-        {
-            **{"text": text, "method": method, "configuration": label, "layer": x.layer},
-            **{"head": head, "length": x.q.shape[2], **measures},
-        }
+    rows = [
+        (text, method, label, x.layer, head, x.q.shape[2], *measures.values())
         for head in wanted
         for label, measures in zip(labels, found[there.index(head)], strict=True)
     ]
+    return [dict(zip(COLUMNS, row, strict=True)) for row in rows]
 
 
 def _together(x: Captured, places: list[int]) -> Iterator[tuple[list[int], list[int]]]:

@@ -7,13 +7,12 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
+
 from anchor_ref.baselines import Method
 from anchor_ref.lab.compare import compare_layer, label_configurations
 from anchor_ref.lab.results import Results
-from anchor_ref.lab.sources import Source, check_length, read_by_model
-from anchor_ref.lab.texts import Text
-
-__all__ = ["check_length", "code_version", "describe", "describe_run", "run_comparison"]
+from anchor_ref.lab.sources import Source
 
 SOURCE = Path(__file__).parents[1]
 # What the numbers of a table come from; texts and weights have hashes of their own.
@@ -24,7 +23,7 @@ MEASURING = (
 
 
 def describe(source: Source, group_size: int) -> dict:
-    """What all rows of a table share: source, groups, versions, code.
+    """What all rows of a table share: source, device, groups, versions, code.
 
     Args:
         source: what is compared.
@@ -33,22 +32,11 @@ def describe(source: Source, group_size: int) -> dict:
     packages = ("anchor-attention", "torch", *source.packages)
     return {
         **source.about,
+        "device": _name(source.device),
         "group_size": group_size,
         "versions": {package: version(package) for package in packages},
         "code": code_version(),
     }
-
-
-def describe_run(model, name: str, text: Text, group_size: int) -> dict:
-    """The same of a model that reads a text.
-
-    Args:
-        model: a transformers model.
-        name: what it was loaded by.
-        text: what it reads.
-        group_size: queries of a group.
-    """
-    return describe(read_by_model(model, name, text), group_size)
 
 
 def code_version(folder: Path = SOURCE) -> str:
@@ -64,6 +52,10 @@ def code_version(folder: Path = SOURCE) -> str:
     for path in sorted({path for part in MEASURING for path in folder.glob(part)}):
         digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()[:12]
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def run_comparison(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from anchor_ref.activations.capture import Captured, capture_qkv, load_capture
-from anchor_ref.activations.models import _check_device
+from anchor_ref.activations.models import check_device
 from anchor_ref.activations.planted import planted_stripes
 from anchor_ref.lab.texts import LENGTH, Text
 
@@ -135,7 +135,7 @@ def saved_capture(
         layers=sorted(captured),
         heads=heads,
         key_heads=key_heads,
-        device=_check_device(device),
+        device=check_device(device),
         packages=[],
         capture=lambda layers, folder: {x: _cut(captured[x], length) for x in layers},
     )
@@ -176,7 +176,7 @@ def planted(
         layers=[0],
         heads=range(q_heads),
         key_heads=kv_heads,
-        device=_check_device(device),
+        device=check_device(device),
         packages=[],
         capture=lambda layers, folder: {0: layer},
     )

@@ -11,7 +11,8 @@ from anchor_ref.activations.capture import Captured, capture_qkv, load_capture
 from anchor_ref.config import AnchorConfig
 from anchor_ref.lab.curves import THETAS, theta_curve
 from anchor_ref.lab.results import check_settings, write_whole
-from anchor_ref.lab.runs import check_length, describe_run
+from anchor_ref.lab.runs import describe
+from anchor_ref.lab.sources import check_length, read_by_model
 from anchor_ref.lab.texts import Text
 
 SETTINGS, ABOUT, CAPTURE = "settings.json", "about.json", "capture"
@@ -57,7 +58,7 @@ def inspect_layers(
     config = model.config.get_text_config()
     layers = list(range(config.num_hidden_layers)) if layers is None else sorted(set(layers))
     settings = {
-        **describe_run(model, name, text, group),
+        **describe(read_by_model(model, name, text), group),
         "layers": layers,
         "heads": None if heads is None else sorted(set(heads)),
         "thetas": list(thetas),

@@ -32,7 +32,7 @@ from anchor_ref.lab.compare import (
 )
 from anchor_ref.lab.equal import at_equal, budget_for, mean_curves
 from anchor_ref.lab.results import Results, read_table
-from anchor_ref.lab.runs import SOURCE, code_version, describe, describe_run, run_comparison
+from anchor_ref.lab.runs import SOURCE, code_version, describe, run_comparison
 from anchor_ref.lab.sources import read_by_model
 from benchmarks.compare import table
 
@@ -259,19 +259,18 @@ def test_rows_of_another_method_under_the_same_label_are_not_given(loaded, tmp_p
 def test_other_weights_are_other_settings(loaded):
     model, tokenizer = loaded
     text = texts.read_text("document", tokenizer, 64)
-    before = describe_run(model, "bundled", text, 128)
-    assert before == describe(read_by_model(model, "bundled", text), 128)
+    before = describe(read_by_model(model, "bundled", text), 128)
     weight = model.model.layers[6].mlp.up_proj.weight
     old = weight[-1, -1].item()
     with torch.no_grad():
         weight[-1, -1] = old + 1
     try:
-        after = describe_run(model, "bundled", text, 128)
+        after = describe(read_by_model(model, "bundled", text), 128)
     finally:
         with torch.no_grad():
             weight[-1, -1] = old
     assert {name for name in before if before[name] != after[name]} == {"weights"}
-    assert describe_run(model, "bundled", text, 128) == before
+    assert describe(read_by_model(model, "bundled", text), 128) == before
     assert before["length"] == 64
     assert set(before["versions"]) == {"anchor-attention", "torch", "transformers"}
 
@@ -297,7 +296,7 @@ def test_the_code_is_that_which_runs_and_a_figure_is_no_part_of_it(loaded, tmp_p
     shutil.copytree(SOURCE, copy, ignore=shutil.ignore_patterns("model", "__pycache__"))
     (copy / "figures" / "style.py").unlink()
     text = texts.read_text("document", loaded[1], 64)
-    found = describe_run(loaded[0], "bundled", text, 128)["code"]
+    found = describe(read_by_model(loaded[0], "bundled", text), 128)["code"]
     assert found == code_version(copy), "wherever it is installed"
 
 
@@ -450,17 +449,17 @@ def test_each_curve_rises():
 
 
 def test_the_committed_table_is_that_of_the_committed_numbers():
-    frame = read_table(BENCHMARKS / "compare.csv")
+    frame = read_table(BENCHMARKS / "compare.csv.gz")
     results = json.loads((BENCHMARKS / "compare.json").read_text())
     assert (BENCHMARKS / "compare.md").read_text() == table(results, frame)
 
 
 def test_the_committed_rows_are_whole_and_plausible():
-    frame = read_table(BENCHMARKS / "compare.csv")
+    frame = read_table(BENCHMARKS / "compare.csv.gz")
     assert tuple(frame.columns) == COLUMNS
     for text, part in frame.groupby("text"):
         chosen = {n: label_configurations(sweep) for n, sweep in sweeps().items()}
-        assert len(part) == 8 * sum(map(len, chosen.values())), text
+        assert len(part) == 64 * sum(map(len, chosen.values())), text
         assert {n: list(x.unique()) for n, x in part.groupby("method")["configuration"]} == chosen
         mean_curves(part)  # refuses other heads for some of them
     assert (frame["recall_min"] <= frame["recall_p10"]).all()
