@@ -159,7 +159,7 @@ def draw_budgets(points: dict[str, tuple[float, float]], ax) -> None:
                 "out of reach",
                 color="#777777",
                 va="center",
-                size=7.5,
+                size=8.5,
                 transform=ax.get_yaxis_transform(),
             )
             continue
