@@ -160,6 +160,7 @@ def draw_budgets(points: dict[str, tuple[float, float]], ax) -> None:
                 color="#777777",
                 va="center",
                 size=8.5,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
                 transform=ax.get_yaxis_transform(),
             )
             continue
