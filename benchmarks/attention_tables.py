@@ -288,8 +288,9 @@ def table(results: dict) -> str:
     densities = {(percent(density),): row for density, row in of_densities.items()}
     captures = {tuple(map(str, key)): row for key, row in of_captures(rows).items()}
     memory = f"Peak memory above inputs and output, MiB, {at}"
+    devices = ", ".join(dict.fromkeys(run["device"] for run in results["runs"]))
     parts = [
-        "# Attention on a GPU",
+        f"# Attention on a GPU: {devices}",
         _conditions(results),
         _section(f"End to end, {at}", ["N"], END_TO_END_COLUMNS, lengths),
         _break_even_text(rows),

@@ -3,6 +3,7 @@
 python -m tools.theta_gif
 """
 
+from io import BytesIO
 from math import inf
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import matplotlib
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.animation import FuncAnimation, PillowWriter
+from PIL import Image
 
 from anchor_ref import AnchorConfig
 from anchor_ref.activations import capture_qkv, load_bundled, make_document
@@ -46,6 +48,9 @@ def main() -> None:
     )
     OUT.parent.mkdir(parents=True, exist_ok=True)
     animation.save(OUT, writer=PillowWriter(fps=A_SECOND))
+    # Three times, then it rests on its last frame: what never stops draws the eye from the text.
+    endless = Image.open(BytesIO(OUT.read_bytes()))
+    endless.save(OUT, save_all=True, loop=2)
 
 
 if __name__ == "__main__":

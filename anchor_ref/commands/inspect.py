@@ -76,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
     results.calibration(found, options.target_recall).save(options.out / "calibration.json")
     cells = notebook.report_cells("results", theta, options.target_recall, rates)
     page = render.render_report(
-        cells, options.out, options.model, partial(common.bar, desc="page")
+        cells, options.out, f"AnchorAttention on {options.model}", partial(common.bar, desc="page")
     )
     at = found.thetas.index(theta)
     print(
