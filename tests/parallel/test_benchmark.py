@@ -1,5 +1,8 @@
 """The benchmark of many ranks, run on one: every part, and the table that comes out."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -43,3 +46,10 @@ def test_times_are_medians_without_the_first_and_ranks_wait(monkeypatch):
     monkeypatch.setattr(parallel.time, "perf_counter", lambda: next(ticks))
     seconds, peak = parallel.timed(lambda: None, torch.device("cpu"))
     assert (seconds, peak, len(waits)) == (2.0, 0.0, 8)
+
+
+def test_the_committed_table_is_that_of_the_committed_numbers():
+    results = Path(parallel.__file__).with_suffix(".json")
+    assert results.with_suffix(".md").read_text() == parallel.table(
+        json.loads(results.read_text())
+    )
