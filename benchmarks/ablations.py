@@ -154,7 +154,7 @@ def draw(results: dict, path: Path) -> None:
     caption(
         figure,
         f"Bundled model, {len(LAYERS) * len(HEADS)} heads, N = {results['n']}, b = "
-        f"{CONFIG.block_size}, S = {CONFIG.group_size} unless varied; dots: θ or another knob.",
+        f"{CONFIG.block_size}, S = {CONFIG.group_size} unless varied; marks: θ or another knob.",
     )
     figure.savefig(path)
     plt.close(figure)

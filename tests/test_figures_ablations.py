@@ -49,24 +49,42 @@ def test_curves_over_theta_are_means_over_heads():
     assert found["p10"] == pytest.approx([5.9, 25.9])
 
 
-def test_the_better_curve_is_labelled_above_and_ours_in_its_colour():
+def test_the_better_curve_is_named_above_and_ours_in_its_colour():
     from matplotlib import pyplot as plt
 
     _, ax = plt.subplots()
     figures.draw_ablation(figures.data_ablation(MEANS, "granularity"), ax, "stripes")
-    labels = {text.get_text(): text for text in ax.texts}
-    assert labels["stripes"].get_position()[1] > labels["blocks"].get_position()[1]
-    assert labels["stripes"].get_color() == STRIPE != labels["blocks"].get_color()
+    names = ax.get_legend().get_texts()
+    assert [text.get_text() for text in names] == ["stripes", "blocks"]
+    assert names[0].get_color() == STRIPE != names[1].get_color()
+    assert names[0].get_weight() == "bold" != names[1].get_weight()
+    marks = {line.get_label(): line.get_marker() for line in ax.lines}
+    assert marks["stripes"] != marks["blocks"]  # told apart without colours
     plt.close("all")
 
 
-def test_theta_is_drawn_with_a_label_for_each_line():
+def test_curves_that_begin_apart_are_named_where_they_begin():
+    from matplotlib import pyplot as plt
+
+    _, ax = plt.subplots()
+    data = figures.data_ablation(MEANS, "granularity")
+    figures.draw_ablation(data, ax, "stripes", apart=True)
+    assert ax.get_legend() is None
+    places = {label.get_text(): label.xy for label in ax.texts}
+    assert places == {
+        name: (curve["density"][0], curve["recall"][0]) for name, curve in data.items()
+    }
+    plt.close("all")
+
+
+def test_theta_is_drawn_with_a_name_and_a_look_for_each_line():
     from matplotlib import pyplot as plt
 
     _, ax = plt.subplots()
     figures.draw_theta(figures.data_theta(MEANS), ax)
-    names = [text.get_text() for text in ax.texts]
-    assert names == ["recall, mean", "10th percentile, dashed", "density"]
-    assert [text.get_color() for text in ax.texts] == [line.get_color() for line in ax.lines]
+    names = ax.get_legend().get_texts()
+    assert [text.get_text() for text in names] == ["recall, mean", "10th percentile", "density"]
+    assert [text.get_color() for text in names] == [line.get_color() for line in ax.lines]
+    assert len({(line.get_marker(), line.get_linestyle()) for line in ax.lines}) == 3
     assert ax.get_xlabel() == "θ"
     plt.close("all")

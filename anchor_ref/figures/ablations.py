@@ -1,4 +1,4 @@
-"""The paper's ablations, one panel each: recall over density, variants labelled in their order."""
+"""The paper's ablations, one panel each: recall over density, each variant with its own mark."""
 
 import math
 
@@ -7,6 +7,7 @@ from anchor_ref.lab.curves import ThetaCurve
 
 # Okabe and Ito's, the method itself first.
 COLOURS = (STRIPE, ACCENT, INK, "#009E73", "#CC79A7")
+MARKERS = ("o", "s", "^", "D", "v")  # curves are told apart in grey too
 
 
 def data_ablation(means, ablation: str) -> dict[str, dict[str, list[float]]]:
@@ -48,31 +49,43 @@ def data_theta_curves(curves: dict[str, ThetaCurve]) -> dict[str, dict[str, list
     }
 
 
-def draw_ablation(data: dict[str, dict[str, list[float]]], ax, ours: str) -> None:
-    """Which variant has more recall at equal density?"""
-    others = iter(COLOURS[1:])
-    colours = {name: COLOURS[0] if name == ours else next(others) for name in data}
+def draw_ablation(
+    data: dict[str, dict[str, list[float]]], ax, ours: str, *, apart: bool = False
+) -> None:
+    """Which variant has more recall at equal density?
+
+    Args:
+        data: from `data_ablation` or `data_theta_curves`.
+        ax: where to draw.
+        ours: the variant that stands out.
+        apart: the curves begin far from one another, so that names stand where they begin.
+    """
+    others = iter(zip(COLOURS[1:], MARKERS[1:], strict=True))
     for name, curve in data.items():
+        colour, marker = (COLOURS[0], MARKERS[0]) if name == ours else next(others)
         ax.plot(
             curve["density"],
             curve["recall"],
-            color=colours[name],
+            color=colour,
+            label=name,
             lw=2 if name == ours else 1.3,
-            marker="o",
-            markersize=3,
+            marker=marker,
+            markersize=4,
             zorder=3 if name == ours else 2,
         )
-    # Labels in the order of the curves, where all of them have left room.
-    for place, name in enumerate(sorted(data, key=lambda name: _mean_loss(data, name))):
-        ax.text(
-            0.98,
-            0.04 + 0.095 * (len(data) - 1 - place),
-            name,
-            color=colours[name],
-            transform=ax.transAxes,
-            ha="right",
-            weight="bold" if name == ours else "normal",
-        )
+        if apart:
+            ax.annotate(
+                name,
+                (curve["density"][0], curve["recall"][0]),
+                (7, -3),
+                textcoords="offset points",
+                color=colour,
+                weight="bold" if name == ours else "normal",
+            )
+    if not apart:  # in the order of the curves, where all of them have left room
+        lines = sorted(ax.lines, key=lambda line: _mean_loss(data, line.get_label()))
+        for text in _name_lines(ax, lines):
+            text.set_weight("bold" if text.get_text() == ours else "normal")
     ax.set(xlabel="density", ylabel="recall")
 
 
@@ -93,14 +106,23 @@ def data_theta(means) -> list[tuple[float, float, float, float]]:
 def draw_theta(points: list[tuple[float, float, float, float]], ax) -> None:
     """What does each θ keep, and what does it find?"""
     thetas, *lines = zip(*points, strict=True)
-    named = (("recall, mean", ACCENT, "-"), ("10th percentile", ACCENT, "--"))
-    named = (*named, ("density", STRIPE, "-"))
-    for place, ((name, colour, dashes), line) in enumerate(zip(named, lines, strict=True)):
-        ax.plot(thetas, line, color=colour, ls=dashes, marker="o", markersize=3)
-        height = 0.04 + 0.095 * (len(named) - 1 - place)
-        shown = f"{name}, dashed" if dashes == "--" else name
-        ax.text(0.98, height, shown, color=colour, transform=ax.transAxes, ha="right")
+    looks = (
+        {"label": "recall, mean", "color": ACCENT, "marker": "o"},
+        {"label": "10th percentile", "color": ACCENT, "marker": "o", "ls": "--"},
+        {"label": "density", "color": STRIPE, "marker": "s"},
+    )
+    for look, line in zip(looks, lines, strict=True):
+        ax.plot(thetas, line, markersize=4, **look)
+    _name_lines(ax, ax.lines)
     ax.set(xlabel="θ", ylabel="mean over heads", ylim=(0, 1.06))
+
+
+def _name_lines(ax, lines) -> list:
+    """Names in the lower right corner, in the colours of the lines and beside their marks."""
+    legend = ax.legend(
+        handles=list(lines), loc="lower right", labelcolor="linecolor", handlelength=2.6
+    )
+    return legend.get_texts()
 
 
 def _mean_loss(data: dict, name: str) -> float:

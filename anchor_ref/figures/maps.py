@@ -93,7 +93,7 @@ def draw_kept_map(data: dict[str, Tensor | list], ax) -> None:
     for text, key in (
         ("window", window + (end - window) / 3),
         ("stripes", 0.85 * window),
-        ("skipped", 0.35 * window),
+        ("skipped", 0.5 * window),
     ):
         ax.text(key, middle, text, ha="center", va="center", bbox=_LABEL)
     ax.annotate(
