@@ -40,16 +40,18 @@ def test_changes_of_rows_are_largest_entries():
 
 def test_every_figure_draws():
     style.use_style()
-    figure, axes = plt.subplots(1, 4, figsize=(15, 3))
+    figure, axes = plt.subplots(1, 5, figsize=(18, 3))
     figures.draw_layer_errors([0.0, 0.1, 0.2], {0: [0.0, 0.1, 0.05], 1: [0.0, 0.0, 0.12]}, axes[0])
     assert [text.get_text() for text in axes[0].texts] == ["in every layer", "in layer 1 alone"]
-    figures.draw_divergence({"divergence": [0.0, 0.2], "changed": [0.0, 0.1]}, axes[1])
-    figures.draw_digits({"dense": [("1", True)] * 6, "anchor": [("2", False)] * 6}, axes[2])
-    squares = axes[2].patches
+    figures.draw_divergence({"divergence": [0.0, 0.2], "changed": [0.0, 0.1]}, axes[1:3])
+    for ax, said in zip(axes[1:3], ("0.100", "0.200"), strict=True):  # heights, as their axis says
+        assert [text.get_text() for text in ax.texts] == ["0", said]
+    figures.draw_digits({"dense": [("1", True)] * 6, "anchor": [("2", False)] * 6}, axes[3])
+    squares = axes[3].patches
     assert len(squares) == 12
     assert squares[0].get_facecolor() != squares[6].get_facecolor()
     rows = {"dense": torch.tensor([0.0, 0.0, 1.0]), "anchor": torch.tensor([0.0, 0.1, 1.0])}
-    figures.draw_changed_rows(rows, 2, 1, axes[3])
-    assert [len(points.get_offsets()) for points in axes[3].collections] == [1, 2]
+    figures.draw_changed_rows(rows, 2, 1, axes[4])
+    assert [len(points.get_offsets()) for points in axes[4].collections] == [1, 2]
     figure.canvas.draw()
     plt.close(figure)

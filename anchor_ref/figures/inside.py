@@ -79,23 +79,17 @@ def data_divergence(
     return found
 
 
-def draw_divergence(data: dict[str, list[float]], ax) -> None:
+def draw_divergence(data: dict[str, list[float]], axes) -> None:
     """Do the predictions drift apart?"""
+    named = {"changed": "another most likely token", "divergence": "divergence, nats"}
     places = range(len(data["changed"]))
-    ax.bar(places, data["changed"], color=WINDOW, width=0.7)
-    for place, (share, nats) in enumerate(zip(data["changed"], data["divergence"], strict=True)):
-        ax.annotate(
-            f"{nats:.3f}" if nats else "0",
-            (place, share),
-            (0, 2),
-            textcoords="offset points",
-            ha="center",
-            fontsize=8,
-        )
     names = ["input", *(str(layer) for layer in range(len(places) - 1))]
-    ax.set(xticks=places, xticklabels=names, xlabel="after layer")
-    ax.set_ylabel("another most likely token")
-    ax.margins(y=0.12)
+    for ax, (what, words) in zip(axes, named.items(), strict=True):
+        bars = ax.bar(places, data[what], color=WINDOW, width=0.7)
+        numbers = [f"{height:.3f}" if height else "0" for height in data[what]]
+        ax.bar_label(bars, numbers, padding=2, fontsize=8)
+        ax.set(xticks=places, xticklabels=names, xlabel="after layer", ylabel=words)
+        ax.margins(y=0.12)
 
 
 def draw_digits(found: Mapping[str, Sequence[tuple[str, bool]]], ax) -> None:
