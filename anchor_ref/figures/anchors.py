@@ -78,7 +78,7 @@ def draw_missed(lines: Mapping[str, dict[str, Tensor]], ax) -> None:
     """Where in a group does the anchor miss?"""
     for name, data in lines.items():
         bold = name == "all layers"
-        colour = INK if bold else "#9A9A9A"
+        colour = INK if bold else "#666666"
         ax.plot(data["place"], data["share"], color=colour, lw=2 if bold else 0.8)
         ax.annotate(
             name,
@@ -90,4 +90,4 @@ def draw_missed(lines: Mapping[str, dict[str, Tensor]], ax) -> None:
             weight="bold" if bold else "normal",
         )
     ax.set(xlabel="rows since the group's start", ylabel="share of rows", ylim=(0, None))
-    ax.set_xlim(0, float(next(iter(lines.values()))["place"][-1]) * 1.2)
+    ax.set_xlim(0, float(next(iter(lines.values()))["place"][-1]))

@@ -55,6 +55,7 @@ def draw_union(data: Mapping[str, Tensor], pooled: float, ax) -> None:
     ax.scatter(rows, data["one"], s=3, color="#9A9A9A", lw=0)
     ax.plot(rows, data["union"], color=ACCENT, lw=2)
     end, mean = float(rows[-1]), float(data["one"].mean())
+    ax.hlines(mean, 0, end, color="#6A6A6A", lw=1)
     ax.hlines(pooled, 0, end, color=STRIPE, lw=1.5, ls=(0, (4, 2)))
     higher = 5 if mean > pooled else -5  # the labels of two low lines stay apart
     for text, height, up, colour in (
@@ -65,7 +66,7 @@ def draw_union(data: Mapping[str, Tensor], pooled: float, ax) -> None:
         place = (end, float(height))
         ax.annotate(text, place, (6, up), textcoords="offset points", color=colour, va="center")
     ax.set(xlabel="rows of the group", ylabel="share of the candidates", ylim=(-0.02, 1.03))
-    ax.set_xlim(0, 1.36 * end)
+    ax.set_xlim(0, end)
 
 
 def data_block(
@@ -104,14 +105,11 @@ def draw_block(data: Mapping[str, Tensor | float], ax) -> None:
     if not ax.yaxis_inverted():  # it is, where a neighbour shares the axis
         ax.invert_yaxis()
     last = len(difference)
-    ax.annotate(f"θ = {theta:g}", (last, theta), (0, 3), textcoords="offset points", ha="left")
-    ax.annotate(
-        f"mean {mean:.1f}",
-        (last, mean),
-        (0, -3),
-        textcoords="offset points",
-        color=ACCENT,
-        va="top",
-        weight="bold",
-    )
-    ax.set(xlabel="row of the block", ylabel="anchor − score", xlim=(-2, 1.3 * last))
+    higher = 5 if mean > theta else -5  # the axis points down; the labels of near lines part
+    for text, height, up, look in (
+        (f"θ = {theta:g}", theta, higher, {"color": INK}),
+        (f"mean {mean:.1f}", mean, -higher, {"color": ACCENT, "weight": "bold"}),
+    ):
+        place = (last, height)
+        ax.annotate(text, place, (4, up), textcoords="offset points", va="center", **look)
+    ax.set(xlabel="row of the block", ylabel="anchor − score", xlim=(-1, last))
