@@ -66,10 +66,13 @@ def draw_causes(data: dict[str, dict[str, float]], ax) -> None:
     from matplotlib.patches import Patch
 
     colours = {"kept": SKIPPED, **COLOURS}
+    # Hatched, since in grey it is as light as the mean anchor.
+    looks = {name: {"fc": colour, "ec": "white", "lw": 0} for name, colour in colours.items()}
+    looks["threshold"]["hatch"] = "////"
     for y, shares in enumerate(data.values()):
         left = 0.0
         for name, share in shares.items():
-            ax.barh(y, share, left=left, color=colours[name], height=0.7)
+            ax.barh(y, share, left=left, height=0.7, **looks[name])
             if share > 0.12 and name != "kept":  # room for its name
                 ax.text(left + share / 2, y, name, ha="center", va="center", color="white")
             left += share
@@ -77,7 +80,7 @@ def draw_causes(data: dict[str, dict[str, float]], ax) -> None:
     ax.set(yticks=range(len(data)), yticklabels=list(data), xlim=(0, 1), xlabel="mass of a row")
     ax.invert_yaxis()
     ax.legend(
-        handles=[Patch(color=colour, label=name) for name, colour in colours.items()],
+        handles=[Patch(label=name, **look) for name, look in looks.items()],
         loc="lower left",
         bbox_to_anchor=(0, 1),
         ncols=5,

@@ -129,14 +129,14 @@ def draw_shares(data: dict[str, list], ax) -> None:
         ax.annotate(
             name,
             (len(below) - 0.5, below[-1] + shares[-1] / 2),
-            (4, 0),
+            (6, 0),
             textcoords="offset points",
             va="center",
             annotation_clip=False,
         )
         below = [low + share for low, share in zip(below, shares, strict=True)]
     ax.set_xticks(range(len(below)), [short(n) for n in data["n"]])
-    ax.set(xlabel="N, tokens", ylabel="share of the time", xlim=(-0.6, len(below) + 0.6))
+    ax.set(xlabel="N, tokens", ylabel="share of the time", xlim=(-0.6, len(below) - 0.5))
 
 
 def data_roofline(results: dict, n: int) -> dict:
