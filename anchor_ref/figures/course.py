@@ -49,7 +49,7 @@ def draw_parts(data: dict, axes) -> None:
         axes[-1].text(sum(at) / len(at), 1.16, label, ha="center", color=colour, weight="bold")
     total = sum(float(common.sum()) for *_, common in data["parts"].values())
     names = [word for words, *_ in data["parts"].values() for word in words]
-    axes[-1].set_xticks(range(len(names)), names)
+    axes[-1].set_xticks(range(len(names)), names, va="baseline")
     axes[-1].set_title(f"Merged: m = {data['max']:g}, l = {total:.3f}")
     for ax in axes:
         ax.set(ylim=(0, 1.3), ylabel="exp(score − m)")
@@ -162,4 +162,5 @@ def _bars(ax, words: Sequence[str], heights: Tensor, colour: str, at=None) -> No
     at = range(len(words)) if at is None else at
     bars = ax.bar(at, heights.tolist(), color=colour, width=0.7)
     ax.bar_label(bars, [f"{height:.2f}" for height in heights.tolist()], padding=2)
-    ax.set_xticks(at, words)
+    ax.set_xticks(at, words, va="baseline")
+    ax.tick_params(axis="x", pad=12)

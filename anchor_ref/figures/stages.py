@@ -170,7 +170,7 @@ def draw_heads(data: dict[str, Tensor], ax) -> None:
     colours = colormaps["cividis"]([layer / max(1, len(full) - 1) for layer in layers])
     sparse = data["density"] <= FULL
     density, recall, layer = (data[name][sparse] for name in ("density", "recall", "layer"))
-    ax.scatter(density, recall, c=colours[layer], s=24, lw=0.4, ec="white")
+    ax.scatter(density, recall, c=colours[layer], s=24, lw=0.5, ec=INK)  # an edge: yellow is faint
     for index in recall.argsort()[:2]:  # those that lose most
         name = f"layer {int(layer[index])}, head {int(data['head'][sparse][index])}"
         at = float(density[index]), float(recall[index])

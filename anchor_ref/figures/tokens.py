@@ -87,7 +87,8 @@ def draw_row(data: dict, axes) -> None:
         labels = [form.format(float(x)).replace("-", "−") for x in data[name]]
         ax.bar_label(bars, labels, padding=2)
         ax.axhline(0, color=INK, lw=0.8)
-        ax.set_xticks(places, data["words"])
+        ax.set_xticks(places, data["words"], va="baseline")
+        ax.tick_params(axis="x", pad=12)
         ax.set(ylabel=name)
         ax.margins(y=0.18)
 
