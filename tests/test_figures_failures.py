@@ -62,6 +62,18 @@ def test_a_row_is_warned_of_when_it_is_promised_too_little():
     plt.close("all")
 
 
+def test_a_cause_that_is_grey_as_another_is_hatched():
+    _, ax = plt.subplots()
+    figures.draw_causes({"case": {"kept": 0.5, **dict.fromkeys(figures.COLOURS, 0.125)}}, ax)
+    hatches = dict(
+        zip(["kept", *figures.COLOURS], (bar.get_hatch() for bar in ax.patches), strict=True)
+    )
+    assert [name for name, hatch in hatches.items() if hatch] == ["threshold"]
+    shown = {text.get_text(): patch.get_hatch() for text, patch in _legend(ax)}
+    assert shown == hatches
+    plt.close("all")
+
+
 def test_every_figure_draws(head):
     style.use_style()
     q, k = head
@@ -76,3 +88,8 @@ def test_every_figure_draws(head):
     figure.canvas.draw()
     assert all(ax.get_xlabel() for ax in axes)
     plt.close(figure)
+
+
+def _legend(ax):
+    legend = ax.get_legend()
+    return zip(legend.get_texts(), legend.get_patches(), strict=True)

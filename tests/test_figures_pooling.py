@@ -64,3 +64,20 @@ def test_every_figure_draws(difference):
     figure.canvas.draw()
     assert axes[1].yaxis_inverted()
     plt.close(figure)
+
+
+def test_axes_end_with_the_rows_and_labels_of_near_lines_part(difference):
+    figure, (union, block) = plt.subplots(1, 2)
+    data = pooling.data_union(difference, 1.0)
+    pooling.draw_union(data, 0.3, union)
+    assert union.get_xlim() == (0, 20)
+    heights = [float(line.get_segments()[0][0, 1]) for line in union.collections[1:]]
+    assert heights == pytest.approx([float(data["one"].mean()), 0.3])
+    for theta in (4.9, 5.1):  # the mean below it, the mean above it
+        block.clear()
+        data = pooling.data_block(torch.zeros(20), torch.full((20,), 5.0), theta)
+        pooling.draw_block(data, block)
+        up = {label.get_text(): label.xyann[1] for label in block.texts}
+        # The axis points down: the label of the smaller number stands higher.
+        assert (up[f"θ = {theta:g}"] > up["mean 5.0"]) == (theta < 5)
+    plt.close(figure)
