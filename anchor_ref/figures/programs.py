@@ -181,7 +181,7 @@ def draw_chunks(data: dict[str, list | Tensor], ax) -> None:
         ax.vlines(keys + 0.5, g, g + height, color=STRIPE, lw=0.9)
     for number, (g, first, end) in enumerate(data["chunks"]):
         ax.plot([first + 1, end - 1], [g - 0.06] * 2, color=INK, lw=1.5, solid_capstyle="butt")
-        ax.text((first + end) / 2, g - 0.1, f"program {number}", ha="center", fontsize=8)
+        ax.text((first + end) / 2, g - 0.15, f"program {number}", ha="center", fontsize=8)
     _, end, init, window = found[-1]
     below = len(found) - 1 + height + 0.08
     ax.text(0, below, "initial region", va="top")
