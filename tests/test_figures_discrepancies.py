@@ -65,6 +65,7 @@ def test_every_figure_draws(counted):
     errors = {"a": [3.0, 2.0, 1.0], "b": [4.0, 3.0, 3.0]}
     figures.draw_theta_error(figures.data_theta_error([6.0, 9.0, math.inf], errors), axes[1])
     figures.draw_rounding(figures.data_rounding({"x": TEST, "y": TEST}, 12.0, 1.5), axes[2:4])
+    assert axes[2].get_title(loc="left") == "x: 1 of 3 turned over"
     figures.draw_tail(figures.data_tail([16, 24, 31, 32], 16), axes[4])
     figures.draw_memory(figures.data_memory([4096, 8192], 32, 8, 128, 0.1), axes[5])
     figure.canvas.draw()

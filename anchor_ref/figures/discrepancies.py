@@ -129,15 +129,8 @@ def draw_rounding(data: dict[str, dict[str, Tensor]], axes) -> None:
             ax.scatter(*points, s=5, lw=0, color=colour, alpha=0.7)
         ax.axhline(0, color=INK, lw=0.8)
         ax.axvline(0, color=INK, lw=0.8)
-        ax.annotate(
-            f"{int(flipped.sum())} of {len(flipped)}\nturned over",
-            (0.97, 0.04),
-            xycoords="axes fraction",
-            color=STRIPE,
-            ha="right",
-            weight="bold",
-        )
-        ax.set(title=name, xlabel="difference − θ, exact", aspect="equal")
+        ax.set_title(f"{name}: {int(flipped.sum())} of {len(flipped)} turned over", fontsize=10)
+        ax.set(xlabel="difference − θ, exact", aspect="equal")
     axes[0].set_ylabel("difference − θ, rounded")
 
 
