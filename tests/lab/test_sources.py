@@ -220,6 +220,7 @@ def test_another_source_is_not_gone_on_with(by_model, saved, tmp_path):
         planted(N, kv_heads=4),
         planted(N, head_dim=32),
         planted(200),
+        replace(planted(N), device=torch.device("meta")),
     ]
     for place, source in enumerate(sources):
         Results(tmp_path / str(place), describe(source, 64))
