@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,18 @@ def test_what_is_installed_is_pinned():
         needs = distribution(name).requires or []
         left += [(Requirement(need), frozenset(requirement.extras)) for need in needs]
     assert not missing
+
+
+def test_what_is_installed_runs_on_the_oldest_python_promised():
+    """Also on its first release: Debian 12 has 3.11.2, and some packages want 3.11.5."""
+    oldest = f"{PYTHONS[0]}.0"
+    refused = [
+        f"{dist.name} {dist.version}"
+        for dist in distributions()
+        if canonicalize_name(dist.name) in pins()
+        and not SpecifierSet(dist.metadata["Requires-Python"] or "").contains(oldest)
+    ]
+    assert not refused
 
 
 def test_python_versions_agree():
