@@ -177,7 +177,8 @@ def table(results: dict) -> str:
         "",
         f"Made by `python -m benchmarks.parallel` on {results['date']}: {ranks} x "
         f"{results['device']}, torch {results['torch']}. The model of the last table has four of "
-        "the 32 layers of an 8B model. Times are medians of three.",
+        "the 32 layers of an 8B model. Times are medians of three; differences are those of rank "
+        "0, whose rows are the first of the prompt.",
         "",
         "The bundled model in float32, θ = 9, blocks of 32, groups of 256: logits on "
         f"{ranks} ranks against those of one process.",
@@ -194,7 +195,7 @@ def table(results: dict) -> str:
         "",
         "AnchorAttention, 5 % planted stripes, tokens on all ranks (ms).",
         "",
-        f"| tokens | backend | 1 rank | {ranks} ranks | of it exchange | largest difference |",
+        f"| tokens | backend | 1 rank | {ranks} ranks | exchange alone | largest difference |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for row in results["attention"]:
@@ -205,7 +206,8 @@ def table(results: dict) -> str:
         )
     lines += [
         "",
-        "A prefill with random weights, θ = −∞; memory of rank 0, without a cache.",
+        "A prefill with random weights, θ = −∞; memory of rank 0, without a cache. On paper: what "
+        "has to be there, not what a framework holds beside it.",
         "",
         "| attention | parallel | tokens | s | peak, GiB | on paper, GiB |",
         "| --- | --- | --- | --- | --- | --- |",

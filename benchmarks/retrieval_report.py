@@ -131,9 +131,9 @@ def why(cells: Sequence[dict], answers: dict[int, Answers]) -> list[str]:
         "",
         verdict(
             "PooledMaximum",
-            "each row's true maximum in place of its anchor",
-            "The anchor is what loses them.",
-            "The anchor is not what loses them.",
+            "the largest of a block's own pooled scores in place of its mean anchor",
+            "The mean anchor is what loses them.",
+            "Replacing the mean anchor alone does not bring them back.",
         ),
         verdict(
             "StripeOracle",
@@ -144,15 +144,14 @@ def why(cells: Sequence[dict], answers: dict[int, Answers]) -> list[str]:
         verdict(
             "DifferenceOracle",
             "the difference test on each row's own scores, nothing pooled and nothing shared",
-            "The test itself is not what loses them; the means are.",
+            "The test on each row's own scores does not lose them.",
             "The test itself loses them already.",
         ),
         verdict(
             "ConstantThreshold",
             "the same pooled scores, compared with one constant instead of the mean anchor",
-            "So averaging the anchors is a large part of it (the first line replaced their values "
-            "and averaged them all the same): a mean of maxima stays high where rows look at "
-            "different keys, while the score of their mean query is low for each key.",
+            "So the pooled scores still tell where many of the answers are, and a threshold that "
+            "moves with each block loses what one constant keeps.",
             "The pooled scores alone do not tell.",
         ),
     ]
