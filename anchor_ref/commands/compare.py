@@ -136,7 +136,12 @@ def _refuse(unused: set[str], beside: str) -> None:
 
 
 def _head(word: str) -> int | str:
-    return word if word == "all" else int(word)
+    if word == "all":
+        return word
+    try:
+        return int(word)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number or all, got {word!r}") from None
 
 
 def chosen_heads(asked: list[int | str] | None, source) -> list[int] | None:

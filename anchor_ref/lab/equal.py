@@ -96,6 +96,7 @@ def _cross(curves, budget: str, x: str, y: str, level: float, left, right):
         # Several configurations may cost the same: the one that finds most speaks for them.
         best = curve.sort_values([budget, "recall_mean"], kind="stable")
         best = best.drop_duplicates(budget, keep="last").sort_values(x, kind="stable")
+        best = best.drop_duplicates(x)  # of equal recall the cheapest
         return float(np.interp(level, best[x], best[y], left=left, right=right))
 
     columns = list(dict.fromkeys(["recall_mean", budget, y]))

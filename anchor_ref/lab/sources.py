@@ -103,6 +103,7 @@ def saved_capture(
     """
     from safetensors import SafetensorError
 
+    device = check_device(device)
     path = Path(path).expanduser()
     try:
         captured = load_capture(path)
@@ -135,7 +136,7 @@ def saved_capture(
         layers=sorted(captured),
         heads=heads,
         key_heads=key_heads,
-        device=check_device(device),
+        device=device,
         packages=[],
         capture=lambda layers, folder: {x: _cut(captured[x], length) for x in layers},
     )
@@ -162,6 +163,7 @@ def planted(
         ValueError: `length` is below 1, or `device` cannot be had, or see
             `planted_stripes`.
     """
+    device = check_device(device)
     length = LENGTH if length is None else length
     if length < 1:
         raise ValueError(f"length must be at least 1, got {length}")
@@ -176,7 +178,7 @@ def planted(
         layers=[0],
         heads=range(q_heads),
         key_heads=kv_heads,
-        device=check_device(device),
+        device=device,
         packages=[],
         capture=lambda layers, folder: {0: layer},
     )

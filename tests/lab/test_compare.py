@@ -418,6 +418,8 @@ def test_the_budget_for_a_recall_is_read_off_the_same_line():
     assert found["late"] == pytest.approx(0.6)
     assert list(found.index) == ["steep", "late"]
     assert budget_for(means, "density", 0.6)["late"] == pytest.approx(0.4)  # it has no less
+    flat = mean_curves(frame_of(("flat", [(0.1, 0.5), (0.3, 1.0), (0.5, 1.0)])))
+    assert budget_for(flat, "density", 1.0)["flat"] == pytest.approx(0.3)
     unreached = mean_curves(frame_of(("poor", [(0.1, 0.2), (0.9, 0.6)])))
     assert pd.isna(budget_for(unreached, "density", 0.7)["poor"])
 
