@@ -12,7 +12,7 @@ import argparse
 import json
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -56,8 +56,7 @@ def measure(device: str) -> list[dict]:
     captured = capture_qkv(model, text.tokens.to(device), LAYERS, dtype=None)
     rows = []
     for layer, x in captured.items():
-        x = replace(x, **{part: getattr(x, part).to(device) for part in "qkv"})
-        rows += ablate_layer(x, CONFIG, HEADS)
+        rows += ablate_layer(x.to(device), CONFIG, HEADS)
         print(f"layer {layer} done", file=sys.stderr, flush=True)
     frame = pd.DataFrame(rows)
     return [

@@ -193,7 +193,7 @@ class Bench:
     def _layers(self, length: int, task: str) -> list[Captured]:
         tokens = make_retrieval(self.tokenizer, task, length, MATCH_SEED).tokens[None]
         found = capture_qkv(self.model, tokens.to(self.device), dtype=torch.float32)
-        return [replace(x, q=x.q.to(self.device), k=x.k.to(self.device)) for x in found.values()]
+        return [x.to(self.device) for x in found.values()]
 
 
 def settings(device: str) -> dict:

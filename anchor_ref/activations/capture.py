@@ -2,7 +2,7 @@
 
 import operator
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -41,6 +41,15 @@ class Captured:
     softcap: float | None = None
     layer: int | None = None
     heads: tuple[int, ...] | None = None
+
+    @property
+    def query_heads(self) -> tuple[int, ...]:
+        """The model's indices of the query heads in q; where none were chosen, all in order."""
+        return tuple(range(self.q.shape[1])) if self.heads is None else self.heads
+
+    def to(self, device: str | torch.device) -> "Captured":
+        """The same with its tensors on a device."""
+        return replace(self, q=self.q.to(device), k=self.k.to(device), v=self.v.to(device))
 
     def causal(self) -> "Captured":
         """This capture, where the layer computes softmax(q·k) over all earlier keys and no more.

@@ -137,10 +137,10 @@ def compare_layer(
     x = captured.causal()
     if x.q.shape[0] != 1:
         raise ValueError(f"captured must hold one prompt, got {x.q.shape[0]}")
-    there = range(x.q.shape[1]) if x.heads is None else x.heads
+    there = x.query_heads
     wanted = list(there if heads is None else heads)
     if unknown := [head for head in wanted if head not in there]:
-        raise ValueError(f"heads must be of those captured, {tuple(there)}, got {unknown[0]}")
+        raise ValueError(f"heads must be of those captured, {there}, got {unknown[0]}")
     labels, found = label_configurations(sweep), {}
     for places, keys in _together(x, [there.index(head) for head in wanted]):
         one = (x.q[:, places], x.k[:, keys], x.v[:, keys])

@@ -3,7 +3,6 @@
 import hashlib
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -98,8 +97,7 @@ def run_comparison(
             for x in captured.values():
                 x.causal()  # refused now, not after the layers before it
             for layer, name in watch(list(left)):
-                x = captured[layer]
-                x = replace(x, **{part: getattr(x, part).to(source.device) for part in "qkv"})
+                x = captured[layer].to(source.device)
                 results.add(compare_layer(x, name, sweeps[name], left[layer, name], source.name))
     wanted = results.frame
     asked = [

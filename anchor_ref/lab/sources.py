@@ -110,7 +110,7 @@ def saved_capture(
     except SafetensorError as error:
         raise ValueError(f"capture must hold whole safetensors, got {path}: {error}") from error
     name = path.resolve().name
-    shapes = {(x.q.shape[2], _heads(x), x.k.shape[1]) for x in captured.values()}
+    shapes = {(x.q.shape[2], x.query_heads, x.k.shape[1]) for x in captured.values()}
     if len(shapes) > 1:
         raise ValueError(
             f"capture must hold the same tokens and heads in all layers, those of {name} differ"
@@ -121,7 +121,7 @@ def saved_capture(
         raise ValueError(f"length must be in 1..{there}, the tokens of {name}, got {length}")
     tensors = [getattr(x, part) for x in captured.values() for part in "qkv"]
     facts = [
-        (x.layer, x.scaling, x.sliding_window, x.softcap, _heads(x)) for x in captured.values()
+        (x.layer, x.scaling, x.sliding_window, x.softcap, x.query_heads) for x in captured.values()
     ]
     return Source(
         name=name,
@@ -206,10 +206,6 @@ def fingerprint(tensors: Iterable[Tensor], more: str = "") -> str:
         found.update(f"{x.dtype} {tuple(x.shape)} ".encode())
         found.update(x.cpu().contiguous().flatten().view(torch.uint8).numpy())
     return found.hexdigest()
-
-
-def _heads(x: Captured) -> tuple[int, ...]:
-    return tuple(range(x.q.shape[1])) if x.heads is None else x.heads
 
 
 def _cut(x: Captured, length: int) -> Captured:
