@@ -19,6 +19,7 @@ import torch
 
 from anchor_ref import AnchorConfig
 from anchor_ref.activations import capture_qkv, load_bundled
+from anchor_ref.activations.models import device_name
 from anchor_ref.figures import ablations as figures
 from anchor_ref.figures.style import caption, use_style
 from anchor_ref.lab.ablations import QUESTIONS, ablate_layer, variants
@@ -169,7 +170,7 @@ def main() -> None:
     if not options.table:
         results = {
             "date": time.strftime("%Y-%m-%d"),
-            "device": torch.cuda.get_device_name() if "cuda" in options.device else "CPU",
+            "device": device_name(torch.device(options.device)),
             "torch": str(torch.__version__),
             "n": LENGTH,
             "config": asdict(CONFIG),

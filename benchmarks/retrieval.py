@@ -34,6 +34,7 @@ import torch
 
 from anchor_ref import AnchorConfig
 from anchor_ref.activations import Captured, bundled_model_path, capture_qkv, load_bundled
+from anchor_ref.activations.models import device_name
 from anchor_ref.baselines import METHODS, AnchorAttention, Method
 from anchor_ref.lab.matching import match_density
 from anchor_ref.lab.prompts import TASKS, Prompt, make_retrieval
@@ -201,14 +202,13 @@ def settings(device: str) -> dict:
     import transformers
 
     weights = (bundled_model_path() / "model.safetensors").read_bytes()
-    cuda = torch.device(device).type == "cuda"
     return {
         "seeds": [SEED, MATCH_SEED],
         "prompts": {str(length): plan[0] for length, plan in PLAN.items()},
         "model_sha256": hashlib.sha256(weights).hexdigest(),
         "torch": str(torch.__version__),
         "transformers": transformers.__version__,
-        "device": torch.cuda.get_device_name(device) if cuda else device,
+        "device": device_name(torch.device(device)),
     }
 
 

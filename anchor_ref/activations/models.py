@@ -108,6 +108,11 @@ def _check_dtype(dtype: torch.dtype) -> None:
 
 
 def check_device(device: str | torch.device) -> torch.device:
+    """The device, once PyTorch has put an empty tensor on it.
+
+    Raises:
+        ValueError: PyTorch knows no such device, or has none here.
+    """
     try:
         found = torch.device(device)
         torch.empty(0, device=found)
@@ -118,3 +123,8 @@ def check_device(device: str | torch.device) -> torch.device:
             f"device must be one that PyTorch has here, got {device!r}: {reason}"
         ) from error
     return found
+
+
+def device_name(device: torch.device) -> str:
+    """What results are said to come from: the name of a GPU, else the kind of device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

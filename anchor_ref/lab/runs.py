@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
-
+from anchor_ref.activations.models import device_name
 from anchor_ref.baselines import Method
 from anchor_ref.lab.compare import compare_layer, label_configurations
 from anchor_ref.lab.results import Results
@@ -31,7 +30,7 @@ def describe(source: Source, group_size: int) -> dict:
     packages = ("anchor-attention", "torch", *source.packages)
     return {
         **source.about,
-        "device": _name(source.device),
+        "device": device_name(source.device),
         "group_size": group_size,
         "versions": {package: version(package) for package in packages},
         "code": code_version(),
@@ -51,10 +50,6 @@ def code_version(folder: Path = SOURCE) -> str:
     for path in sorted({path for part in MEASURING for path in folder.glob(part)}):
         digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()[:12]
-
-
-def _name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def run_comparison(
