@@ -25,6 +25,8 @@ from anchor_ref.figures.style import caption, use_style
 from anchor_ref.lab.ablations import QUESTIONS, ablate_layer, variants
 from anchor_ref.lab.equal import at_equal, budget_for, mean_curves
 from anchor_ref.lab.texts import read_text
+from benchmarks.attention_tables import markdown
+from benchmarks.compare import reached
 
 HERE = Path(__file__).parent
 CONFIG = AnchorConfig()
@@ -90,13 +92,14 @@ def table(results: dict) -> str:
             f"density for recall {RECALL:g}": budget_for(curves, "density", RECALL),
             f"total cost for recall {RECALL:g}": budget_for(curves, "total_cost", RECALL),
         }
-        lines += ["", f"## {QUESTIONS[ablation]}", "", "| | " + " | ".join(found) + " |"]
-        lines += ["| --- |" + " --- |" * len(found)]
-        for variant in curves["method"].unique():
-            cells = [f"{values[variant]:.4f}" for values in found.values()]
-            cells = ["–" if cell == "nan" else cell for cell in cells]
-            name = f"**{variant}**" if variant == ours else variant
-            lines.append(f"| {name} | {' | '.join(cells)} |")
+        rows = [
+            [
+                f"**{variant}**" if variant == ours else variant,
+                *(reached(values[variant], 4) for values in found.values()),
+            ]
+            for variant in curves["method"].unique()
+        ]
+        lines += ["", f"## {QUESTIONS[ablation]}", "", markdown(["variant", *found], rows)]
     lines += [
         "",
         f"## {QUESTIONS['theta']}",
@@ -114,10 +117,7 @@ def in_words(means) -> str:
     panels = []
     for ablation, ours in OURS.items():
         found = at_equal(means[means["ablation"] == ablation], "density", DENSITY)
-        said = ", ".join(
-            f"{name} {'–' if recall != recall else f'{recall:.2f}'}"
-            for name, recall in found.items()
-        )
+        said = ", ".join(f"{name} {reached(recall, 2)}" for name, recall in found.items())
         panels.append(f"{QUESTIONS[ablation]} {said}; ours is {ours}.")
     points = figures.data_theta(means)
     (least, low, _, few), (most, high, _, many) = points[0], points[-1]

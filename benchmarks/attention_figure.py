@@ -3,6 +3,7 @@
 import itertools
 from math import inf
 
+from anchor_ref.figures.speed import short
 from anchor_ref.figures.style import ACCENT, INIT, INK, SKIPPED, STRIPE, WINDOW, caption, use_style
 from benchmarks.attention_tables import (
     Row,
@@ -66,7 +67,7 @@ def data_lines(rows: dict[float, Row]) -> dict:
 
 def draw_times(data: dict, ax) -> None:
     """From which length on is it faster than dense attention?"""
-    draw_lines(data, ax, _short)
+    draw_lines(data, ax, short)
     if 0 < data["break_even"] < inf:
         ax.axvline(data["break_even"], color="#9A9A9A", lw=0.8)
         ax.annotate(
@@ -207,7 +208,7 @@ def draw_captures(data: dict, ax) -> None:
         for x, y, numbers in data_labels(kept, gain, layers):
             ax.annotate(numbers, (x, y), (4, 3), textcoords="offset points", fontsize=7)
         ax.annotate(
-            f"{model}, {_short(n)} tokens",
+            f"{model}, {short(n)} tokens",
             min(zip(kept, gain, strict=True)),
             (0, -12),
             textcoords="offset points",
@@ -242,14 +243,6 @@ def data_labels(
         (*lot[-1][:2], ", ".join(str(layer) for layer in sorted(dot[2] for dot in lot)))
         for lot in lots
     ]
-
-
-def _short(n: int) -> str:
-    """131072 -> 128k, 1048576 -> 1M."""
-    for unit, name in ((2**20, "M"), (2**10, "k")):
-        if n >= unit and n % unit == 0:
-            return f"{n // unit}{name}"
-    return str(n)
 
 
 def draw(results: dict):

@@ -13,6 +13,7 @@ oracles of single keys, takes hours.
 import argparse
 import gzip
 import json
+from math import isnan
 from pathlib import Path
 
 import torch
@@ -21,12 +22,14 @@ from anchor_ref import cli
 from anchor_ref.figures.compare import LABELS, comparison_figure
 from anchor_ref.lab.equal import BUDGETS, at_equal, budget_for, mean_curves
 from anchor_ref.lab.results import ABOUT, TABLE, read_table, to_csv
+from benchmarks.attention_tables import markdown
 
 HERE = Path(__file__).parent
 TEXTS = {"document": "made-up prose", "retrieval": "prose with three numbers and a question"}
 PLANTED = "planted"
 LENGTH = 8192  # the shortest prompt that has four groups of the published size
 LEVEL, RECALL = 0.5, 0.95
+NAMES = {budget: label.split(":")[0] for budget, label in LABELS.items()}
 REMARKS = """\
 Recall and budgets are means over these heads, with one configuration for all of them; between two
 configurations of a sweep the line is read off. "–": out of reach, every configuration takes more
@@ -70,23 +73,10 @@ def table(results: dict, frame, planted) -> str:
         curves = mean_curves(frame[frame["text"] == text])
         ahead = {budget: at_equal(curves, budget, LEVEL) for budget in BUDGETS}
         needed = {budget: budget_for(curves, budget, RECALL) for budget in BUDGETS}
-        names = [LABELS[budget].split(":")[0] for budget in BUDGETS]
-        lines += [
-            "",
-            f"## {what.capitalize()}, {results[text]['length']} tokens",
-            "",
-            "| method | "
-            + " | ".join(f"recall at {name} {LEVEL:g}" for name in names)
-            + " | "
-            + " | ".join(f"{name} for recall {RECALL:g}" for name in names)
-            + " |",
-            "| --- |" + " --- |" * (2 * len(BUDGETS)),
-        ]
-        for method in ahead["density"].index:
-            cells = [f"{ahead[budget][method]:.4f}" for budget in BUDGETS]
-            cells += [f"{needed[budget][method]:.3f}" for budget in BUDGETS]
-            cells = ["–" if cell == "nan" else cell for cell in cells]
-            lines.append(f"| {method} | {' | '.join(cells)} |")
+        found = {f"recall at {NAMES[b]} {LEVEL:g}": (ahead[b], 4) for b in BUDGETS}
+        found |= {f"{NAMES[b]} for recall {RECALL:g}": (needed[b], 3) for b in BUDGETS}
+        lines += ["", f"## {what.capitalize()}, {results[text]['length']} tokens", ""]
+        lines.append(methods_table(found, ahead["density"].index))
     lines += ["", *planted_table(results[PLANTED], planted)]
     return "\n".join([*lines, "", "## How to read it", "", REMARKS])
 
@@ -95,24 +85,30 @@ def planted_table(about: dict, planted) -> list[str]:
     """What a recall costs where 3 % of the keys hold nearly all of it."""
     curves = mean_curves(planted)
     needed = {budget: budget_for(curves, budget, RECALL) for budget in BUDGETS}
-    reached = needed["total_cost"].sort_values(kind="stable")
-    lines = [
+    found = {f"{NAMES[b]} for recall {RECALL:g}": (needed[b], 3) for b in BUDGETS}
+    return [
         f"## Planted stripes, {about['length']} tokens",
         "",
         f"{about['planted']['density']:.0%} of the keys hold nearly all mass, in every row; no "
         f"model. {curves['heads'].iloc[0]} heads, {about['device']}, torch "
         f"{about['versions']['torch']}; every row: `compare_planted.csv`.",
         "",
-        "| method | "
-        + " | ".join(f"{LABELS[budget].split(':')[0]} for recall {RECALL:g}" for budget in BUDGETS)
-        + " |",
-        "| --- |" + " --- |" * len(BUDGETS),
+        methods_table(found, needed["total_cost"].index),
     ]
-    for method in reached.index:
-        cells = [f"{needed[budget][method]:.3f}" for budget in BUDGETS]
-        cells = ["–" if cell == "nan" else cell for cell in cells]
-        lines.append(f"| {method} | {' | '.join(cells)} |")
-    return lines
+
+
+def methods_table(columns: dict, methods) -> str:
+    """A line for each method: what it reaches in each column, {heading: (by method, digits)}."""
+    rows = [
+        [method, *(reached(found[method], digits) for found, digits in columns.values())]
+        for method in methods
+    ]
+    return markdown(["method", *columns], rows)
+
+
+def reached(value: float, digits: int) -> str:
+    """A number, or a dash for the NaN of what no configuration reaches."""
+    return "–" if isnan(value) else f"{value:.{digits}f}"
 
 
 def in_words(frame) -> str:

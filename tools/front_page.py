@@ -4,7 +4,7 @@
 
 course      from the notebooks' headers: a first cell is a title, a question, and a table with the
             rows time, needs and paper
-speed       from benchmarks/attention_h100.json, the times of the kernels as they are
+speed       from benchmarks/attention_h100.json, the newest times of the kernels
 choice      from benchmarks/compare.csv.gz and retrieval.json: what methods keep, and what is lost
 
 Where CITATION.cff names a public `repository-code`, notebooks/README.md begins with badges that

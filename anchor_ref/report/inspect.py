@@ -12,7 +12,7 @@ from anchor_ref.config import AnchorConfig
 from anchor_ref.lab.curves import THETAS, theta_curve
 from anchor_ref.lab.results import check_settings, write_whole
 from anchor_ref.lab.runs import describe
-from anchor_ref.lab.sources import check_length, read_by_model
+from anchor_ref.lab.sources import read_by_model
 from anchor_ref.lab.texts import Text
 
 SETTINGS, ABOUT, CAPTURE = "settings.json", "about.json", "capture"
@@ -54,7 +54,6 @@ def inspect_layers(
             f"text must be longer than a group of {group} tokens, of which nothing is skipped: "
             f"{text.name} has {n}"
         )
-    check_length(model, n)
     config = model.config.get_text_config()
     layers = list(range(config.num_hidden_layers)) if layers is None else sorted(set(layers))
     settings = {
