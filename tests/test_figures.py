@@ -127,6 +127,36 @@ def test_a_step_names_its_threshold_and_shares(head):
     plt.close(figure)
 
 
+@pytest.mark.parametrize("theta", [-torch.inf, 5.0, 12.0, torch.inf])
+@pytest.mark.parametrize("n", [50, N])  # one group, and five
+def test_each_word_of_the_kept_map_points_at_a_pair_of_its_kind(head, n, theta):
+    q, k, _, _ = head
+    config = replace(CONFIG, theta=theta)
+    one = [x[None, None, :n] for x in (q, k, k)]
+    _, trace = anchor_attention(*one, config, return_trace=True)
+    figure, ax = plt.subplots()
+    maps.draw_kept_map(maps.data_kept_map(trace.stripes, 0, config, n), ax)
+    plt.close(figure)
+
+    stripes = trace.stripes.to_mask(n)[0, 0].repeat_interleave(config.group_size, 0)[:n]
+    rows, keys = torch.arange(n)[:, None], torch.arange(n)
+    window_start = rows // config.group_size * config.group_size
+    kinds = {
+        "window": (keys >= window_start) & (keys <= rows),
+        "initial region": (keys < config.block_size) & (keys < window_start),
+        "stripes": stripes,
+    }
+    candidate = (keys >= config.block_size) & (keys < window_start)
+    kinds["skipped"] = candidate & ~stripes
+    for word in ax.texts:
+        key, row = (int(x) for x in word.xy)
+        assert kinds[word.get_text()][row, key], word.get_text()
+    start = n // config.group_size // 2 * config.group_size
+    middle = slice(start, start + config.group_size)
+    there = {kind for kind, mask in kinds.items() if mask[middle].any()}
+    assert there == {word.get_text() for word in ax.texts}
+
+
 def test_every_figure_draws(head):
     q, k, trace, _ = head
     style.use_style()

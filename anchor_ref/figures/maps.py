@@ -88,23 +88,28 @@ def draw_kept_pairs(data: dict[str, Tensor | list], ax) -> None:
 def draw_kept_map(data: dict[str, Tensor | list], ax) -> None:
     """Which keys does each query keep?"""
     draw_kept_pairs(data, ax)
-    start, end, init, window = data["groups"][-1]
-    middle = (start + end) / 2
-    for text, key in (
-        ("window", window + (end - window) / 3),
-        ("stripes", 0.85 * window),
-        ("skipped", 0.5 * window),
-    ):
-        ax.text(key, middle, text, ha="center", va="center", bbox=_LABEL)
-    ax.annotate(
-        "initial region",
-        (init, start + (end - start) / 5),
-        (10, 0),
-        textcoords="offset points",
-        va="center",
-        arrowprops={"arrowstyle": "-", "lw": 0.8, "shrinkB": 0},
-        bbox=_LABEL,
-    )
-
-
-_LABEL = {"boxstyle": "round,pad=0.2", "fc": "white", "ec": "none", "alpha": 0.85}
+    n, middle = int(data["n"]), len(data["groups"]) // 2
+    start, end, init, window = data["groups"][middle]
+    keys = data["keys"][middle]
+    borders = torch.cat([keys.new_tensor([init - 1]), keys, keys.new_tensor([window])])
+    gaps = borders.diff() - 1
+    widest = int(gaps.argmax())
+    # A key of each kind for its arrow to end on; a kind that this group lacks goes unnamed.
+    kinds = {}
+    if window:
+        kinds["initial region"] = init / 2
+    if gaps[widest] > 0:
+        kinds["skipped"] = int(borders[widest]) + 1 + int(gaps[widest]) // 2
+    if len(keys):
+        kinds["stripes"] = int(keys[3 * len(keys) // 4])
+    kinds["window"] = window + (end - start) / 3
+    for i, (kind, key) in enumerate(kinds.items(), start=1):
+        part = i / (len(kinds) + 1)
+        word_row = (start + end) / 2 + (part - 0.5) * max(end - start, 0.27 * n)
+        ax.annotate(
+            kind,
+            (key, start + part * (end - start)),
+            (end + 0.06 * n, word_row),
+            va="center",
+            arrowprops={"arrowstyle": "-|>,head_width=0.15,head_length=0.3", "lw": 0.8, "fc": "k"},
+        )
