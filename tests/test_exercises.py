@@ -133,6 +133,51 @@ def test_other_mistakes_are_told_by_shape_type_and_place():
         assert judge(named(name, function)).words.startswith(words), name
 
 
+@pytest.mark.parametrize(
+    "name", ["merge", "row_anchor", "pool_queries", "finish", "recall", "density"]
+)
+def test_an_answer_in_float32_is_right_to_its_own_accuracy(name, solutions):
+    def narrow(x):
+        parts = vars(x).values() if isinstance(x, SoftmaxState) else [x]
+        found = tuple(part.float() for part in parts)
+        return found if len(found) > 1 else found[0]
+
+    solved = solutions[name]
+    assert judge(named(name, lambda *given: narrow(solved(*given)))).passed
+    wrong = judge(named(name, lambda *given: narrow(solved(*given)) * 1.001))
+    assert not wrong.passed
+
+
+def test_answers_of_another_form_are_taken(solutions):
+    for name, form in (("recall", float), ("density", float), ("compact", list)):
+        answer = named(name, lambda *given, n=name, form=form: form(solutions[n](*given)))
+        assert judge(answer).passed, name
+    assert judge(named("drop_needle", lambda: list(needle()))).passed
+
+
+def test_a_range_with_a_step_is_not_the_window(solutions):
+    every_second = named("window", lambda *given: solutions["window"](*given)[::2])
+    assert judge(every_second).words.startswith("wrong. Result:")
+
+
+def test_keys_above_the_anchor_pass_the_difference_test():
+    def between(anchor, scores, theta):
+        difference = anchor[:, None] - scores
+        return ((difference >= 0) & (difference <= theta)).any(0)
+
+    words = judge(named("difference_test", between)).words
+    assert words.startswith("wrong. Keys far above the anchor are missing")
+
+
+def test_a_store_far_behind_the_rows_is_found_and_harms_nobody(solutions):
+    def greedy(x, index, out):  # as a program for each index without any mask
+        solutions["gather_rows"](x, index, out)
+        out.as_strided((16 * len(index), 8), (8, 1))[len(index) :] = 1
+
+    words = judge(named("gather_rows", greedy)).words
+    assert words.startswith("wrong. Memory behind the rows: 128 of 128 numbers differ")
+
+
 def test_a_small_error_in_one_place_is_found(solutions):
     def almost(a, b):
         right = solutions["merge"](a, b)
@@ -142,6 +187,11 @@ def test_a_small_error_in_one_place_is_found(solutions):
 
     verdict = judge(named("merge", almost))
     assert verdict.words.startswith("wrong. Acc: 1 of 8 numbers differ, the first at [3, 1]:")
+    verdict.draw()
+    differ = plt.gcf().axes[2].images[0].get_array()
+    assert differ.sum() == 1
+    assert differ[3, 1] == 1
+    plt.close("all")
 
 
 def test_an_answer_that_writes_on_its_arguments_is_judged_by_its_result(solutions):
@@ -160,6 +210,14 @@ def needle(**changes):
     for name, value in changes.items():
         {"q": q, "k": k}[name[0]][int(name[1:])] = torch.tensor(value)
     return q, k
+
+
+def test_a_lost_needle_counts_beside_a_heavier_key_that_is_kept():
+    others = {f"q{row}": [-2.0, 0.0] for row in range(32, 40)}  # they want key 10, and get it
+    answer = needle(q40=[0.0, 0.6], k1=[-10.0, 0.0], k10=[-30.0, 0.0], **others)
+    verdict = judge(named("drop_needle", lambda: answer))
+    assert verdict.passed
+    assert verdict.words.startswith("right. Row 40 gives 64% of its mass to key 20")
 
 
 @pytest.mark.parametrize(
@@ -209,8 +267,8 @@ def test_the_picture_shows_where_it_differs():
     right = torch.arange(6.0).view(2, 3)
     got = right.clone()
     got[1, 2] = torch.nan
-    data = data_failure(right, got)
+    data = data_failure(right, got, 1e-9)
     assert data["differ"].nonzero().tolist() == [[1, 2]]
-    assert data_failure(right, got[:1])["differ"] is None
-    assert data_failure(right, None)["got"] is None
-    assert data_failure(right[0], right[0])["expected"].shape == (1, 3)
+    assert data_failure(right, got[:1], 1e-9)["differ"] is None
+    assert data_failure(right, None, 1e-9)["got"] is None
+    assert data_failure(right[0], right[0], 1e-9)["expected"].shape == (1, 3)

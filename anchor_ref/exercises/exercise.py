@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from anchor_ref.exercises.picture import draw_failure
+from anchor_ref.exercises.picture import differs, draw_failure
 from anchor_ref.online_softmax import SoftmaxState
 
 
@@ -38,7 +38,7 @@ class Exercise:
         parts: names of what is returned.
         axes: what the rows and the columns of the picture are.
         call: how to call an answer with the arguments.
-        tolerance: difference that rounding may make.
+        tolerance: difference that rounding may make, see `picture.differs`.
         draws: inputs that are tried.
     """
 
@@ -68,7 +68,8 @@ class Exercise:
             if fault is not None:
                 part, words = fault
                 words = self._known(found) or words
-                draw = partial(draw_failure, self.axes, part, right[part], got.get(part))
+                shown = self.axes, part, right[part], got.get(part), self.tolerance
+                draw = partial(draw_failure, *shown)
                 return Verdict(False, f"wrong. {words}", draw)
         return Verdict(True, f"right, on {self.draws} drawn inputs.")
 
@@ -104,12 +105,17 @@ class Exercise:
         """What was returned, by name; numbers as tensors."""
         if isinstance(result, SoftmaxState):
             result = (result.max, result.sum, result.acc)
-        many = result if isinstance(result, tuple) else (result,)
+        listed = isinstance(result, list) and len(self.parts) > 1
+        many = result if isinstance(result, tuple) or listed else (result,)
         names = (*self.parts, *(f"result {i}" for i in range(len(self.parts), len(many))))
-        return {
-            name: torch.tensor(x) if isinstance(x, bool | int | float) else x
-            for name, x in zip(names, many, strict=False)
-        }
+        return {name: _as_tensor(x) for name, x in zip(names, many, strict=False)}
+
+
+def _as_tensor(x: object) -> object:
+    """A Python number as a tensor that holds all of it; anything else as it is."""
+    if isinstance(x, float):
+        return torch.tensor(x, dtype=torch.float64)
+    return torch.tensor(x) if isinstance(x, bool | int) else x
 
 
 def _difference(right: Tensor, got: object, tolerance: float) -> str | None:
@@ -119,8 +125,7 @@ def _difference(right: Tensor, got: object, tolerance: float) -> str | None:
         return f"shape {tuple(got.shape)}, not {tuple(right.shape)}."
     if (got.dtype == torch.bool) != (right.dtype == torch.bool):
         return f"dtype {got.dtype}, not {right.dtype}."
-    got, right = got.detach().cpu().double(), right.cpu().double()
-    wrong = ~torch.isclose(got, right, rtol=tolerance, atol=tolerance, equal_nan=True)
+    wrong = differs(right, got, tolerance)
     if not wrong.any():
         return None
     at = tuple(wrong.nonzero()[0].tolist())

@@ -70,8 +70,12 @@ DENSITY = Exercise(
             lambda kept: 1 - kept.sum().double() / (len(kept) * (len(kept) + 1) / 2),
             "This is sparsity, what is left out: 1 − density.",
         ),
+        (
+            lambda kept: kept.sum().double() / (len(kept) * (len(kept) - 1) / 2),
+            "N(N−1)/2 pairs are those without the diagonal. A token sees itself too: N(N+1)/2.",
+        ),
     ),
-    tolerance=1e-6,
+    tolerance=1e-6,  # PyTorch divides counts in float32
 )
 
 MEASURES = (RECALL, DENSITY)

@@ -39,10 +39,9 @@ class Needle:
         if words := _unfit(result):
             return Verdict(False, words)
         q, k = (x[None, None].float() for x in result)
-        group = groups(CONFIG, N, N)[-1]
-        row, key, mass = _heaviest(q[0, 0], k[0, 0], group)
         anchor = compute_anchor(q, k, k, CONFIG).max
-        dropped = key not in identify_stripes(q, k, anchor, CONFIG).keys(0, 0, 2).tolist()
+        kept = identify_stripes(q, k, anchor, CONFIG).to_mask(N)[0, 0, 2]
+        row, key, mass = _heaviest(q[0, 0], k[0, 0], kept)
         draw = partial(_draw, q[0, 0], k[0, 0], anchor[0, 0], key)
         if mass < MASS:
             words = (
@@ -51,7 +50,7 @@ class Needle:
                 "compared with the row's other scores."
             )
             return Verdict(False, words, draw)
-        if not dropped:
+        if kept[key]:
             words = (
                 f"not yet. Row {row} gives {mass:.0%} to key {key}, but a block keeps it: its "
                 f"mean lies at most θ = {CONFIG.theta:g} below. Let the other queries of the "
@@ -65,7 +64,7 @@ class Needle:
 
 def _unfit(result: object) -> str | None:
     """What is wrong with the form of an answer."""
-    if not (isinstance(result, tuple) and len(result) == 2):
+    if not (isinstance(result, tuple | list) and len(result) == 2):
         return "two tensors are asked for, q and k."
     for name, x in zip("qk", result, strict=True):
         if not isinstance(x, Tensor) or x.shape != (N, DIM):
@@ -76,15 +75,20 @@ def _unfit(result: object) -> str | None:
     return None
 
 
-def _heaviest(q: Tensor, k: Tensor, group) -> tuple[int, int, float]:
-    """The row of the group and the candidate that has most of its mass."""
+def _heaviest(q: Tensor, k: Tensor, kept: Tensor) -> tuple[int, int, float]:
+    """The row of the last group and the candidate that has most of its mass.
+
+    Of those that have enough, a dropped one goes before those kept.
+    """
+    group = groups(CONFIG, N, N)[-1]
     scores = (q @ k.T) * DIM**-0.5
     later = torch.ones(N, N, dtype=torch.bool).triu(1)
     weights = scores.masked_fill(later, -torch.inf).softmax(-1)
     rows, keys = group.rows, group.candidates
     part = weights[rows.start : rows.stop, keys.start : keys.stop]
-    row, key = divmod(int(part.argmax()), len(keys))
-    return rows.start + row, keys.start + key, part.max().item()
+    lost = (part >= MASS) & ~kept[keys.start : keys.stop]
+    row, key = divmod(int((part + lost).argmax()), len(keys))
+    return rows.start + row, keys.start + key, part[row, key].item()
 
 
 def _draw(q: Tensor, k: Tensor, anchor: Tensor, key: int) -> None:

@@ -5,29 +5,55 @@ from torch import Tensor
 
 from anchor_ref.figures.style import INK, MAGNITUDE, SKIPPED, STRIPE
 
+FLOAT32 = 1e-4  # a weight e^s of a score near 800, the largest here, is good to 800 · 2^-24
 
-def data_failure(expected: Tensor, got: object) -> dict[str, Tensor | None]:
+
+def differs(right: Tensor, got: Tensor, tolerance: float) -> Tensor:
+    """Where an answer of the right shape is wrong, bool; NaN is right where NaN is expected.
+
+    Args:
+        right: what is expected.
+        got: the answer. Where float64 is expected float32 is taken too, to its own accuracy.
+        tolerance: relative and absolute difference that rounding may make.
+    """
+    if (right.dtype, got.dtype) == (torch.float64, torch.float32):
+        tolerance = max(tolerance, FLOAT32)
+    right, got = right.cpu().double(), got.detach().cpu().double()
+    return ~torch.isclose(got, right, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+def data_failure(expected: Tensor, got: object, tolerance: float) -> dict[str, Tensor | None]:
     """Both as pictures `[rows, columns]`, and where they differ.
+
+    Args:
+        expected, got: what should have been returned, and what was.
+        tolerance: as in `differs`.
 
     Returns:
         expected, got: float64; got is None where it is no tensor. differ: bool; None where the
         shapes are not the same.
     """
-    found = _flat(got) if isinstance(got, Tensor) else None
-    wanted, differ = _flat(expected), None
-    if found is not None and found.shape == wanted.shape:
-        differ = ~torch.isclose(found, wanted, rtol=1e-3, atol=1e-4, equal_nan=True)
-    return {"expected": wanted, "got": found, "differ": differ}
+    found, differ = None, None
+    if isinstance(got, Tensor):
+        found = _flat(got)
+        if got.shape == expected.shape:
+            differ = _flat(differs(expected, got, tolerance)).bool()
+    return {"expected": _flat(expected), "got": found, "differ": differ}
 
 
-def draw_failure(axes: tuple[str, str], part: str, expected: Tensor, got: object) -> None:
+def draw_failure(
+    axes: tuple[str, str], part: str, expected: Tensor, got: object, tolerance: float
+) -> None:
     """Where does it differ?"""
     from matplotlib import pyplot as plt
     from matplotlib.colors import ListedColormap
     from matplotlib.ticker import MaxNLocator
 
-    data = data_failure(expected, got)
-    finite = data["expected"][data["expected"].isfinite()]
+    data = data_failure(expected, got, tolerance)
+    images = [data["expected"], data["got"]]
+    finite, *other = (x[x.isfinite()] for x in images if x is not None)
+    if len(finite.unique()) < 2:  # one colour for all that is right, another for what is not
+        finite = torch.cat([finite, *other])
     low, high = (finite.min(), finite.max()) if finite.numel() else (0, 1)
     figure, panels = plt.subplots(1, 3, figsize=(8.5, 2.9))
     for ax, name in zip(panels, ("expected", "got", "differ"), strict=True):

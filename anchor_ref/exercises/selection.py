@@ -1,5 +1,7 @@
 """Regions of a query, its anchor, pooled queries, the difference test, the ragged list."""
 
+from itertools import chain
+
 import torch
 from torch import Tensor
 
@@ -30,9 +32,9 @@ def _all_queries(function, config: AnchorConfig) -> Tensor:
         keys = function(query, config)
         if not isinstance(keys, range):
             raise TypeError(f"a range of keys is asked for, got {type(keys).__name__}")
-        if keys and not 0 <= keys.start < keys.stop <= 30:
+        if any(not 0 <= key < 30 for key in keys):
             raise ValueError(f"there are keys 0 to 29, got {keys} for query {query}, {config}")
-        mask[query, keys.start : keys.stop] = True
+        mask[query, list(keys)] = True
     return mask
 
 
@@ -109,22 +111,14 @@ def _scores(random: torch.Generator) -> tuple[Tensor, AnchorConfig]:
 
 def _largest(scores: Tensor, config: AnchorConfig, seen) -> Tensor:
     """Of each row the largest score of the keys that `seen(group, query)` holds."""
-    return torch.stack(
-        [
-            max(
-                (scores[i, part.start : part.stop].max() for part in seen(_group(i, config), i)),
-                key=float,
-            )
-            for i in range(len(scores))
-        ]
-    )
+    keys = [[*chain(*seen(_group(i, config), i))] for i in range(len(scores))]
+    return torch.stack([scores[i, some].max() for i, some in enumerate(keys)])
 
 
 def _row_anchor(scores: Tensor, config: AnchorConfig) -> Tensor:
-    def seen(group: Group, i: int) -> list[range]:
-        return [part for part in (group.init, range(group.window_start, i + 1)) if part]
-
-    return _largest(scores, config, seen)
+    return _largest(
+        scores, config, lambda group, i: [group.init, range(group.window_start, i + 1)]
+    )
 
 
 ROW_ANCHOR = Exercise(
@@ -146,6 +140,18 @@ ROW_ANCHOR = Exercise(
                 scores, config, lambda group, i: [range(group.window_start, i + 1)]
             ),
             "The initial region is missing: every query sees it, and sinks lie there.",
+        ),
+        (
+            lambda scores, config: _largest(
+                scores,
+                config,
+                lambda group, i: [
+                    range(config.init_blocks * config.block_size),
+                    range(group.window_start, i + 1),
+                ],
+            ),
+            "In the first group the initial region holds keys after the query. Query i sees keys "
+            "0 to i.",
         ),
     ),
     axes=("", "query"),
@@ -186,9 +192,11 @@ POOL = Exercise(
 
 
 def _whole_numbers(random: torch.Generator) -> tuple[Tensor, Tensor, float]:
-    """Whole numbers, so that differences of exactly θ do occur."""
+    """Whole numbers, so that differences of exactly θ do occur; some keys lie far above all."""
     anchor = torch.randint(8, 14, (3,), generator=random).double()
-    return anchor, torch.randint(0, 9, (3, 20), generator=random).double(), 4.0
+    scores = torch.randint(0, 9, (3, 20), generator=random).double()
+    scores[:, ::7] += 20
+    return anchor, scores, 4.0
 
 
 DIFFERENCE = Exercise(
@@ -211,6 +219,11 @@ DIFFERENCE = Exercise(
         (
             lambda anchor, scores, theta: anchor.mean() - scores.mean(0) <= theta,
             "The blocks are averaged. Each block asks for itself, with its own mean anchor.",
+        ),
+        (
+            lambda anchor, scores, theta: ((anchor[:, None] - scores).abs() <= theta).any(0),
+            "Keys far above the anchor are missing: their difference is negative, and a negative "
+            "number is at most θ. Ask for nothing else.",
         ),
     ),
     axes=("", "candidate"),

@@ -94,6 +94,11 @@ def _mean_of_two(state, q, k, v, stripes, scale):
     return (first + _stripes_alone(state, q, k, v, stripes, scale)) / 2
 
 
+def _not_shrunk(state, q, k, v, stripes, scale):
+    part = partial_softmax(scaled_scores(q, k[stripes], scale), v[stripes])
+    return (state.acc + part.acc) / (state.sum + part.sum).unsqueeze(-1)
+
+
 def _unscaled(state, q, k, v, stripes, scale):
     return _finish(state, q, k, v, stripes, 1.0)
 
@@ -115,6 +120,11 @@ FINISH = Exercise(
             _mean_of_two,
             "The mean of two softmaxes is no softmax of both: the part with larger scores must "
             "weigh more. Merge the states, and divide by the sum last.",
+        ),
+        (
+            _not_shrunk,
+            "The sums are added as they are, but each is measured from the maximum of its own "
+            "part. Bring both to one maximum first, as `merge` does.",
         ),
         (_unscaled, "The scores lack the factor `scale`."),
         (
