@@ -188,7 +188,12 @@ def test_compare_takes_a_text_of_ones_own(tmp_path, capsys):
         (["--group", "100"], "group_size must be a multiple of the block size 128, got 100"),
         (["--length", "0"], "length must be at least 1, got 0"),
         (["--length", "99999"], "length must be at most the model's"),
-        (["--text", "nowhere.txt"], "No such file or directory: 'nowhere.txt'"),
+        (
+            ["--text", "nowhere.txt"],
+            "text must be document, retrieval, - or a text file, got 'nowhere.txt', no such file",
+        ),
+        (["--text", "."], "- or a text file, got '.', a folder"),
+        (["--out", __file__], f"out must be a folder, got {__file__!r}, a file"),
         (["--device", "abacus"], "device must be one that PyTorch has here, got 'abacus'"),
         (["--model", "./nowhere"], "model must be 'bundled', a folder"),
         (["--length", "100"], "prompt must have more tokens than a group, 128, got 100"),
@@ -199,6 +204,12 @@ def test_compare_refuses_in_one_line(tmp_path, capsys, more, message):
     assert cli.main([*asked, "--out", str(tmp_path), *more]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
+
+
+def test_a_text_that_is_not_there_is_refused_before_a_model_is_loaded(monkeypatch, capsys):
+    monkeypatch.setattr("anchor_ref.activations.models.load_model", None)
+    assert cli.main(["compare", "--text", "nowhere.txt"]) == 2
+    assert "got 'nowhere.txt', no such file" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -319,6 +330,8 @@ def test_compare_takes_one_query_head_of_each_key_head_unless_told():
     source = SimpleNamespace(heads=range(8), key_heads=2)
     assert compare.chosen_heads(None, source) == [0, 4]
     assert compare.chosen_heads(["all"], source) is None
+    with pytest.raises(ValueError, match="numbers, or all alone, got all beside 3"):
+        compare.chosen_heads(["all", 3], source)
     assert compare.chosen_heads([3, 5], source) == [3, 5]
     assert compare.chosen_heads(None, SimpleNamespace(heads=range(3), key_heads=3)) == [0, 1, 2]
     assert compare.chosen_heads(None, SimpleNamespace(heads=(2, 3, 6, 7), key_heads=2)) == [2, 6]

@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 
@@ -53,10 +54,26 @@ def load_input(options: argparse.Namespace) -> tuple:
     from anchor_ref.lab.sources import check_length
     from anchor_ref.lab.texts import read_text
 
+    if options.text not in (*MADE_UP, "-"):  # before a model is loaded
+        check_file("text", options.text, f"{', '.join(MADE_UP)}, - or a text file")
     model, tokenizer = load_model(options.model, getattr(torch, options.dtype), options.device)
     check_length(model, options.length or 1)  # before that much is made up
     text = read_text(options.text, tokenizer, options.length, options.seed)
     return model, tokenizer, text
+
+
+def check_file(option: str, path: str | Path, allowed: str) -> None:
+    """Refuse, with an OSError that says what is allowed, what is no file; a pipe will do."""
+    found = Path(path).expanduser()
+    if not found.exists() or found.is_dir():
+        wrong = "a folder" if found.is_dir() else "no such file"
+        raise FileNotFoundError(f"{option} must be {allowed}, got {str(path)!r}, {wrong}")
+
+
+def check_folder(option: str, path: Path) -> None:
+    """Refuse, with an OSError, a folder to write to that is a file."""
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(f"{option} must be a folder, got {str(path)!r}, a file")
 
 
 def need(command: str, packages: Iterable[str]) -> None:

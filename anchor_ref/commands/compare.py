@@ -75,6 +75,7 @@ def run(options: argparse.Namespace) -> int:
     from anchor_ref.lab.runs import describe, run_comparison
 
     sweeps(options.methods)  # a wrong name is refused before anything is loaded
+    common.check_folder("out", options.out)
     source = read_source(options)
     group = group_for(source.length) if options.group is None else options.group
     if source.length <= group:

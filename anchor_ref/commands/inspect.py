@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from anchor_ref.commands import common
+from anchor_ref.config import AnchorConfig
 
 LENGTH = 8192
 NEEDED = ("transformers", "tqdm", "matplotlib", "nbclient", "nbconvert", "latex2mathml")
@@ -24,7 +25,7 @@ NEEDED = ("transformers", "tqdm", "matplotlib", "nbclient", "nbconvert", "latex2
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What to look at, on which text, and where the report goes."""
     common.add_input(parser, "retrieval", f"tokens of the text (default: {LENGTH})")
-    parser.set_defaults(length=LENGTH)
+    parser.set_defaults(length=LENGTH, seed=None)  # None: not given
     add = parser.add_argument
     add("--heads", nargs="+", type=int, metavar="H", help="query heads (default: all)")
     add("--theta", type=float, help="threshold to show (default: the target's)")
@@ -50,8 +51,8 @@ def run(options: argparse.Namespace) -> int:
     from anchor_ref.lab.curves import THETAS
     from anchor_ref.report import cost, inspect, notebook, render, results
 
-    if options.theta is not None and not math.isfinite(options.theta):
-        raise ValueError(f"theta must be finite, got {options.theta}")
+    _check(options)
+    options.seed = options.seed or 0
     rates = cost.H100 if options.rates is None else cost.read_rates(options.rates)
     thetas = THETAS if options.theta is None else sorted({*THETAS, options.theta})
     results.check_target(options.target_recall)
@@ -86,6 +87,23 @@ def run(options: argparse.Namespace) -> int:
     )
     print(f"peak memory {_peak()}\n{page}: open it in any browser")
     return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Refuse, before anything is loaded, what needs no model to be seen as wrong."""
+    group = AnchorConfig().group_size
+    if options.theta is not None and not math.isfinite(options.theta):
+        raise ValueError(f"theta must be finite, got {options.theta}")
+    if options.length <= group:
+        raise ValueError(
+            f"length must be longer than a group of {group} tokens, of which nothing is skipped, "
+            f"got {options.length}"
+        )
+    if options.seed is not None and options.text not in common.MADE_UP:
+        raise ValueError(f"--text {options.text} makes no use of --seed: leave out one of them")
+    if options.rates is not None:
+        common.check_file("rates", options.rates, "a file of benchmarks.attention")
+    common.check_folder("out", options.out)
 
 
 def _mib(size: int) -> str:

@@ -120,11 +120,11 @@ def test_every_option_reaches_what_it_is_for(found, tmp_path, capsys, monkeypatc
     monkeypatch.setattr("anchor_ref.report.render.render_report", note("page"))
     recommended = results.recommended_theta(at_half, 0.98)
     assert recommended != results.recommended_theta(at_half, 0.95)
-    asked = f"--text book.txt --length 2400 --seed 3 --dtype bfloat16 --theta 8.5 --out {tmp_path}"
+    asked = f"--text document --length 2400 --seed 3 --dtype bfloat16 --theta 8.5 --out {tmp_path}"
     asked += f" --rates {benchmark} --target-recall 0.98"
     assert cli.main([*SMALL, *asked.split()]) == 0
     assert seen["model"] == ("bundled", torch.bfloat16, "cpu")
-    assert seen["text"] == ("book.txt", 2400, 3)
+    assert seen["text"] == ("document", 2400, 3)
     more = seen["layers"][-1]
     assert (more["layers"], more["heads"]) == ([7], [1, 5])
     assert 8.5 in more["thetas"]
@@ -137,10 +137,13 @@ def test_every_option_reaches_what_it_is_for(found, tmp_path, capsys, monkeypatc
     ("arguments", "complaint"),
     [
         (["--length", "2048"], "longer than a group of 2048 tokens"),
-        (["--text", "nowhere.txt"], "nowhere.txt"),
+        (["--length", "0"], "length must be longer than a group of 2048 tokens"),
+        (["--text", "nowhere.txt"], "- or a text file, got 'nowhere.txt', no such file"),
+        (["--text", "a.txt", "--seed", "0"], "--text a.txt makes no use of --seed"),
         (["--model", "./nowhere"], "model must be 'bundled', a folder, or a name"),
         (["--target-recall", "1.5"], "target_recall must be in (0, 1), got 1.5"),
-        (["--rates", "nowhere.json"], "nowhere.json"),
+        (["--rates", "nowhere.json"], "rates must be a file of benchmarks.attention, got 'nowh"),
+        (["--out", __file__], f"out must be a folder, got {__file__!r}, a file"),
         (["--layers", "99"], "layers must be in 0..7, got 99"),
         (["--length", "99999"], "length must be at most the model's 32768 positions, got 99999"),
         (["--device", "nowhere"], "device must be one that PyTorch has here, got 'nowhere'"),
