@@ -9,6 +9,7 @@ ms, TFLOP/s on pairs that the method needs, and the error against the shipped la
 """
 
 import argparse
+import sys
 from collections.abc import Callable
 
 import torch
@@ -86,7 +87,8 @@ def measure(run: Callable, work: int, launch: Launch | None) -> str:
     return f"{ms:8.3f} ms {work / ms / 1e9:6.0f} TFLOP/s  error {error:.1e}"
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> int:
+    """The exit status: 0, or 2 where there is no GPU."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -94,7 +96,10 @@ def main() -> None:
     parser.add_argument("--density", type=float, default=0.05)
     parser.add_argument("--head-dim", type=int, default=128)
     parser.add_argument("launches", nargs="*", type=read_launch, metavar="STAGE:FIELD,FIELD,...")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
+    if not torch.cuda.is_available():
+        print("benchmarks.tune needs a CUDA device, and torch finds none.", file=sys.stderr)
+        return 2
     x = planted_stripes(
         options.n,
         q_heads=32,
@@ -113,8 +118,4 @@ def main() -> None:
             found = measure(*known[stage], launch)
         except Exception as problem:  # a launch that does not fit the device is an answer too
             found = f"{type(problem).__name__} {str(problem)[:150]}"
-        print(f"{stage:7} {found}  {launch or 'as shipped'}", flush=True)
-
-
-if __name__ == "__main__":
-    main()
+        print(f"{stage:7} {found}  {launch X

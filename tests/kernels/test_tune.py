@@ -37,6 +37,14 @@ def test_what_names_no_launch_is_refused_with_what_does(text):
     assert text in str(caught.value)
 
 
+def test_without_a_gpu_one_line_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert tune.main(["sparse:256,64,8,2"]) == 2
+    printed = capsys.readouterr()
+    assert printed.err == "benchmarks.tune needs a CUDA device, and torch finds none.\n"
+    assert not printed.out
+
+
 @pytest.mark.filterwarnings("ignore:(overflow|invalid value|divide by zero):RuntimeWarning")
 def test_every_stage_runs_under_its_own_and_another_launch():
     config = AnchorConfig(16, 2)
