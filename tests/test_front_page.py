@@ -85,19 +85,23 @@ def results(*ms):
 
 
 def test_speeds_are_those_measured():
-    said = front_page.speed(results((4096, 4.0, 1.0), (16_384, 2.0, 4.0), (131_072, 23.6, 238.0)))
+    long = (131_072, 23.6, 238.0)
+    said = front_page.speed(
+        results((4096, 4.0, 1.0), (16_384, 2.0, 4.0), long), results((16_384, 8.0, 4.0), long)
+    )
     assert "| 16\u202f384 | 6.7 % | 2 ms | 4 ms | – | 2.0 |" in said
     assert "| 131\u202f072 | 6.7 % | 23.6 ms | 238 ms | – | 10.1 |" in said
     assert "4096" not in said
     assert "GPU, 2026-01-01, torch 2, Triton 3" in said
     assert "overtakes cuDNN at 10\u202f300 tokens" in said
+    assert "another machine, with one GPU, it does so at 26\u202f500" in said
 
 
 def test_times_of_several_runs_are_not_one_table():
     mixed = results((16_384, 2.0, 4.0), (131_072, 23.6, 238.0))
     mixed["cells"][0]["run"] = 1
     with pytest.raises(ValueError, match="lengths must be of one run, got runs"):
-        front_page.speed(mixed)
+        front_page.speed(mixed, results((16_384, 2.0, 4.0), (131_072, 23.6, 238.0)))
 
 
 def test_tables_go_between_their_marks():

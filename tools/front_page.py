@@ -138,8 +138,13 @@ def badges(citation: dict) -> str:
     )
 
 
-def speed(results: dict) -> str:
-    """Times beside those of dense attention, on what, and from which length on it pays."""
+def speed(results: dict, other: dict) -> str:
+    """Times beside those of dense attention, on what, and from which length on it pays.
+
+    Args:
+        results: of `benchmarks.attention`, whose times are shown.
+        other: the same of another device, for its length alone.
+    """
     rows = by_inputs(results)
     lines = [
         "| tokens | pairs kept | AnchorAttention | cuDNN | FlashAttention-2 | cuDNN / ours |",
@@ -154,13 +159,17 @@ def speed(results: dict) -> str:
             kept = percent(row["anchor"]["kept"])
             lines.append(f"| {spaced(n)} | {kept} | {' | '.join(cells)} |")
     run = results["runs"][rows_run(results)]
-    even = spaced(round(crossing(rows, "sdpa-cudnn")[0], -2))
+    even, other_even = (
+        spaced(round(crossing(found, "sdpa-cudnn")[0], -2)) for found in (rows, by_inputs(other))
+    )
+    other_device = other["runs"][0]["device"]
     about = (
         f"{run['device']}, {run['date']}, torch {run['torch']}, Triton {run['triton']}; bf16, 32 "
         "query and 8 kv heads of 128, 5 % planted stripes; medians. It overtakes cuDNN at "
         f"{even} tokens. Stages, densities, memory, a model's own activations: "
-        "[benchmarks/attention_h100.md](benchmarks/attention_h100.md); an H200, with older "
-        "kernels: [benchmarks/attention.md](benchmarks/attention.md)."
+        "[benchmarks/attention_h100.md](benchmarks/attention_h100.md). In another machine, with "
+        f"one {other_device}, it does so at {other_even}: "
+        "[benchmarks/attention.md](benchmarks/attention.md)."
     )
     return "\n".join([*lines, "", about, ""])
 
@@ -244,7 +253,7 @@ def pages() -> dict[Path, str]:
     cells = list(_json("retrieval.json")["cells"].values())
     tables = {
         "course": table(found, "notebooks/", questions=False),
-        "speed": speed(_json("attention_h100.json")),
+        "speed": speed(_json("attention_h100.json"), _json("attention.json")),
         "choice": choice(read_table(RESULTS / "compare.csv.gz"), cells),
     }
     readme = ROOT / "README.md"

@@ -48,7 +48,7 @@ class Rates:
 
 
 # `read_rates` on the committed benchmarks/attention_h100.json; a test holds the two together.
-H100 = Rates("NVIDIA H100 80GB HBM3", "2026-11-26", 576.1, 402.5, 174.4, 503.5, 771.6, 0.54)
+H100 = Rates("NVIDIA H100 80GB HBM3", "2026-11-26", 577.0, 405.0, 168.8, 496.0, 736.9, 0.91)
 
 
 def read_rates(path: str | Path) -> Rates:
