@@ -151,10 +151,17 @@ def chosen_heads(asked: list[int | str] | None, source) -> list[int] | None:
     Args:
         asked: what --heads was given.
         source: which heads there are, and how many key heads.
+
+    Raises:
+        ValueError: all stands beside numbers.
     """
     if asked is None:
         return list(source.heads[:: len(source.heads) // source.key_heads])
-    return None if "all" in asked else asked
+    if "all" not in asked:
+        return asked
+    if others := sorted(set(asked) - {"all"}):
+        raise ValueError(f"heads must be numbers, or all alone, got all beside {others[0]}")
+    return None
 
 
 def _bar(left: list[tuple[int, str]]) -> Iterator[tuple[int, str]]:

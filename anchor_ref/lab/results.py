@@ -24,18 +24,17 @@ class Results:
         self.folder = Path(folder)
         self.frame = _empty()
         about, table = self.folder / ABOUT, self.folder / TABLE
-        if about.exists():
-            check_settings(about, settings)
-        elif table.exists():
+        if not table.exists():  # also where an earlier run stopped before its first row
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_whole(about, json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
+            return
+        if not about.exists():
             raise ValueError(
                 f"{self.folder} holds {TABLE} without {ABOUT}, which says what it was made with: "
                 "give another folder, or remove that one"
             )
-        else:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_whole(about, json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
-        if table.exists():
-            self.frame = read_table(table)
+        check_settings(about, settings)
+        self.frame = read_table(table)
 
     def missing(
         self, method: str, configurations: Sequence[str], layer: int, heads: Sequence[int]

@@ -68,6 +68,7 @@ def read_by_model(model, name: str, text: Text) -> Source:
         about={
             "model": name,
             "weights": fingerprint(model.parameters()),
+            "config_sha256": fingerprint([], model.config.to_json_string()),
             "dtype": _name_of(model.dtype),
             "text": text.name,
             "text_sha256": text.sha256,

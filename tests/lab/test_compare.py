@@ -31,7 +31,7 @@ from anchor_ref.lab.compare import (
     sweeps,
 )
 from anchor_ref.lab.equal import at_equal, budget_for, mean_curves
-from anchor_ref.lab.results import Results, read_table
+from anchor_ref.lab.results import KEY, Results, read_table
 from anchor_ref.lab.runs import SOURCE, code_version, describe, run_comparison
 from anchor_ref.lab.sources import read_by_model
 from benchmarks.compare import table
@@ -183,13 +183,19 @@ def test_an_interrupted_write_leaves_the_table_as_it_was(tmp_path, monkeypatch):
 
 
 def test_other_settings_are_refused_by_name(tmp_path):
-    Results(tmp_path, {"length": 4096, "model": "bundled"})
+    Results(tmp_path, {"length": 4096, "model": "bundled"}).add([dict.fromkeys(KEY, 0)])
     with pytest.raises(ValueError, match="made with length 4096, this run has 8192: give another"):
         Results(tmp_path, {"length": 8192, "model": "bundled"})
     with pytest.raises(ValueError, match="made with group_size None, this run has 128"):
         Results(tmp_path, {"length": 4096, "model": "bundled", "group_size": 128})
     with pytest.raises(ValueError, match="made with model 'bundled', this run has None"):
         Results(tmp_path, {"length": 4096})
+
+
+def test_a_run_that_stopped_before_its_first_row_binds_no_later_one(tmp_path):
+    Results(tmp_path, {"length": 4096})
+    Results(tmp_path, {"length": 8192}).add([dict.fromkeys(KEY, 0)])
+    assert json.loads((tmp_path / "settings.json").read_text()) == {"length": 8192}
 
 
 def test_a_table_that_nobody_knows_the_settings_of_is_not_adopted(tmp_path):
@@ -256,7 +262,7 @@ def test_rows_of_another_method_under_the_same_label_are_not_given(loaded, tmp_p
     assert frame["method"].tolist() == ["Dense"]
 
 
-def test_other_weights_are_other_settings(loaded):
+def test_other_weights_or_another_configuration_are_other_settings(loaded):
     model, tokenizer = loaded
     text = texts.read_text("document", tokenizer, 64)
     before = describe(read_by_model(model, "bundled", text), 128)
@@ -270,6 +276,12 @@ def test_other_weights_are_other_settings(loaded):
         with torch.no_grad():
             weight[-1, -1] = old
     assert {name for name in before if before[name] != after[name]} == {"weights"}
+    model.config.rms_norm_eps = 2 * (eps := model.config.rms_norm_eps)
+    try:
+        other = describe(read_by_model(model, "bundled", text), 128)
+    finally:
+        model.config.rms_norm_eps = eps
+    assert {name for name in before if before[name] != other[name]} == {"config_sha256"}
     assert describe(read_by_model(model, "bundled", text), 128) == before
     assert before["length"] == 64
     assert set(before["versions"]) == {"anchor-attention", "torch", "transformers"}
@@ -395,6 +407,8 @@ def test_curves_are_means_over_heads():
 def test_a_mean_over_other_heads_is_refused():
     with pytest.raises(ValueError, match=r"lacks \(layer, head\) \(0, 1\) for late with 1"):
         mean_curves(CURVES.iloc[:-1])
+    other = CURVES[CURVES["head"] == 0].assign(text="other")  # a text has heads of its own
+    assert set(mean_curves(pd.concat([CURVES, other]))["heads"]) == {1, 2}
 
 
 def test_recall_at_equal_budget_is_read_off_the_line():
@@ -409,6 +423,8 @@ def test_recall_at_equal_budget_is_read_off_the_line():
     # Of configurations that cost the same the better one counts.
     assert at_equal(means, "density", 0.3)["steep"] == pytest.approx(0.9)
     assert at_equal(means, "total_cost", 0.4)["steep"] == pytest.approx(0.7)
+    halved = mean_curves(CURVES.assign(recall_p10=CURVES["recall_mean"] / 2))
+    assert at_equal(halved, "density", 0.2, "recall_p10")["steep"] == pytest.approx(0.35)
 
 
 def test_the_budget_for_a_recall_is_read_off_the_same_line():
@@ -432,6 +448,8 @@ def test_budgets_and_levels_that_are_none_are_refused():
         at_equal(means, "density", 0.0)
     with pytest.raises(ValueError, match="recall must be in"):
         budget_for(means, "density", 1.5)
+    with pytest.raises(ValueError, match=r"recall must be in \(0, 1\], got 0\.0"):
+        budget_for(means, "density", 0.0)
     both = pd.concat([means, means.assign(text="retrieval")])
     with pytest.raises(ValueError, match="curves must be of one text, got document, retrieval"):
         at_equal(both, "density", 0.5)

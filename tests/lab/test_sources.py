@@ -12,12 +12,13 @@ from anchor_ref.activations import Captured, capture_qkv, load_bundled, save_cap
 from anchor_ref.activations.planted import HEAVY, LOCAL, QUERY_NOISE, planted_stripes
 from anchor_ref.baselines import AnchorAttention, Dense, StreamingLLM
 from anchor_ref.lab import runs
-from anchor_ref.lab.results import Results
+from anchor_ref.lab.results import KEY, Results
 from anchor_ref.lab.runs import describe, run_comparison
 from anchor_ref.lab.sources import fingerprint, planted, read_by_model, saved_capture
 from anchor_ref.lab.texts import read_text
 
 N, LAYERS = 300, [1, 4]
+ROW = dict.fromkeys(KEY, 0)
 SWEEPS = {
     "StreamingLLM": [StreamingLLM(8, 64), StreamingLLM(8, 128)],
     "AnchorAttention": [AnchorAttention(AnchorConfig(16, 4, theta)) for theta in (2.0, 5.0)],
@@ -200,7 +201,7 @@ def test_one_capture_is_one_source_as_file_and_as_folder(saved):
 )
 def test_another_capture_of_the_same_name_is_not_gone_on_with(tmp_path, other):
     path = save(tmp_path / "mine.safetensors", made_up())
-    Results(tmp_path / "out", describe(saved_capture(path), 64))
+    Results(tmp_path / "out", describe(saved_capture(path), 64)).add([ROW])
     Results(tmp_path / "out", describe(saved_capture(path), 64))
     path.unlink()  # it may be mapped
     save(path, replace(made_up(), **other))
@@ -223,7 +224,7 @@ def test_another_source_is_not_gone_on_with(by_model, saved, tmp_path):
         replace(planted(N), device=torch.device("meta")),
     ]
     for place, source in enumerate(sources):
-        Results(tmp_path / str(place), describe(source, 64))
+        Results(tmp_path / str(place), describe(source, 64)).add([ROW])
         for other in sources[:place] + sources[place + 1 :]:
             with pytest.raises(ValueError, match="holds results made with"):
                 Results(tmp_path / str(place), describe(other, 64))
