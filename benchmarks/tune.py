@@ -118,4 +118,9 @@ def main(arguments: list[str] | None = None) -> int:
             found = measure(*known[stage], launch)
         except Exception as problem:  # a launch that does not fit the device is an answer too
             found = f"{type(problem).__name__} {str(problem)[:150]}"
-        print(f"{stage:7} {found}  {launch X
+        print(f"{stage:7} {found}  {launch or 'as shipped'}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
