@@ -222,9 +222,9 @@ def resume(path: Path, wanted: dict) -> dict:
         return {"date": time.strftime("%Y-%m-%d"), "settings": wanted, "cells": {}}
     results = json.loads(path.read_text())
     for key, value in wanted.items():
-        if results["settings"][key] != value:
+        if results["settings"].get(key) != value:
             raise ValueError(
-                f"{path.name} was made with {key} {results['settings'][key]!r}, this run has "
+                f"{path.name} was made with {key} {results['settings'].get(key)!r}, this run has "
                 f"{value!r}: give another --out, or remove the file"
             )
     return results

@@ -29,8 +29,10 @@ def table(results: dict) -> str:
         "settings and every count: `retrieval.json`. Tasks: `anchor_ref/lab/prompts.py`; methods: "
         "`anchor_ref/baselines`; how densities are matched: `anchor_ref/lab/matching.py`.",
         "",
-        "An answer is five digits, all right. Percent of the answers with 95 % Wilson intervals "
-        "for as many trials as there are prompts: answers of one prompt are not independent.",
+        "An answer is five digits, all right. It stands in the prompt, whose last block is full: "
+        "the harder case, as [generated.md](generated.md) shows. Percent of the answers with "
+        "95 % Wilson intervals for as many trials as there are prompts: answers of one prompt are "
+        "not independent.",
         "",
         "## What it shows",
         "",

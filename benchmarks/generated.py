@@ -1,0 +1,186 @@
+"""An answer that stands in the prompt, or is written after it: which does the model find?
+
+    python -m benchmarks.generated            writes generated.json and .md
+    python -m benchmarks.generated --table    .md from generated.json
+
+One fact in a text of the bundled model, one question at its end. AnchorAttention in every layer,
+with the published sizes, does the prefill; decoding is dense.
+
+read       the right answer stands in the prompt, and each of its five digits is the most likely
+           token after those before it: every digit is asked for by a row of the prefill
+written    the prompt ends with the question, and five tokens are generated: the first is asked
+           for by the last row of the prefill, each other one by a query of its own
+
+Only facts among the candidates of the question's group count: a fact in the initial region or in
+the window is always seen. Prompts end at any row of their last block, and its mean query is over
+the rows that it has.
+"""
+
+import argparse
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from itertools import count, islice
+from math import inf
+from pathlib import Path
+
+import torch
+
+from anchor_ref import AnchorConfig
+from anchor_ref.activations import bundled_model_path, load_bundled
+from anchor_ref.activations.models import device_name
+from anchor_ref.integrations.transformers import options, record
+from anchor_ref.lab.prompts import Prompt, make_retrieval
+from anchor_ref.lab.results import write_whole
+from anchor_ref.lab.retrieval import wilson
+from anchor_ref.regions import groups
+from benchmarks.attention_tables import markdown
+
+HERE = Path(__file__).parent
+LENGTHS, PROMPTS = (4096, 8192, 16384), 50
+THETAS = (None, 12.0, 9.0, 6.0, -inf)  # None is dense attention
+ROWS = [range(start, start + 32) for start in range(1, 129, 32)]  # of a block of 128
+
+
+def asked(tokenizer, length: int, config: AnchorConfig) -> Iterator[Prompt]:
+    """Prompts of up to a block less than `length` tokens whose fact lies among candidates."""
+    for seed in count():
+        prompt = make_retrieval(tokenizer, "single", length - 37 * seed % config.block_size, seed)
+        last = groups(config, len(prompt.tokens), len(prompt.tokens))[-1]
+        (fact,) = prompt.sources
+        if fact.start in last.candidates and fact.stop - 1 in last.candidates:
+            yield prompt
+
+
+@torch.no_grad()
+def answers(model, prompt: Prompt) -> tuple[bool, bool]:
+    """Whether the model reads the answer in the prompt, and whether it writes it."""
+    (place,) = prompt.answers
+    tokens = prompt.tokens[None].to(model.device)
+    question, digits = tokens[:, : place.start], tokens[:, place.start : place.stop]
+    logits = model(tokens[:, : place.stop], use_cache=False, logits_to_keep=len(place) + 1).logits
+    written = model.generate(
+        question,
+        attention_mask=torch.ones_like(question),
+        max_new_tokens=len(place),
+        do_sample=False,
+    )
+    return (
+        torch.equal(logits[:, :-1].argmax(-1), digits),
+        torch.equal(written[:, place.start :], digits),
+    )
+
+
+def measure(model, prompts: list[Prompt], theta: float | None, config: AnchorConfig) -> dict:
+    """Answers read and written, and the mean density, of prompts of about one length."""
+    sizes = {"block_size": config.block_size, "step": config.step}
+    model.set_attn_implementation("sdpa" if theta is None else "anchor_attention")
+    found, densities = [], []
+    for prompt in prompts:
+        with nullcontext() if theta is None else options(theta=theta, **sizes), record() as stats:
+            found.append(answers(model, prompt))
+        densities.append(1.0 if theta is None else stats.density)
+    read, written = zip(*found, strict=True)
+    return {
+        "theta": None if theta is None else str(theta),
+        "read": read,
+        "written": written,
+        # Of the last block as far as the question goes, whose last row asks for the first digit.
+        "rows": [(prompt.answers[0].start - 1) % config.block_size + 1 for prompt in prompts],
+        "density": sum(densities) / len(densities),
+    }
+
+
+def page(results: dict) -> str:
+    """The results as Markdown."""
+    found, by_rows = [], []
+    for cell in results["cells"]:
+        prefill = "dense" if cell["theta"] is None else f"θ = {_number(cell['theta'])}"
+        start = [str(cell["length"]), prefill]
+        shares = [_share(cell["read"]), _share(cell["written"])]
+        found.append([*start, f"{cell['density']:.2f}", *shares])
+        by_rows.append([*start, *(_counts(cell, rows) for rows in ROWS)])
+    start = ["tokens", "prefill"]
+    row_header = [*start, *(f"{rows[0]}–{rows[-1]} rows" for rows in ROWS)]
+    versions = f"torch {results['torch']}, transformers {results['transformers']}"
+    return f"""# {__doc__.splitlines()[0]}
+
+Made by `python -m benchmarks.generated` on {results["date"]}, {results["device"]}, {versions}.
+One fact in a text of the bundled model, one question at its end, {PROMPTS} prompts a row.
+AnchorAttention in every layer, published sizes, does the prefill; decoding is dense.
+
+- **Read**: the right answer stands in the prompt, and each of its five digits is the most likely
+  token after those before it. Every digit is asked for by a row of the prefill.
+- **Written**: the prompt ends with the question. The first digit is asked for by the last row of
+  the prefill, each other one by a query of its own: who guesses the first, one in ten, finds the
+  rest.
+
+Only facts among the candidates of the question's group count: others are always seen. In brackets
+95 % intervals.
+
+{markdown([*start, "density", "read", "written"], found)}
+
+## By how many rows the last block has
+
+The mean query of a block is over the rows that it has. In a prompt that ends early in a block of
+128 the rows that ask for the fact are a large part of them, in one that ends with the block a few
+of 128. Read, written, of so many prompts:
+
+{markdown(row_header, by_rows)}
+"""
+
+
+def _number(theta: str) -> str:
+    return f"{float(theta):g}".replace("-inf", "−∞")
+
+
+def _counts(cell: dict, rows: range) -> str:
+    """Read and written, of the prompts whose last block has that many rows."""
+    answers = zip(cell["read"], cell["written"], cell["rows"], strict=True)
+    chosen = [(read, written) for read, written, n in answers if n in rows]
+    return "{}, {} of {}".format(*map(sum, zip(*chosen, strict=True)), len(chosen))
+
+
+def _share(right: list[bool]) -> str:
+    share = sum(right) / len(right)
+    low, high = wilson(share, len(right))
+    return f"{share:.0%} ({low:.0%}–{high:.0%})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", default=device, help=f"default here: {device}")
+    parser.add_argument("--table", action="store_true", help="no measuring, only the table")
+    parser.add_argument("--out", type=Path, default=HERE / "generated.json")
+    chosen = parser.parse_args()
+    if not chosen.table:
+        import transformers
+
+        model, tokenizer = load_bundled(device=chosen.device)
+        weights = (bundled_model_path() / "model.safetensors").read_bytes()
+        results = {
+            "date": time.strftime("%Y-%m-%d"),
+            "device": device_name(torch.device(chosen.device)),
+            "torch": str(torch.__version__),
+            "transformers": transformers.__version__,
+            "model_sha256": hashlib.sha256(weights).hexdigest(),
+            "cells": [],
+        }
+        config = AnchorConfig()
+        for length in LENGTHS:
+            prompts = list(islice(asked(tokenizer, length, config), PROMPTS))
+            for theta in THETAS:
+                cell = {"length": length, **measure(model, prompts, theta, config)}
+                print(length, theta, sum(cell["read"]), sum(cell["written"]), flush=True)
+                results["cells"].append(cell)
+        write_whole(chosen.out, json.dumps(results, indent=1) + "\n")
+    results = json.loads(chosen.out.read_text())
+    write_whole(chosen.out.with_suffix(".md"), page(results))
+    print(page(results))
+
+
+if __name__ == "__main__":
+    main()
