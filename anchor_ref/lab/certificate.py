@@ -4,6 +4,8 @@ For less than their scores would cost. A row is promised a recall that it has at
 the dropped keys are.
 """
 
+from collections.abc import Iterator
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -42,8 +44,8 @@ def certify(
     in coordinates that leave <δ, κ> as it is, chosen so that the first hold as much of it as any
     can (`_balanced`). K_i = Σ exp(s_ij) over the keys that are kept, which stage 3 has anyway. The
     first two terms are pooled; the bound is loose by the product of what two means leave over.
-    Where so few keys are dropped that their scores cost less, they are scored, and the promise is
-    the recall. (The scale goes into q.)
+    Where the dropped keys are so few, or so far apart, that their scores cost less, they are
+    scored, and the promise is the recall. (The scale goes into q.)
 
     Args:
         q, k, config, scale, cu_seqlens: as in `identify_stripes`; finite.
@@ -75,12 +77,9 @@ def certify(
             hidden = dropped, group.candidates.start - group.init.start
             found[:, :, block] = _log_kept(q[:, :, block], keys, *hidden)
         rows = slice(group.rows.start, group.rows.stop)
-        for b in range(q.shape[0]):
-            for h in range(q.shape[1]):
-                place = dropped[b, h].nonzero().flatten()
-                k_dropped = k[b, h * k.shape[1] // q.shape[1], place + group.candidates.start]
-                lost = _log_lost(q[b, h, rows], k_dropped, place, rank, pool)
-                found[b, h, rows] -= lost
+        for (b, h), place in _places(dropped):
+            k_dropped = k[b, h * k.shape[1] // q.shape[1], place + group.candidates.start]
+            found[b, h, rows] -= _log_lost(q[b, h, rows], k_dropped, place, rank, pool)
     return found.sigmoid_()
 
 
@@ -98,7 +97,8 @@ def certificate_cost(
     """Multiplications to certify, D of them a pair, x 1/2, as a share of all causal pairs.
 
     The unit of `measure.identification_cost`. With rank = D it is the cost of all dropped scores.
-    Exponentials are not in it: each dropped pair takes one at any rank.
+    Every k̄ counts, also one of a single dropped key. Exponentials are not in it: each dropped pair
+    takes one at any rank.
 
     Args:
         stripes, config, n_queries, n_keys, cu_seqlens: as in `measure.density`.
@@ -111,15 +111,22 @@ def certificate_cost(
     causal = sum(causal_pairs(group, group.init.start) for group in all_groups)
     pairs = torch.zeros(stripes.counts.shape[:2], dtype=torch.float64)
     for g, group in enumerate(all_groups):
-        for (b, h), count in _entries(stripes.counts[:, :, g].cpu()):
-            dropped = len(group.candidates) - count
-            pairs[b, h] += _pairs(len(group.rows), dropped, dim, rank, pool)
+        for (b, h), place in _places(dropped_candidates(stripes, g, group)):
+            pairs[b, h] += _pairs(len(group.rows), place, dim, rank, pool)
     return pairs / 2 / causal
 
 
-def _pairs(rows: int, keys: int, dim: int, rank: int, pool: int) -> float:
+def _places(dropped: Tensor) -> Iterator[tuple[tuple[int, int], Tensor]]:
+    """((b, h), places of the dropped keys among the candidates) of every batch entry and head."""
+    for b, heads in enumerate(dropped):
+        for h, of_head in enumerate(heads):
+            yield (b, h), of_head.nonzero().flatten()
+
+
+def _pairs(rows: int, place: Tensor, dim: int, rank: int, pool: int) -> float:
     """Products of D multiplications for one head and group: the bound's, or all scores'."""
-    pooled = -(-rows // pool) * keys + rows * -(-keys // pool)
+    keys, key_means = len(place), len((place // pool).unique())
+    pooled = -(-rows // pool) * keys + rows * key_means
     coordinates = (1 + 1 / SAMPLE) * dim * (rows + keys)
     return float(min(rows * keys, rows * keys * rank / dim + pooled + coordinates))
 
@@ -127,7 +134,7 @@ def _pairs(rows: int, keys: int, dim: int, rank: int, pool: int) -> float:
 def _log_lost(q: Tensor, k: Tensor, place: Tensor, rank: int, pool: int) -> Tensor:
     """At least log Σ_j exp(<q_i, k_j>), `[S]`; `place`, among the candidates, tells neighbours."""
     (rows, dim), keys = q.shape, len(k)
-    if _pairs(rows, keys, dim, rank, pool) >= rows * keys:
+    if _pairs(rows, place, dim, rank, pool) >= rows * keys:
         return torch.cat([(part @ k.T).logsumexp(-1) for part in q.split(ROWS_AT_ONCE)])
     q_mean, q_owner = _means(q, torch.arange(rows, device=q.device) // pool)
     k_mean, k_owner = _means(k, place // pool)
@@ -175,11 +182,6 @@ def _log_kept(q: Tensor, k: Tensor, dropped: Tensor, at: int) -> Tensor:
     scores = causal_scores(q, k, 1.0)
     scores[..., at : at + dropped.shape[-1]].masked_fill_(dropped.unsqueeze(2), -torch.inf)
     return scores.logsumexp(-1)
-
-
-def _entries(counts: Tensor):
-    """((b, h), count) of every batch entry and head."""
-    return (((b, h), int(c)) for b, row in enumerate(counts) for h, c in enumerate(row))
 
 
 def _check_effort(rank: int, pool: int, dim: int) -> None:

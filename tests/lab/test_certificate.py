@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anchor_ref import AnchorConfig, StripePlan, compute_anchor, identify_stripes
-from anchor_ref.lab import certificate_cost, certify
+from anchor_ref.lab import certificate, certificate_cost, certify
 from anchor_ref.lab.certificate import RIDGE, _balanced
 from anchor_ref.measure import density, identification_cost, recall
 from anchor_ref.regions import groups
@@ -85,6 +85,55 @@ def test_equal_queries_are_promised_all_they_have_by_pooled_quantities_alone():
     assert exact.min() < 0.5, "the sample must drop something"
     found = certify(q, k, plan, CONFIG, rank=0, pool=32)
     torch.testing.assert_close(found, exact, rtol=0, atol=ROUNDING)
+
+
+def test_what_varies_in_no_direction_is_promised_all_it_has():
+    """Integers, whose means are exact: of neither queries nor keys is anything left over."""
+    random = torch.Generator().manual_seed(0)
+    q, k = (torch.randint(-2, 3, (1, h, 8, 8), generator=random).double() for h in (2, 1))
+    q, k = q.repeat_interleave(64, 2), k.repeat_interleave(64, 2)
+    config = AnchorConfig(64, 4)
+    plan = dropped_plan(config, 512, 2, 0.0, 0)
+    exact = recall(q, k, plan, config)
+    assert exact.min() < 0.5, "the sample must drop something"
+    found = certify(q, k, plan, config, rank=0, pool=64)
+    torch.testing.assert_close(found, exact, rtol=0, atol=ROUNDING)
+
+
+@pytest.mark.parametrize("pool", [2, 32])
+def test_few_dropped_keys_are_scored_and_the_promise_is_the_recall(pool):
+    q, k = shaped("normal", 256, 4, 1.0, 7)
+    lists = [
+        [key for key in group.candidates if key % 30 != 20]
+        for _ in range(2)
+        for group in groups(CONFIG, 256, 256)
+    ]
+    plan = StripePlan.from_lists([torch.tensor(x, dtype=torch.int64) for x in lists], (1, 2, 4))
+    exact = recall(q, k, plan, CONFIG)
+    found = certify(q, k, plan, CONFIG, rank=0, pool=pool)
+    torch.testing.assert_close(found, exact, rtol=0, atol=ROUNDING)
+    sizes = (plan, CONFIG, 256, 256)
+    scores = (1 - density(*sizes)) / 2
+    torch.testing.assert_close(certificate_cost(*sizes, 4, rank=0, pool=pool), scores)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_inputs_of_less_precision_are_certified_in_float64(dtype):
+    q, k = (x.to(dtype) for x in shaped("normal", 256, 8, 2.0, 8))
+    plan = dropped_plan(CONFIG, 256, 2, 0.1, 8)
+    found = certify(q, k, plan, CONFIG, 0.3, rank=2)
+    assert found.dtype == torch.float64
+    assert torch.equal(found, certify(q.double(), k.double(), plan, CONFIG, 0.3, rank=2))
+
+
+@pytest.mark.parametrize("rank", [1, 8])  # 8: all of them are scored
+def test_rows_looked_at_in_parts_are_promised_the_same(rank, monkeypatch):
+    q, k = shaped("normal", 256, 8, 1.0, 9)
+    plan = dropped_plan(CONFIG, 256, 2, 0.1, 9)
+    whole = certify(q, k, plan, CONFIG, rank=rank)
+    monkeypatch.setattr(certificate, "ROWS_AT_ONCE", 24)
+    parts = certify(q, k, plan, CONFIG, rank=rank)
+    torch.testing.assert_close(parts, whole, rtol=0, atol=ROUNDING)
 
 
 def test_the_rest_is_bounded_by_the_product_of_two_lengths():
@@ -167,6 +216,41 @@ def test_the_cost_is_that_of_the_dropped_scores_at_full_rank_and_less_below():
     found = certificate_cost(plan, config, 128, 128, 2, rank=1, pool=16)
     assert found.item() == pytest.approx(pairs / 2 / (128 * 129 / 2))
     assert found.item() > identification_cost(config, 128, 128).item()
+    # Neighbours that are not whole: 40 + 24 of either.
+    pairs = 64 * 64 * 1 / 2 + (2 * 64 + 64 * 2) + (1 + 1 / 8) * 2 * (64 + 64)
+    found = certificate_cost(plan, config, 128, 128, 2, rank=1, pool=40)
+    assert found.item() == pytest.approx(pairs / 2 / (128 * 129 / 2))
+
+
+def test_keys_are_neighbours_by_their_places_and_each_mean_is_paid_for():
+    """Every fourth of 512 candidates is dropped: 128 keys in 32 places of 16, not in 8."""
+    config = AnchorConfig(64, 8, init_blocks=0)
+    kept = [torch.arange(0), torch.arange(512)[torch.arange(512) % 4 > 0]]
+    plan = StripePlan.from_lists(kept, (1, 1, 2))
+    pairs = 512 * 128 * 1 / 2 + (32 * 128 + 512 * 32) + (1 + 1 / 8) * 2 * (512 + 128)
+    found = certificate_cost(plan, config, 1024, 1024, 2, rank=1, pool=16)
+    assert found.item() == pytest.approx(pairs / 2 / (1024 * 1025 / 2))
+    # Where the keys of a place are equal, its mean says all of them.
+    q, k = shaped("normal", 1024, 2, 1.0, 10)
+    q, k = q[:, :1], k[:, :, ::16].repeat_interleave(16, 2)
+    found = certify(q, k, plan, config, rank=0, pool=16)
+    torch.testing.assert_close(found, recall(q, k, plan, config), rtol=0, atol=ROUNDING)
+
+
+def test_the_cost_is_that_of_the_head_s_own_pairs_in_packs_chunks_and_batches():
+    dim, n = 4, 300
+    random = torch.Generator().manual_seed(0)
+    for n_queries, bounds in ((n, None), (170, None), (n, torch.tensor([0, 130, n]))):
+        there = groups(CONFIG, n_queries, n, bounds)
+        lists = []
+        for entry in range(4):  # two prompts of two heads, each with a share of its own
+            for group in there:
+                keep = torch.rand(len(group.candidates), generator=random) < 0.2 * entry
+                lists.append(keep.nonzero().flatten() + group.candidates.start)
+        plan = StripePlan.from_lists(lists, (2, 2, len(there)))
+        dropped = 1 - density(plan, CONFIG, n_queries, n, bounds)
+        found = certificate_cost(plan, CONFIG, n_queries, n, dim, bounds, rank=dim)
+        torch.testing.assert_close(found, dropped / 2, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -186,9 +270,19 @@ def test_effort_outside_its_range_is_refused(effort, message):
         certificate_cost(plan, CONFIG, 96, 96, 8, **effort)
 
 
+def test_a_plan_of_other_groups_is_refused():
+    q, k = shaped("normal", 200, 8, 1.0, 5)
+    plan = dropped_plan(AnchorConfig(16, 5), 200, 2, 0.0, 5)
+    with pytest.raises(ValueError, match="stripes must have one list for each"):
+        certify(q, k, plan, CONFIG, rank=2)
+    with pytest.raises(ValueError, match="stripes must have one list for each"):
+        certificate_cost(plan, CONFIG, 200, 200, 8, rank=2)
+
+
 @pytest.mark.parametrize("name", ["q", "k"])
-def test_what_is_not_finite_is_not_certified(name):
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_not_finite_is_not_certified(name, value):
     q, k = shaped("normal", 96, 8, 1.0, 6)
-    {"q": q, "k": k}[name][0, 0, 40, 3] = torch.nan
+    {"q": q, "k": k}[name][0, 0, 40, 3] = value
     with pytest.raises(ValueError, match=f"{name} must be finite to be certified"):
         certify(q, k, dropped_plan(CONFIG, 96, 2, 0.0, 6), CONFIG, rank=2)
