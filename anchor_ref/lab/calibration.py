@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from math import isnan
 from numbers import Real
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -168,4 +167,4 @@ def _check_target(target_recall: float) -> None:
 
 
 def _is_number(x: object) -> bool:
-    return isinstance(x, Real) and not isinstance(x, bool) and not isnan(x)
+    return isinstance(x, Real) and not isinstance(x, bool)

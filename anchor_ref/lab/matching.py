@@ -84,7 +84,6 @@ def match_density(
     if falls_short(sweep[least]) or least == 0:
         return sweep[least], found[sweep[least]]
     low, high = 0.0, 1.0
-    falls_short(sweep[least - 1])
     for _ in range(HALVINGS):
         share = (low + high) / 2
         if falls_short(between(sweep[least - 1], sweep[least], share)):

@@ -3,6 +3,8 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +12,15 @@ from hypothesis import given, settings
 
 from anchor_ref import AnchorConfig, compute_anchor, identify_stripes
 from anchor_ref.activations import Captured, capture_qkv, load_bundled, make_document
-from anchor_ref.lab import Calibration, calibrate, choose_thetas, mean_curves, theta_curve
+from anchor_ref.lab import (
+    Calibration,
+    MeanCurves,
+    calibrate,
+    calibration,
+    choose_thetas,
+    mean_curves,
+    theta_curve,
+)
 from anchor_ref.measure import density, recall
 from tests.brute_force import cases
 
@@ -44,6 +54,41 @@ def test_a_threshold_keeps_the_key_that_it_equals():
     assert torch.equal(curve.density[0], density(stripes, config, 64, 64))
 
 
+def test_packed_sequences_are_curves_of_their_own():
+    x, config, bounds = sample(1), AnchorConfig(8, 2), torch.tensor([0, 40, 90])
+    curve = theta_curve(x.q, x.k, config, GRID, 0.3, bounds)
+    anchor = compute_anchor(x.q, x.k, x.v, config, 0.3, bounds).max
+    for i, theta in enumerate(GRID):
+        alone = replace(config, theta=theta)
+        stripes = identify_stripes(x.q, x.k, anchor, alone, 0.3, bounds)
+        wanted = recall(x.q, x.k, stripes, alone, 0.3, bounds)
+        torch.testing.assert_close(curve.recall[i], wanted, rtol=0, atol=1e-5)
+        assert torch.equal(curve.density[i], density(stripes, alone, 90, 90, bounds))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_kept_where_stage_2_keeps_it(value):
+    x, config, grid = sample(1), AnchorConfig(8, 2), (-math.inf, -3.0, 2.0, math.inf)
+    x.k[0, 0, 20, 3] = value
+    curve = theta_curve(x.q, x.k, config, grid)
+    anchor = compute_anchor(x.q, x.k, x.v, config).max
+    for i, theta in enumerate(grid):
+        alone = replace(config, theta=theta)
+        stripes = identify_stripes(x.q, x.k, anchor, alone)
+        assert torch.equal(curve.density[i], density(stripes, alone, 90, 90))
+    with pytest.raises(ValueError, match="reached of layer 0 must be numbers"):
+        choose_thetas(mean_curves([{0: x}], config), 0.9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_low_precision_is_judged_in_float32(dtype):
+    q, k = sample(1).q.to(dtype), sample(1).k.to(dtype)
+    found = theta_curve(q, k, AnchorConfig(8, 2), GRID)
+    wanted = theta_curve(q.float(), k.float(), AnchorConfig(8, 2), GRID)
+    assert torch.equal(found.recall, wanted.recall)
+    assert torch.equal(found.density, wanted.density)
+
+
 def test_thresholds_out_of_order_are_refused():
     q, k = sample(0).q, sample(0).k
     for thetas in ((), (1.0, 0.0), (1.0, 1.0)):
@@ -56,7 +101,8 @@ def test_the_smallest_threshold_that_reaches_the_recall_is_chosen(per):
     config, target = AnchorConfig(8, 2), 0.9
     fine = tuple(i / 8 for i in range(-24, 40))
     texts = [{0: sample(1), 3: sample(2)}, {0: sample(3, 60), 3: sample(4, 60)}]
-    found = choose_thetas(mean_curves(texts, config, fine), target, per)
+    found = choose_thetas(mean_curves(texts, replace(config, theta=1.0), fine), target, per)
+    assert (found.config, found.target_recall) == (config, target)  # its θ played no part
     for layer in (0, 3):
         curves = [
             theta_curve(text[layer].q, text[layer].k, config, fine, text[layer].scaling)
@@ -75,6 +121,19 @@ def test_the_smallest_threshold_that_reaches_the_recall_is_chosen(per):
             assert found.reached[layer][h] == pytest.approx(mean[at, h].item())
             assert found.density[layer][h] == pytest.approx(kept[at, h].item() / sum(pairs))
     assert any(len(set(row)) > 1 for row in found.thetas.values()) == (per == "head")
+
+
+def test_a_recall_that_is_met_exactly_is_enough():
+    curves = MeanCurves(
+        AnchorConfig(16, 2),
+        (1.0, 2.0, 4.0),
+        {3: torch.tensor([[0.5, 0.75], [0.75, 0.875], [1.0, 1.0]])},
+        {3: torch.tensor([[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]])},
+    )
+    found = choose_thetas(curves, 0.75)
+    assert (found.thetas, found.reached) == ({3: (2.0, 1.0)}, {3: (0.75, 0.75)})
+    assert found.density[3] == pytest.approx((0.3, 0.2))
+    assert choose_thetas(curves, 0.75, "layer").thetas == {3: (2.0, 2.0)}
 
 
 def test_each_prompt_of_a_batch_counts_as_a_text():
@@ -111,6 +170,32 @@ def test_a_model_is_calibrated_on_strings_and_tokens_alike():
         calibrate(model, [tokens[0], texts[1]], 0.9, config)
 
 
+def test_texts_are_read_one_after_the_other_and_leave_nothing(monkeypatch):
+    """Of two prompts each; the model is never asked, only what it is given is looked at."""
+    read, folders = [], []
+
+    def texts():
+        for seed in (1, 2, 3):
+            read.append(seed)
+            yield torch.full((2, 90), seed)
+
+    def capture(model, tokens, *, dtype, save_to):
+        assert len(read) == len(folders) + 1, "a text was read too early"
+        assert not any(Path(folder).exists() for folder in folders), "one was left behind"
+        assert Path(save_to).is_dir()
+        assert torch.equal(tokens, torch.full((2, 90), read[-1]))
+        folders.append(save_to)
+        return {0: sample(read[-1])}
+
+    monkeypatch.setattr(calibration, "capture_qkv", capture)
+    model = SimpleNamespace(device=torch.device("cpu"))
+    found = calibrate(model, texts(), 0.9, AnchorConfig(8, 2))
+    curves = mean_curves([{0: sample(seed)} for seed in (1, 2, 3)], AnchorConfig(8, 2))
+    assert found == choose_thetas(curves, 0.9)
+    assert len(folders) == 3
+    assert not Path(folders[-1]).exists()
+
+
 def test_what_is_no_text_is_refused(unchecked_annotations):
     with pytest.raises(TypeError, match=r"texts must be strings or token tensors, got int \(0\)"):
         calibrate(None, [7], 0.9)
@@ -122,6 +207,10 @@ def test_a_text_that_every_threshold_keeps_whole_is_refused():
         ValueError, match=r"texts must be longer than a group, 96 tokens.*one of 90"
     ):
         mean_curves([{0: sample(1)}], AnchorConfig(16, 6))
+    with pytest.raises(ValueError, match=r"96 tokens.*one of 96"):
+        mean_curves([{0: sample(1, 96)}], AnchorConfig(16, 6))
+    with pytest.raises(ValueError, match=r"2048 tokens.*one of 90"):
+        mean_curves([{0: sample(1)}])
 
 
 def test_a_layer_that_is_no_plain_causal_attention_is_refused():
@@ -150,6 +239,11 @@ def test_a_calibration_is_read_as_it_was_written(tmp_path):
         (lambda text: {**text, "thetas": {}}, "thetas must hold a threshold"),
         (lambda text: {**text, "thetas": {"0": ["9"] * 4}}, "thetas of layer 0 must be numbers"),
         (lambda text: {**text, "thetas": {"0": [math.nan] * 4}}, "thetas of layer 0 must be"),
+        (lambda text: {**text, "thetas": {"0": [True] * 4}}, "thetas of layer 0 must be numbers"),
+        (
+            lambda text: text | {name: {"0": []} for name in ("thetas", "reached", "density")},
+            "thetas must hold a threshold for some head",
+        ),
         (lambda text: {**text, "thetas": {"first": [9.0] * 4}}, "invalid literal"),
         (lambda text: {**text, "reached": {"0": [0.9] * 3}}, "reached must have the layers and"),
         (lambda text: {**text, "reached": {"1": [0.9] * 4}}, "reached must have the layers and"),
@@ -173,6 +267,7 @@ def test_a_file_that_was_changed_is_refused(tmp_path, change, message, unchecked
     ("arguments", "message"),
     [
         ({"target_recall": 1.0}, r"target_recall must be in \(0, 1\), got 1\.0"),
+        ({"target_recall": 0.0}, r"target_recall must be in \(0, 1\), got 0\.0"),
         ({"target_recall": math.nan}, "target_recall must be in"),
         ({"target_recall": 0.9, "per": "model"}, "per must be 'head' or 'layer', got 'model'"),
     ],
@@ -198,4 +293,4 @@ def sample(seed, n=90):
     strength = torch.tensor([0.5, 1.0, 1.5, 2.0])[:, None, None]
     q = strength * torch.randn(1, 4, n, 16, generator=random)
     k, v = (torch.randn(1, 2, n, 16, generator=random) for _ in range(2))
-    return Captured(q, k, v, 0.25)
+    return Captured(q, k, v, 0.3)
