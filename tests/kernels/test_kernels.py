@@ -63,9 +63,9 @@ class Case:
 
     @property
     def largest_score(self) -> float:
-        """No score, and no sum on the way to one, is larger."""
+        """No score, and no part sum on the way to one, is larger (Cauchy-Schwarz)."""
         q, k = self.q.double().norm(dim=-1).max(), self.k.double().norm(dim=-1).max()
-        return abs(self.factor) * (q * k).item() * self.q.shape[-1] ** 0.5
+        return abs(self.factor) * (q * k).item()
 
 
 def random_case(
