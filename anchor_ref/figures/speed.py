@@ -253,9 +253,11 @@ def draw_layers(rows: list[tuple[str, int, int, float, float]], ax) -> None:
     for (model, n), colour, mark in zip(places, (ACCENT, STRIPE, INIT, INK), "osD^", strict=False):
         points = [(kept, gain) for m, length, _, kept, gain in rows if (m, length) == (model, n)]
         ax.plot(*zip(*points, strict=True), mark, color=colour, ms=5)
+        least, most = min(points)[0], max(points)[0]
+        lowest = min(gain for kept, gain in points if kept <= (least + most) / 2)
         ax.annotate(
             f"{model} model, {short(n)} tokens",
-            min(points),
+            (least, lowest),  # below all that its words may reach
             (0, -12),
             textcoords="offset points",
             color=colour,
