@@ -269,6 +269,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "parallel.json")
     options = parser.parse_args()
     if not options.table:
+        if not (options.tiny or torch.cuda.is_available()):
+            sys.exit("benchmarks.parallel needs CUDA devices, or --tiny; torch finds none.")
         if "WORLD_SIZE" not in os.environ:
             ranks = 2 if options.tiny else max(1, torch.cuda.device_count())
             start = ["--standalone", "--nproc-per-node", str(ranks), "-m", "benchmarks.parallel"]

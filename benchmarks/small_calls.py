@@ -14,6 +14,7 @@ the Hopper kernel waits for a group and then arrives; all else is as it is shipp
 
 import argparse
 import math
+import sys
 from functools import partial
 from types import ModuleType
 
@@ -122,6 +123,8 @@ def main() -> None:
     parser.add_argument("--control", choices=[*CONTROLS, "unwaited"], help="a fault to find")
     parser.add_argument("--calls", nargs="+", choices=CALLS, default=list(CALLS))
     options = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit("benchmarks.small_calls needs a CUDA device, and torch finds none.")
     control = options.control
     if watched_by_consan():
         prepare_for_consan()

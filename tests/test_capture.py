@@ -453,6 +453,12 @@ def test_what_is_no_capture_is_refused(tmp_path):
         ),
         ({"input_ids": torch.ones(1, 0).long()}, ValueError, r"at least one token, got \(1, 0\)"),
         (
+            {"input_ids": torch.tensor([[5, -1]])},
+            ValueError,
+            r"in 0\.\.\d+, the vocabulary, got -1",
+        ),
+        ({"input_ids": torch.tensor([[9**9]])}, ValueError, "the vocabulary, got 387420489"),
+        (
             {"attention_mask": torch.ones(2, 23).long()},
             ValueError,
             r"attention_mask must have input_ids' shape \(2, 24\), got \(2, 23\)",

@@ -50,6 +50,17 @@ def test_tour_prints_the_table_and_leaves_notebook_and_page(tmp_path, capfd):
     assert "<math" in (tmp_path / "out" / "course.html").read_text(encoding="utf-8")
 
 
+def test_links_of_the_kept_notebook_and_page_lead_where_the_original_s_did(tmp_path, capfd):
+    told = "See [`next`](01.ipynb), [card](../card.md#a), [web](https://a.b/c), [above](#top)."
+    notebook = course(shows(TABLE))
+    notebook.cells.append(new_markdown_cell(told))
+    assert run_tour(tmp_path, notebook) == 0
+    kept = nbformat.read(tmp_path / "out" / "course.ipynb", as_version=4).cells[-1].source
+    moved = told.replace("01.ipynb", "../01.ipynb").replace("../card", "../../card")
+    assert kept == moved
+    assert 'href="../../card.md#a"' in (tmp_path / "out" / "course.html").read_text()
+
+
 def test_tour_fails_with_the_cell_that_failed(tmp_path, capfd):
     assert run_tour(tmp_path, course(shows(TABLE))) == 0
     assert run_tour(tmp_path, course(shows(TABLE), "1 / 0")) == 1

@@ -16,6 +16,7 @@ of AnchorAttention on the layer. A cell makes it by
 import argparse
 import math
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from nbformat import NotebookNode
 from tools.notebooks import ROOT, NotebookError, execute
 from tools.page import to_html
 
+LINK = re.compile(r"(?<!!)(\[[^\]]*\])\((?!\w+:|#)([^()\s]+)\)")  # relative, and no picture
 LAYERS = "application/vnd.anchor-ref.layers+json"
 # Column: heading, format, least and largest value that can be right.
 COLUMNS = {
@@ -79,6 +81,17 @@ def format_table(table: dict) -> str:
     return f"{table['model']}, {table['tokens']} tokens\n\n" + "\n".join(lines)
 
 
+def relink(notebook: NotebookNode, here: Path, out: Path) -> None:
+    """Let the relative links of a notebook in folder `here` hold for its copy in `out`."""
+
+    def moved(link: re.Match) -> str:
+        return f"{link[1]}({Path(os.path.relpath(here / link[2], out)).as_posix()})"
+
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = LINK.sub(moved, cell.source)
+
+
 def main(arguments: list[str]) -> int:
     """Returns the exit code: 0 when every cell ran and the table is there and sound."""
     parser = argparse.ArgumentParser(description="Run the first notebook and print its table.")
@@ -97,6 +110,7 @@ def main(arguments: list[str]) -> int:
         try:
             execute(notebook, path.parent, path.name)
         finally:
+            relink(notebook, path.parent, out)
             nbformat.write(notebook, out / path.name)
         page.write_text(to_html(notebook, path.parent, path.stem), encoding="utf-8")
         table = layer_table(notebook)

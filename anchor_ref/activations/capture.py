@@ -111,14 +111,15 @@ def capture_qkv(
 
     Raises:
         TypeError: an argument is not of the kind described.
-        ValueError: a layer or head does not exist or cannot be chosen, a shape does not fit, the
-            model does not use transformers' attention interface, or a layer's attention is more
-            than causal softmax attention over q, k and v (learned sinks, position bias, chunks,
-            both directions).
+        ValueError: a layer, head or token does not exist, heads cannot be chosen so, a shape does
+            not fit, the model does not use transformers' attention interface, or a layer's
+            attention is more than causal softmax attention over q, k and v (learned sinks,
+            position bias, chunks, both directions).
         FileExistsError: `save_to` already holds a capture.
     """
     config = _text_config(model)
     _check_tensors(input_ids, attention_mask, position_ids)
+    _check_vocabulary(model, input_ids)
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise TypeError(f"dtype must be a floating-point torch.dtype or None, got {dtype!r}")
     wanted = _indices("layers", layers, config.num_hidden_layers)
@@ -221,6 +222,14 @@ def _text_config(model):
             f"model must be a causal language model, got encoder-decoder {type(model).__name__}"
         )
     return model.config.get_text_config()
+
+
+def _check_vocabulary(model, input_ids: Tensor) -> None:
+    size = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    least, largest = (int(end) for end in input_ids.aminmax())
+    if least < 0 or (size is not None and largest >= size):
+        wrong = least if least < 0 else largest
+        raise ValueError(f"input_ids must be in 0..{size - 1}, the vocabulary, got {wrong}")
 
 
 def _check_tensors(input_ids, attention_mask, position_ids) -> None:

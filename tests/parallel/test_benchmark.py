@@ -53,3 +53,11 @@ def test_the_committed_table_is_that_of_the_committed_numbers():
     assert results.with_suffix(".md").read_text() == parallel.table(
         json.loads(results.read_text())
     )
+
+
+def test_without_a_gpu_the_large_run_does_not_begin(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("sys.argv", ["parallel", "--out", str(tmp_path / "a.json")])
+    with pytest.raises(SystemExit, match="needs CUDA devices, or --tiny; torch finds none"):
+        parallel.main()
+    assert not list(tmp_path.iterdir())
