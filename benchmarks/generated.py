@@ -31,6 +31,7 @@ import torch
 from anchor_ref import AnchorConfig
 from anchor_ref.activations import bundled_model_path, load_bundled
 from anchor_ref.activations.models import device_name
+from anchor_ref.integrations import choose_backend
 from anchor_ref.integrations.transformers import options, record
 from anchor_ref.lab.prompts import Prompt, make_retrieval
 from anchor_ref.lab.results import write_whole
@@ -73,6 +74,13 @@ def answers(model, prompt: Prompt) -> tuple[bool, bool]:
     )
 
 
+def backend_of(model) -> str:
+    """What runs AnchorAttention on the model's device."""
+    heads, dim = model.config.num_attention_heads, model.config.head_dim
+    name, _ = choose_backend(torch.empty(1, heads, 1, dim, dtype=model.dtype, device=model.device))
+    return {"triton": "the kernels", "torch": "the reference"}[name]
+
+
 def measure(model, prompts: list[Prompt], theta: float | None, config: AnchorConfig) -> dict:
     """Answers read and written, and the mean density, of prompts of about one length."""
     sizes = {"block_size": config.block_size, "step": config.step}
@@ -87,10 +95,18 @@ def measure(model, prompts: list[Prompt], theta: float | None, config: AnchorCon
         "theta": None if theta is None else str(theta),
         "read": read,
         "written": written,
-        # Of the last block as far as the question goes, whose last row asks for the first digit.
-        "rows": [(prompt.answers[0].start - 1) % config.block_size + 1 for prompt in prompts],
+        # Of the last block of either prompt, as far as it goes.
+        "rows": {
+            "read": [_rows(prompt.answers[0].stop, config) for prompt in prompts],
+            "written": [_rows(prompt.answers[0].start, config) for prompt in prompts],
+        },
         "density": sum(densities) / len(densities),
     }
+
+
+def _rows(tokens: int, config: AnchorConfig) -> int:
+    """How many rows the last block of so many tokens has."""
+    return (tokens - 1) % config.block_size + 1
 
 
 def page(results: dict) -> str:
@@ -105,20 +121,22 @@ def page(results: dict) -> str:
     start = ["tokens", "prefill"]
     row_header = [*start, *(f"{rows[0]}–{rows[-1]} rows" for rows in ROWS)]
     versions = f"torch {results['torch']}, transformers {results['transformers']}"
+    (prompts,) = {len(cell["read"]) for cell in results["cells"]}
     return f"""# {__doc__.splitlines()[0]}
 
 Made by `python -m benchmarks.generated` on {results["date"]}, {results["device"]}, {versions}.
-One fact in a text of the bundled model, one question at its end, {PROMPTS} prompts a row.
-AnchorAttention in every layer, published sizes, does the prefill; decoding is dense.
+One fact in made-up prose, one question at its end; the bundled model in {results["dtype"]}.
+AnchorAttention in every layer, published sizes, does the prefill ({results["backend"]});
+decoding is dense. All rows of a length have the same {prompts} prompts.
 
 - **Read**: the right answer stands in the prompt, and each of its five digits is the most likely
   token after those before it. Every digit is asked for by a row of the prefill.
 - **Written**: the prompt ends with the question. The first digit is asked for by the last row of
-  the prefill, each other one by a query of its own: who guesses the first, one in ten, finds the
-  rest.
+  the prefill, each other one by a query of its own. So a guess of the first, one in ten, may be
+  enough.
 
 Only facts among the candidates of the question's group count: others are always seen. In brackets
-95 % intervals.
+95 % Wilson intervals. Density is the mean over layers and both prefills.
 
 {markdown([*start, "density", "read", "written"], found)}
 
@@ -126,7 +144,8 @@ Only facts among the candidates of the question's group count: others are always
 
 The mean query of a block is over the rows that it has. In a prompt that ends early in a block of
 128 the rows that ask for the fact are a large part of them, in one that ends with the block a few
-of 128. Read, written, of so many prompts:
+of 128. A prompt to be read is longer by the answer. Answers read, of the prompts with so many
+rows; answers written, of those with so many rows:
 
 {markdown(row_header, by_rows)}
 """
@@ -137,10 +156,13 @@ def _number(theta: str) -> str:
 
 
 def _counts(cell: dict, rows: range) -> str:
-    """Read and written, of the prompts whose last block has that many rows."""
-    answers = zip(cell["read"], cell["written"], cell["rows"], strict=True)
-    chosen = [(read, written) for read, written, n in answers if n in rows]
-    return "{}, {} of {}".format(*map(sum, zip(*chosen, strict=True)), len(chosen))
+    """Read and written, each of the prompts whose last block has that many rows."""
+    counts = []
+    for way in ("read", "written"):
+        ends = zip(cell[way], cell["rows"][way], strict=True)
+        chosen = [right for right, n in ends if n in rows]
+        counts.append(f"{sum(chosen)} of {len(chosen)}")
+    return "; ".join(counts)
 
 
 def _share(right: list[bool]) -> str:
@@ -166,6 +188,8 @@ def main() -> None:
             "device": device_name(torch.device(chosen.device)),
             "torch": str(torch.__version__),
             "transformers": transformers.__version__,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "backend": backend_of(model),
             "model_sha256": hashlib.sha256(weights).hexdigest(),
             "cells": [],
         }

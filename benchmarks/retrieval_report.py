@@ -30,9 +30,9 @@ def table(results: dict) -> str:
         "`anchor_ref/baselines`; how densities are matched: `anchor_ref/lab/matching.py`.",
         "",
         "An answer is five digits, all right. It stands in the prompt, whose last block is full: "
-        "the harder case, as [generated.md](generated.md) shows. Percent of the answers with "
-        "95 % Wilson intervals for as many trials as there are prompts: answers of one prompt are "
-        "not independent.",
+        "the harder case at 4096 and 8192 tokens ([generated.md](generated.md)). Percent of the "
+        "answers with 95 % Wilson intervals for as many trials as there are prompts: answers of "
+        "one prompt are not independent.",
         "",
         "## What it shows",
         "",
@@ -177,9 +177,9 @@ def smaller_means(answers: dict[int, Answers], density: float) -> list[str]:
     better = [name for name, found in fewer.items() if found[1] > own[2]]
     list_of = ", ".join(f"{name.split(', ')[1]} {said(found)}" for name, found in fewer.items())
     word = (
-        f"At an equal density {listed(better)} finds more."
+        f"With {density:.0%} of the pairs {listed(better)} finds more."
         if better
-        else "At an equal density they find no more."
+        else f"With {density:.0%} of the pairs they find no more."
     )
     return [f"- means of fewer queries, at {max(lengths)} tokens: {list_of}. {word}"]
 

@@ -102,6 +102,8 @@ def test_times_of_several_runs_are_not_one_table():
     mixed["cells"][0]["run"] = 1
     with pytest.raises(ValueError, match="lengths must be of one run, got runs"):
         front_page.speed(mixed, results((16_384, 2.0, 4.0), (131_072, 23.6, 238.0)))
+    with pytest.raises(ValueError, match="lengths must be of one run, got runs"):
+        front_page.speed(results((16_384, 2.0, 4.0), (131_072, 23.6, 238.0)), mixed)
 
 
 def test_tables_go_between_their_marks():

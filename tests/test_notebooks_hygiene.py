@@ -15,6 +15,7 @@ from tools.page import markdown_to_html
 
 LARGEST_FILE = 400_000  # bytes
 LONGEST_CELL = 30  # lines
+LONGEST_LINE = 120  # characters of prose
 # A path from the root of a file system with at least one folder, but no URL and no closing tag.
 ABSOLUTE_PATH = re.compile(
     r"(?<![\w<:/.~)\]}-])/(?:[\w.+-]+/)+[\w.+-]*|\b[A-Za-z]:\\\w+|ipykernel_\d+"
@@ -51,6 +52,17 @@ def counts(notebook: NotebookNode) -> list[str]:
         f"cell {i}: execution count {cell.execution_count}, expected {position}"
         for position, (i, cell) in enumerate(code_cells(notebook), 1)
         if cell.execution_count != position
+    ]
+
+
+def long_lines(notebook: NotebookNode) -> list[str]:
+    """Prose that no diff can show; tables, headings and ways to other notebooks are one line."""
+    return [
+        f"cell {i}: {len(line)} characters in a line, at most {LONGEST_LINE} allowed: {line[:40]}"
+        for i, cell in enumerate(notebook.cells)
+        if cell.cell_type == "markdown"
+        for line in cell.source.splitlines()
+        if len(line) > LONGEST_LINE and not line.lstrip().startswith(("|", "#", "[←", "$$"))
     ]
 
 
@@ -216,6 +228,7 @@ CHECKS = [
     absolute_paths,
     vector_pictures,
     long_cells,
+    long_lines,
     not_normalised,
     formulas,
     headings,
@@ -316,6 +329,7 @@ FAULTS = [
     (vector_pictures, say(new_output("display_data", {"image/svg+xml": "<svg/>"}))),
     (long_cells, change_cell(1, source=LONG)),
     (long_cells, change_cell(0, source=LONG)),
+    (long_lines, change_cell(0, source="# Title\n\n" + "word " * 25)),
     (not_normalised, change_cell(1, id="1a2b3c")),
     (not_normalised, change_cell(1, metadata={"execution": {"iopub.execute_input": "2026"}})),
     (not_normalised, lambda notebook: notebook.metadata.language_info.update(version="3.11.7")),

@@ -162,7 +162,7 @@ def speed(results: dict, other: dict) -> str:
     even, other_even = (
         spaced(round(crossing(found, "sdpa-cudnn")[0], -2)) for found in (rows, by_inputs(other))
     )
-    other_device = other["runs"][0]["device"]
+    other_device = other["runs"][rows_run(other)]["device"]
     about = (
         f"{run['device']}, {run['date']}, torch {run['torch']}, Triton {run['triton']}; bf16, 32 "
         "query and 8 kv heads of 128, 5 % planted stripes; medians. It overtakes cuDNN at "

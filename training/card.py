@@ -239,9 +239,9 @@ So the retrieval heads lose it, they alone, and pooling is the cause: few rows o
 the test looks at the mean of the block's queries. `training/explain.py` measures the same from the
 other side: how far the needle's score lies from the anchor for the row, and for the mean.
 
-This is the harder case: the answer stands in the prompt, and the prompt ends with a full block. In
-prompts that end anywhere in a block more is found, and more still when the answer is generated,
-since decoding is dense: `benchmarks/generated.md`.
+This is a hard case: the answer stands in the prompt, and the prompt ends with a full block. In
+made-up prose that ends anywhere in a block more is found, and more still when the answer is
+generated, since decoding is dense: `benchmarks/generated.md`.
 
 ## Limits
 

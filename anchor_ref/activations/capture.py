@@ -226,8 +226,10 @@ def _text_config(model):
 
 def _check_vocabulary(model, input_ids: Tensor) -> None:
     size = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    if size is None:
+        return
     least, largest = (int(end) for end in input_ids.aminmax())
-    if least < 0 or (size is not None and largest >= size):
+    if least < 0 or largest >= size:
         wrong = least if least < 0 else largest
         raise ValueError(f"input_ids must be in 0..{size - 1}, the vocabulary, got {wrong}")
 

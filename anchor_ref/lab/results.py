@@ -24,7 +24,9 @@ class Results:
         self.folder = Path(folder)
         self.frame = _empty()
         about, table = self.folder / ABOUT, self.folder / TABLE
-        if not table.exists():  # also where an earlier run stopped before its first row
+        if not table.exists():
+            if about.exists():  # of a run that stopped before its first row
+                check_own(about, settings)
             self.folder.mkdir(parents=True, exist_ok=True)
             write_whole(about, json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
             return
@@ -92,6 +94,24 @@ def check_settings(path: Path, wanted: dict) -> None:
                 f"{path.parent} holds results made with {name} {found.get(name)!r}, this run has "
                 f"{wanted.get(name)!r}: give another folder, or remove that one"
             )
+
+
+def check_own(path: Path, wanted: dict) -> None:
+    """Settings without results are written over, but no file of somebody else.
+
+    Args:
+        path: of the settings.
+        wanted: those of this run.
+
+    Raises:
+        ValueError: the file has none of the settings' names.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:  # no JSON, or no text
+        found = None
+    if not (isinstance(found, dict) and found.keys() & wanted.keys()):
+        raise ValueError(f"{path} is not of a comparison: give another folder")
 
 
 def _empty():

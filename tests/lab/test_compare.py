@@ -198,6 +198,14 @@ def test_a_run_that_stopped_before_its_first_row_binds_no_later_one(tmp_path):
     assert json.loads((tmp_path / "settings.json").read_text()) == {"length": 8192}
 
 
+@pytest.mark.parametrize("text", ['{"editor.fontSize": 14}', "[1]", "// no JSON"])
+def test_settings_of_somebody_else_stay(tmp_path, text):
+    (tmp_path / "settings.json").write_text(text)
+    with pytest.raises(ValueError, match="is not of a comparison: give another folder"):
+        Results(tmp_path, {"length": 4096})
+    assert (tmp_path / "settings.json").read_text() == text
+
+
 def test_a_table_that_nobody_knows_the_settings_of_is_not_adopted(tmp_path):
     results = Results(tmp_path, {"length": N})
     results.add(compare_layer(captured(), "Dense", [Dense()], [0]))
