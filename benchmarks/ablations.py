@@ -8,7 +8,6 @@ The published sizes, blocks of 128 and groups of 2048, on 16384 tokens of made-u
 each key head. Two minutes on an H100.
 """
 
-import argparse
 import json
 import sys
 import time
@@ -25,6 +24,7 @@ from anchor_ref.figures.style import caption, use_style
 from anchor_ref.lab.ablations import QUESTIONS, ablate_layer, variants
 from anchor_ref.lab.equal import at_equal, budget_for, mean_curves
 from anchor_ref.lab.texts import read_text
+from benchmarks import command
 from benchmarks.attention_tables import markdown
 from benchmarks.compare import reached
 
@@ -161,12 +161,7 @@ def draw(results: dict, path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", default=device, help=f"default here: {device}")
-    parser.add_argument("--table", action="store_true", help="no measuring, only table and figure")
-    parser.add_argument("--out", type=Path, default=HERE / "ablations.json")
-    options = parser.parse_args()
+    options = command.parser(__doc__, HERE / "ablations.json").parse_args()
     if not options.table:
         results = {
             "date": time.strftime("%Y-%m-%d"),

@@ -53,6 +53,7 @@ from benchmarks.attention_measure import (
 )
 from benchmarks.attention_methods import Case, Job, kernels, make_methods
 from benchmarks.attention_tables import DENSE, DENSITY_LENGTH, REFERENCE_DENSITY, page
+from benchmarks.command import lacks_cuda
 
 HERE = Path(__file__).parent
 LENGTHS = [2**power for power in range(12, 21)]
@@ -287,8 +288,7 @@ def main(arguments: list[str] | None = None) -> int:
         options.out.with_suffix(".md").write_text(page(options.out))
         print(page(options.out))
         return 0
-    if not torch.cuda.is_available():
-        print("benchmarks.attention needs a CUDA device, and torch finds none.", file=sys.stderr)
+    if lacks_cuda("attention"):
         return 2
     if options.out.exists() and not options.resume:
         print(f"{options.out} exists: add --resume, or name another --out.", file=sys.stderr)

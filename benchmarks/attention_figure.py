@@ -3,7 +3,7 @@
 import itertools
 from math import inf
 
-from anchor_ref.figures.speed import short
+from anchor_ref.figures.speed import left_below, short
 from anchor_ref.figures.style import ACCENT, INIT, INK, SKIPPED, STRIPE, WINDOW, caption, use_style
 from benchmarks.attention_tables import (
     Row,
@@ -209,7 +209,7 @@ def draw_captures(data: dict, ax) -> None:
             ax.annotate(numbers, (x, y), (4, 3), textcoords="offset points", fontsize=7)
         ax.annotate(
             f"{model}, {short(n)} tokens",
-            min(zip(kept, gain, strict=True)),
+            left_below(list(zip(kept, gain, strict=True))),
             (0, -12),
             textcoords="offset points",
             color=colour,

@@ -10,18 +10,16 @@ and an interrupted run goes on. Minutes on a GPU; a processor, which sorts every
 oracles of single keys, takes hours.
 """
 
-import argparse
 import gzip
 import json
 from math import isnan
 from pathlib import Path
 
-import torch
-
 from anchor_ref import cli
 from anchor_ref.figures.compare import LABELS, comparison_figure
 from anchor_ref.lab.equal import BUDGETS, at_equal, budget_for, mean_curves
 from anchor_ref.lab.results import ABOUT, TABLE, read_table, to_csv
+from benchmarks import command
 from benchmarks.attention_tables import markdown
 
 HERE = Path(__file__).parent
@@ -155,12 +153,8 @@ def draw(results: dict, frame, path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", default=device, help=f"default here: {device}")
-    parser.add_argument("--table", action="store_true", help="no measuring")
+    parser = command.parser(__doc__, HERE / "compare.csv.gz")
     parser.add_argument("--work", type=Path, default=HERE.parent / "build" / "compare")
-    parser.add_argument("--out", type=Path, default=HERE / "compare.csv.gz")
     options = parser.parse_args()
     if not options.table:
         inputs = {text: ["--text", text, "--heads", "all"] for text in TEXTS}

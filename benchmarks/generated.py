@@ -16,8 +16,6 @@ the window is always seen. Prompts end at any row of their last block, and its m
 the rows that it has.
 """
 
-import argparse
-import hashlib
 import json
 import time
 from collections.abc import Iterator
@@ -29,15 +27,16 @@ from pathlib import Path
 import torch
 
 from anchor_ref import AnchorConfig
-from anchor_ref.activations import bundled_model_path, load_bundled
-from anchor_ref.activations.models import device_name
+from anchor_ref.activations import load_bundled
 from anchor_ref.integrations import choose_backend
 from anchor_ref.integrations.transformers import options, record
 from anchor_ref.lab.prompts import Prompt, make_retrieval
 from anchor_ref.lab.results import write_whole
 from anchor_ref.lab.retrieval import wilson
 from anchor_ref.regions import groups
+from benchmarks import command
 from benchmarks.attention_tables import markdown
+from benchmarks.retrieval import environment
 
 HERE = Path(__file__).parent
 LENGTHS, PROMPTS = (4096, 8192, 16384), 50
@@ -172,25 +171,14 @@ def _share(right: list[bool]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", default=device, help=f"default here: {device}")
-    parser.add_argument("--table", action="store_true", help="no measuring, only the table")
-    parser.add_argument("--out", type=Path, default=HERE / "generated.json")
-    chosen = parser.parse_args()
+    chosen = command.parser(__doc__, HERE / "generated.json").parse_args()
     if not chosen.table:
-        import transformers
-
         model, tokenizer = load_bundled(device=chosen.device)
-        weights = (bundled_model_path() / "model.safetensors").read_bytes()
         results = {
             "date": time.strftime("%Y-%m-%d"),
-            "device": device_name(torch.device(chosen.device)),
-            "torch": str(torch.__version__),
-            "transformers": transformers.__version__,
+            **environment(chosen.device),
             "dtype": str(model.dtype).removeprefix("torch."),
             "backend": backend_of(model),
-            "model_sha256": hashlib.sha256(weights).hexdigest(),
             "cells": [],
         }
         config = AnchorConfig()

@@ -38,10 +38,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from xml.etree import ElementTree
 
-import torch
-
 from benchmarks.attention_measure import device_facts, kernels_version
 from benchmarks.attention_tables import markdown
+from benchmarks.command import lacks_cuda
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -382,8 +381,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.table:
         write(results, options.out)
         return 0
-    if not torch.cuda.is_available():
-        print("benchmarks.gpu_report needs a CUDA device, and torch finds none.", file=sys.stderr)
+    if lacks_cuda("gpu_report"):
         return 2
     for piece in options.pieces:
         print(f"{piece} ...", flush=True)

@@ -19,7 +19,6 @@ A task that dense attention answers in less than half of the cases says nothing 
 there only dense attention is run.
 """
 
-import argparse
 import hashlib
 import json
 import sys
@@ -40,6 +39,7 @@ from anchor_ref.lab.matching import match_density
 from anchor_ref.lab.prompts import TASKS, Prompt, make_retrieval
 from anchor_ref.lab.results import write_whole
 from anchor_ref.lab.retrieval import retrieval_accuracy
+from benchmarks import command
 from benchmarks.retrieval_report import draw, table
 
 HERE = Path(__file__).parent
@@ -199,12 +199,19 @@ class Bench:
 
 def settings(device: str) -> dict:
     """What a resumed run must share with the one before."""
+    return {
+        "seeds": [SEED, MATCH_SEED],
+        "prompts": {str(length): plan[0] for length, plan in PLAN.items()},
+        **environment(device),
+    }
+
+
+def environment(device: str) -> dict:
+    """The bundled model's weights, and what runs it."""
     import transformers
 
     weights = (bundled_model_path() / "model.safetensors").read_bytes()
     return {
-        "seeds": [SEED, MATCH_SEED],
-        "prompts": {str(length): plan[0] for length, plan in PLAN.items()},
         "model_sha256": hashlib.sha256(weights).hexdigest(),
         "torch": str(torch.__version__),
         "transformers": transformers.__version__,
@@ -236,12 +243,8 @@ def save(results: dict, path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", default=device, help=f"default here: {device}")
+    parser = command.parser(__doc__, HERE / "retrieval.json")
     parser.add_argument("--time-s", type=float, default=float("inf"), help="begin no cell later")
-    parser.add_argument("--table", action="store_true", help="no measuring, only table and figure")
-    parser.add_argument("--out", type=Path, default=HERE / "retrieval.json")
     options = parser.parse_args()
     if not options.table:
         results = resume(options.out, settings(options.device))

@@ -27,6 +27,7 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 from anchor_kernels import anchor_attention, sparse_hopper
 from anchor_ref.config import AnchorConfig
+from benchmarks.command import lacks_cuda
 from benchmarks.small_controls import CONTROLS
 
 CONFIG = AnchorConfig(block_size=64, step=4, theta=2.5)
@@ -123,8 +124,8 @@ def main() -> None:
     parser.add_argument("--control", choices=[*CONTROLS, "unwaited"], help="a fault to find")
     parser.add_argument("--calls", nargs="+", choices=CALLS, default=list(CALLS))
     options = parser.parse_args()
-    if not torch.cuda.is_available():
-        sys.exit("benchmarks.small_calls needs a CUDA device, and torch finds none.")
+    if lacks_cuda("small_calls"):
+        sys.exit(2)
     control = options.control
     if watched_by_consan():
         prepare_for_consan()

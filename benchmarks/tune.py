@@ -22,6 +22,7 @@ from anchor_kernels.sparse import continue_softmax
 from anchor_ref.activations import planted_stripes
 from anchor_ref.config import AnchorConfig
 from benchmarks.attention_methods import always_pairs, flop, pooled_pairs, stripe_pairs
+from benchmarks.command import lacks_cuda
 
 Launch = AttentionLaunch | HopperLaunch | SelectLaunch
 LAUNCHES = {
@@ -97,8 +98,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--head-dim", type=int, default=128)
     parser.add_argument("launches", nargs="*", type=read_launch, metavar="STAGE:FIELD,FIELD,...")
     options = parser.parse_args(arguments)
-    if not torch.cuda.is_available():
-        print("benchmarks.tune needs a CUDA device, and torch finds none.", file=sys.stderr)
+    if lacks_cuda("tune"):
         return 2
     x = planted_stripes(
         options.n,

@@ -70,6 +70,18 @@ def check_file(option: str, path: str | Path, allowed: str) -> None:
         raise FileNotFoundError(f"{option} must be {allowed}, got {str(path)!r}, {wrong}")
 
 
+def refuse_unused(unused: set[str], beside: str) -> None:
+    """Refuse, with a ValueError, options that were given and would not be used.
+
+    Args:
+        unused: their names, without dashes.
+        beside: the option that makes no use of them, with its value.
+    """
+    if unused:
+        names = ", ".join(f"--{name}" for name in sorted(unused))
+        raise ValueError(f"{beside} makes no use of {names}: leave out the one or the other")
+
+
 def check_folder(option: str, path: Path) -> None:
     """Refuse, with an OSError, a folder to write to that is a file."""
     if path.exists() and not path.is_dir():

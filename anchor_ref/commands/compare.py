@@ -114,11 +114,11 @@ def read_source(options: argparse.Namespace):
     names = (*options.defaults, "planted")
     given = {name for name in names if getattr(options, name) is not None}
     if options.capture is not None:
-        _refuse(given, f"--capture {options.capture}")
+        common.refuse_unused(given, f"--capture {options.capture}")
     elif options.planted is not None:
-        _refuse(given - {"planted", "seed"}, f"--planted {options.planted:g}")
+        common.refuse_unused(given - {"planted", "seed"}, f"--planted {options.planted:g}")
     elif options.text not in (None, *common.MADE_UP):
-        _refuse(given & {"seed"}, f"--text {options.text}")
+        common.refuse_unused(given & {"seed"}, f"--text {options.text}")
     for name in options.defaults.keys() - given:
         setattr(options, name, options.defaults[name])
     if options.capture is not None:
@@ -128,12 +128,6 @@ def read_source(options: argparse.Namespace):
         return sources.planted(options.length, options.planted, options.seed, options.device)
     model, _, text = common.load_input(options)
     return sources.read_by_model(model, options.model, text)
-
-
-def _refuse(unused: set[str], beside: str) -> None:
-    if unused:
-        names = ", ".join(f"--{name}" for name in sorted(unused))
-        raise ValueError(f"{beside} makes no use of {names}: leave out the one or the other")
 
 
 def _head(word: str) -> int | str:

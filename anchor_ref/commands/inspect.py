@@ -100,7 +100,7 @@ def _check(options: argparse.Namespace) -> None:
             f"got {options.length}"
         )
     if options.seed is not None and options.text not in common.MADE_UP:
-        raise ValueError(f"--text {options.text} makes no use of --seed: leave out one of them")
+        common.refuse_unused({"seed"}, f"--text {options.text}")
     if options.rates is not None:
         common.check_file("rates", options.rates, "a file of benchmarks.attention")
     common.check_folder("out", options.out)

@@ -253,11 +253,9 @@ def draw_layers(rows: list[tuple[str, int, int, float, float]], ax) -> None:
     for (model, n), colour, mark in zip(places, (ACCENT, STRIPE, INIT, INK), "osD^", strict=False):
         points = [(kept, gain) for m, length, _, kept, gain in rows if (m, length) == (model, n)]
         ax.plot(*zip(*points, strict=True), mark, color=colour, ms=5)
-        least, most = min(points)[0], max(points)[0]
-        lowest = min(gain for kept, gain in points if kept <= (least + most) / 2)
         ax.annotate(
             f"{model} model, {short(n)} tokens",
-            (least, lowest),  # below all that its words may reach
+            left_below(points),
             (0, -12),
             textcoords="offset points",
             color=colour,
@@ -273,6 +271,13 @@ def draw_layers(rows: list[tuple[str, int, int, float, float]], ax) -> None:
         va="top",
     )
     ax.set(xlabel="share of the pairs kept", ylabel="dense time / ours", ylim=(0, None))
+
+
+def left_below(points: list[tuple[float, float]]) -> tuple[float, float]:
+    """Under what words may stand that begin at the leftmost point: the lowest of the left half."""
+    left = min(points)[0]
+    middle = (left + max(points)[0]) / 2
+    return left, min(y for x, y in points if x <= middle)
 
 
 def short(n: int) -> str:
