@@ -7,7 +7,7 @@ import jaxtyping
 import pytest
 
 # Before anything imports the package: its annotations are then checked at every call.
-jaxtyping.install_import_hook("anchor_ref", "beartype.beartype")
+jaxtyping.install_import_hook(["anchor_ref", "anchor_models", "anchor_lab"], "beartype.beartype")
 
 # Before anything imports Triton: where no device is, its interpreter runs the kernels.
 if not any(os.path.exists(device) for device in ("/dev/nvidiactl", "/dev/kfd")):

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.tree import ROOT
+
 REFERENCE = ROOT / "anchor_ref"
 KERNELS = ROOT / "kernels" / "anchor_kernels"
 LIGHT = {*sys.stdlib_module_names, "torch", "jaxtyping", "anchor_ref"}
@@ -125,10 +126,10 @@ def test_kernels_folder_is_no_package():
     [
         ("import numpy as np", "numpy"),
         ("def f():\n    import transformers", "transformers"),
-        ("from anchor_ref.activations import capture_qkv", "anchor_ref.activations"),
-        ("from anchor_ref import figures", "anchor_ref.figures"),
-        ("from .figures import draw", "anchor_ref.figures"),
-        ("from . import figures", "anchor_ref.figures"),
+        ("from anchor_models import capture_qkv", "anchor_models"),
+        ("from anchor_ref import figures", "anchor_lab.drawing"),
+        ("from .figures import draw", "anchor_lab.drawing"),
+        ("from . import figures", "anchor_lab.drawing"),
         ("import anchor_kernels", "anchor_kernels"),
         (
             "try:\n    import triton.language as tl\nexcept ImportError:\n    tl = 0",
@@ -153,8 +154,8 @@ def test_a_fault_in_the_reference_is_found(source, fault):
 )
 def test_a_fault_in_an_upper_floor_is_found(source, fault):
     good = "import anchor_ref\nasync def g():\n    import transformers\n"
-    assert faults_of_upper_floors(good, "anchor_ref.figures") == []
-    assert faults_of_upper_floors(good + source, "anchor_ref.figures") == [fault]
+    assert faults_of_upper_floors(good, "anchor_lab.drawing") == []
+    assert faults_of_upper_floors(good + source, "anchor_lab.drawing") == [fault]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.tree import ROOT
+
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 PYTHONS = ["3.11", "3.12", "3.13"]
 
@@ -183,7 +184,7 @@ def test_wheel_imports_in_a_fresh_interpreter(wheel, tmp_path):
         archive.extractall(tmp_path / "site")
     code = """
 import sys, torch, anchor_ref
-from anchor_ref.activations import bundled_model_path
+from anchor_models import bundled_model_path
 assert anchor_ref.__file__.startswith(sys.argv[1]), anchor_ref.__file__
 assert (bundled_model_path() / "model.safetensors").stat().st_size > 1_000_000
 q = torch.randn(1, 2, 10, 8)

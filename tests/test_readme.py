@@ -1,14 +1,14 @@
 """What README shows can be pasted and runs."""
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
 
-from anchor_ref.activations import Captured
+from anchor_models import Captured
+from tests.tree import ROOT
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+README = ROOT / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
 
 

@@ -46,7 +46,11 @@ def main() -> int:
     if run.stdout.strip() != version:
         print(f"transformers must be {version} here, got {run.stdout.strip()}", file=sys.stderr)
         return 1
-    tests = ["tests/integrations", "tests/test_interface.py", "tests/test_capture.py"]
+    tests = [
+        "tests/integrations",
+        "tests/anchor_models/test_interface.py",
+        "tests/anchor_models/test_capture.py",
+    ]
     command = [sys.executable, "-m", "pytest", "-q", *tests]
     return subprocess.run(command, cwd=ROOT, env=variables, check=False).returncode
 

@@ -4,8 +4,8 @@
 
 course      from the notebooks' headers: a first cell is a title, a question, and a table with the
             rows time, needs and paper
-speed       from benchmarks/attention_h100.json, the newest times of the kernels
-choice      from benchmarks/compare.csv.gz and retrieval.json: what methods keep, and what is lost
+speed       from results/attention/attention_h100.json, the newest times of the kernels
+choice      from results/compare/compare.csv.gz and retrieval.json: what methods keep, and what is lost
 
 Where CITATION.cff names a public `repository-code`, notebooks/README.md begins with badges that
 open the course of this version on Binder and Colab, and with the pinned install for Colab.
@@ -20,14 +20,21 @@ from pathlib import Path
 import nbformat
 import yaml
 
-from anchor_ref.figures.retrieval import data_answers
-from anchor_ref.lab.equal import at_equal, budget_for, mean_curves
-from anchor_ref.lab.results import read_table
-from benchmarks.attention_tables import by_inputs, by_length, crossing, is_ok, number, percent
+from anchor_lab.experiments.attention.page import (
+    by_inputs,
+    by_length,
+    crossing,
+    is_ok,
+    number,
+    percent,
+)
+from anchor_lab.experiments.compare.equal import at_equal, budget_for, mean_curves
+from anchor_lab.experiments.retrieval.figure import data_answers
+from anchor_lab.experiments.store import read_table
 from tools.notebooks import ROOT
 
 COURSE = ROOT / "notebooks"
-RESULTS = ROOT / "benchmarks"
+RESULTS = ROOT / "results"
 SHOWN = (16_384, 32_768, 131_072, 1_048_576)  # lengths in the table of speeds
 METHODS = {  # of the table of choices
     "AnchorAttention": "AnchorAttention",
@@ -142,7 +149,7 @@ def speed(results: dict, other: dict) -> str:
     """Times beside those of dense attention, on what, and from which length on it pays.
 
     Args:
-        results: of `benchmarks.attention`, whose times are shown.
+        results: of `anchor_lab.experiments.attention.measure`, whose times are shown.
         other: the same of another device, for its length alone.
     """
     rows = by_inputs(results)
@@ -167,9 +174,9 @@ def speed(results: dict, other: dict) -> str:
         f"{run['device']}, {run['date']}, torch {run['torch']}, Triton {run['triton']}; bf16, 32 "
         "query and 8 kv heads of 128, 5 % planted stripes; medians. It overtakes cuDNN at "
         f"{even} tokens. Stages, densities, memory, a model's own activations: "
-        "[benchmarks/attention_h100.md](benchmarks/attention_h100.md). In another machine, with "
+        "[results/attention/attention_h100.md](results/attention/attention_h100.md). In another machine, with "
         f"one {other_device}, it does so at {other_even}: "
-        "[benchmarks/attention.md](benchmarks/attention.md)."
+        "[results/attention/attention.md](results/attention/attention.md)."
     )
     return "\n".join([*lines, "", about, ""])
 
@@ -183,8 +190,8 @@ def choice(frame, cells: list[dict]) -> str:
     """What methods keep at one density, what a recall costs them, and the answers they lose.
 
     Args:
-        frame: the rows of benchmarks/compare.csv.gz.
-        cells: those of benchmarks/retrieval.json.
+        frame: the rows of results/compare/compare.csv.gz.
+        cells: those of results/retrieval/retrieval.json.
     """
     curves = mean_curves(frame[frame["text"] == "document"])
     recall = at_equal(curves, "density", HALF)
@@ -202,9 +209,9 @@ def choice(frame, cells: list[dict]) -> str:
     dense = f"{100 * answers['Dense'][None][0]:.0f} %"
     about = (
         "The bundled model. Recall: 8192 tokens of prose, mean over its 64 heads "
-        "([benchmarks/compare.md](benchmarks/compare.md)). Answers: numbers hidden in "
+        "([results/compare/compare.md](results/compare/compare.md)). Answers: numbers hidden in "
         f"{spaced(ASKED_TOKENS)} tokens and asked for, 95 % interval; dense attention finds "
-        f"{dense} ([benchmarks/retrieval.md](benchmarks/retrieval.md), which also shows why). "
+        f"{dense} ([results/retrieval/retrieval.md](results/retrieval/retrieval.md), which also shows why). "
         "Recall alone does not tell who answers. The oracle is the best at its own rule; a "
         "difference test lets heads differ more, and can need fewer pairs."
     )
@@ -250,11 +257,11 @@ def pages() -> dict[Path, str]:
     """The files that hold the tables, as they should be."""
     found = headers()
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    cells = list(_json("retrieval.json")["cells"].values())
+    cells = list(_json("retrieval/retrieval.json")["cells"].values())
     tables = {
         "course": table(found, "notebooks/", questions=False),
-        "speed": speed(_json("attention_h100.json"), _json("attention.json")),
-        "choice": choice(read_table(RESULTS / "compare.csv.gz"), cells),
+        "speed": speed(_json("attention/attention_h100.json"), _json("attention/attention.json")),
+        "choice": choice(read_table(RESULTS / "compare" / "compare.csv.gz"), cells),
     }
     readme = ROOT / "README.md"
     return {

@@ -13,9 +13,9 @@ from matplotlib import pyplot as plt
 from matplotlib.animation import FuncAnimation, PillowWriter
 from PIL import Image
 
+from anchor_lab.drawing import style, sweep
+from anchor_models import capture_qkv, load_bundled, make_document
 from anchor_ref import AnchorConfig
-from anchor_ref.activations import capture_qkv, load_bundled, make_document
-from anchor_ref.figures import style, sweep
 
 OUT = Path(__file__).parent.parent / "docs" / "images" / "theta.gif"
 N, LAYER, HEAD = 8192, 7, 1  # as in notebook 00

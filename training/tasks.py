@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from tokenizers import Tokenizer
 
-from anchor_ref.activations import documents
+from anchor_models import documents
 
 BOS, FIRST_TEXT_TOKEN = 0, 3
 NOTHING, TEXT, ANSWER, COPY = range(4)  # kinds of target

@@ -1,6 +1,6 @@
 """Train the byte-level BPE of the bundled model: 4096 entries, one token for each digit.
 
-python -m training.tokenizer --corpus books.jsonl.xz --out anchor_ref/activations/model
+python -m training.tokenizer --corpus books.jsonl.xz --out anchor_models/model
 """
 
 import argparse

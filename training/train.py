@@ -276,7 +276,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--corpus", type=Path, required=True, help="folder of .txt, or .jsonl.xz")
-    parser.add_argument("--tokenizer", type=Path, default=Path("anchor_ref/activations/model"))
+    parser.add_argument("--tokenizer", type=Path, default=Path("anchor_models/model"))
     parser.add_argument("--run", type=Path, required=True, help="folder for log and checkpoint")
     parser.add_argument("--preset", choices=PRESETS, default="full")
     parser.add_argument("--seconds", type=float, default=900, help="length of the schedule")

@@ -26,9 +26,9 @@ include_patterns = [
     "CONTRIBUTING.md",
     "notebooks/**",
     "docs/**",
-    "benchmarks/*.md",
+    "results/**",
     "training/README.md",
-    "anchor_ref/activations/model/README.md",
+    "anchor_models/model/README.md",
 ]
 exclude_patterns = ["**/.ipynb_checkpoints"]
 
@@ -66,8 +66,8 @@ CONTENTS = {
     "Tools and tables": "notebooks/[A-Za-z]*",
     "How to": "docs/how-to/*",
     "More": "docs/*",
-    "Measured": "benchmarks/*",
-    "The bundled model": "anchor_ref/activations/model/README",
+    "Measured": "results/*/*",
+    "The bundled model": "anchor_models/model/README",
     "Its training": "training/README",
     "Taking part": "CONTRIBUTING",
 }

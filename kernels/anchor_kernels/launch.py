@@ -1,8 +1,8 @@
 """Tile sizes of each kernel: for a dtype, a head size and a target.
 
-Chosen by measurement where a device was at hand (`benchmarks/kernels.md`), elsewhere by what the
+Chosen by measurement where a device was at hand (`kernels/LOG.md`), elsewhere by what the
 compiler says: no spills, and shared memory within the target's limit
-(`benchmarks/compile_report.md`). A plain function, not an autotuner: the same call runs the same
+(`results/verify/compile_report.md`). A plain function, not an autotuner: the same call runs the same
 code on every day, and the interpreter can run it too.
 """
 

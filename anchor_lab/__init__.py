@@ -1,0 +1,1 @@
+"""Everything that asks questions: other methods, experiments, reports, explorer, exercises."""

@@ -1,0 +1,88 @@
+"""The command `anchor-ref`: one subcommand for each file of anchor_lab/commands."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.metadata import version
+from types import ModuleType
+
+import torch
+
+# Each is a module of anchor_lab.commands: its docstring's first line is the help, and it has
+# `add_arguments(parser) -> None` and `run(options) -> int`.
+COMMANDS = ("compare", "inspect")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand.
+
+    Args:
+        argv: arguments after the command's name; None takes those of the process.
+
+    Returns:
+        The exit status: 0, or 2 after bad input or a lack of memory, with one line on stderr, or
+        130 after Ctrl-C. Without a subcommand the help is printed.
+
+    Raises:
+        SystemExit: from argparse, after --help, --version and arguments that it cannot read.
+    """
+    # By name, so that the reference's own level imports nothing above it.
+    commands = {name: import_module(f"anchor_lab.commands.{name}") for name in COMMANDS}
+    parser = _parser(commands)
+    options = parser.parse_args(argv)
+    if options.command is None:
+        parser.print_help()
+        return 0
+    try:
+        return commands[options.command].run(options)
+    except KeyboardInterrupt:
+        return _refuse("interrupted", 130)
+    except (ValueError, OSError, ImportError) as error:
+        # transformers writes paragraphs; a line is what a shell shows well.
+        return _refuse(" ".join(str(error).split()) or type(error).__name__)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        return _refuse(
+            "out of memory: take a shorter text, fewer layers or heads, a smaller model or "
+            "another device"
+        )
+
+
+def _parser(commands: dict[str, ModuleType]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="anchor-ref",
+        description="AnchorAttention and its peers on the activations of any transformers model.",
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"anchor-ref {version('anchor-attention')}"
+    )
+    subcommands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    for name, command in commands.items():
+        about, _, more = command.__doc__.partition("\n")
+        part = subcommands.add_parser(
+            name,
+            help=about,
+            description=about,
+            epilog=more.strip() or None,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.add_arguments(part)
+    return parser
+
+
+def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
+    """Whether memory ran out; on the CPU torch says so in words alone."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate" in str(
+        error
+    )
+
+
+def _refuse(message: str, status: int = 2) -> int:
+    print(f"anchor-ref: error: {message}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

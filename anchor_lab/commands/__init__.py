@@ -1,0 +1,1 @@
+"""Subcommands of `anchor-ref`, one file each; `anchor_lab.cli` names and calls them."""

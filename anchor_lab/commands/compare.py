@@ -1,0 +1,177 @@
+"""Compare what sparse attention methods keep, lose and cost, on activations real or made up.
+
+Every method is run over its own knobs on every head asked for. The table grows after each layer
+and method; the same command goes on where an interrupted one stopped, and more methods, layers or
+heads add to it. They run on what a model's attention is given while it reads a text, on what was
+captured from any model and saved, or on made-up queries and keys of which a known share is heavy.
+
+examples:
+  anchor-ref compare
+  anchor-ref compare --text book.txt --length 8192 --methods AnchorAttention XAttention
+  anchor-ref compare --model meta-llama/Llama-3.2-1B --dtype bfloat16 --layers 4 8 --heads 0 1
+  anchor-ref compare --capture captured.safetensors --device cuda
+  anchor-ref compare --planted 0.05 --length 16384 --seed 1
+"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+from anchor_lab.commands import common
+
+LEVEL = 0.5  # of each budget, in the summary
+DENSITY = 0.03  # of planted keys
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What to compare, on what, and where to."""
+    length = "tokens (default: all of a file or capture, 4096 of what is made up)"
+    common.add_input(parser, "document", length, (*common.DTYPES, "float64"))
+    # None is what was not given: what was, but would not be used, is refused.
+    defaults = {name: parser.get_default(name) for name in ("model", "text", "dtype", "seed")}
+    parser.set_defaults(defaults=defaults, **dict.fromkeys(defaults))
+    add = parser.add_argument
+    add(
+        "--capture",
+        type=Path,
+        metavar="PATH",
+        help="in place of a model: what save_capture wrote into a file, or "
+        "capture_qkv(save_to=) into a folder",
+    )
+    add(
+        "--planted",
+        type=float,
+        nargs="?",
+        const=DENSITY,
+        metavar="DENSITY",
+        help=f"in place of a model: made up, with this share of the keys heavy ({DENSITY})",
+    )
+    add("--methods", nargs="+", metavar="NAME", help="default: all; a wrong name lists them")
+    add(
+        "--heads",
+        nargs="+",
+        type=_head,
+        metavar="H",
+        help="query heads, or all (default: the first of each key head)",
+    )
+    add(
+        "--group",
+        type=int,
+        metavar="S",
+        help="queries that share their stripes; default: 2048 as published, "
+        "a quarter of prompts shorter than 8192",
+    )
+    add("--out", type=Path, default=Path("comparison"), help="folder (default: ./comparison)")
+    add("--parquet", action="store_true", help="write compare.parquet beside compare.csv")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Load, measure what is missing, write table and figure, print who is ahead."""
+    common.need("compare", ("tqdm", "pandas", "matplotlib", *["pyarrow"] * options.parquet))
+    from anchor_lab.experiments.compare.equal import mean_curves
+    from anchor_lab.experiments.compare.figure import comparison_figure, data_budgets
+    from anchor_lab.experiments.compare.measure import group_for, sweeps
+    from anchor_lab.experiments.compare.runs import describe, run_comparison
+    from anchor_lab.experiments.store import Results
+
+    sweeps(options.methods)  # a wrong name is refused before anything is loaded
+    common.check_folder("out", options.out)
+    source = read_source(options)
+    group = group_for(source.length) if options.group is None else options.group
+    if source.length <= group:
+        raise ValueError(
+            f"prompt must have more tokens than a group, {group}, got {source.length}: "
+            "one group is dense with any threshold"
+        )
+    chosen = sweeps(options.methods, group)
+    heads = chosen_heads(options.heads, source)
+    results = Results(options.out, describe(source, group))
+    frame = run_comparison(source, results, chosen, options.layers, heads, _bar)
+    if options.parquet:
+        results.frame.to_parquet(options.out / "compare.parquet", index=False)
+    curves = mean_curves(frame)
+    about = (
+        f"{source.title}, {source.length} tokens, groups of {group}, "
+        f"{curves['heads'].iloc[0]} heads"
+    )
+    print(f"{about}. Mean recall where {LEVEL:.0%} of dense attention is spent:\n")
+    print(_summary(data_budgets(curves, LEVEL)))
+    figure = comparison_figure(curves, LEVEL, about)
+    figure.savefig(options.out / "compare.png")
+    print(f"\n{options.out}: compare.csv, compare.png, settings.json")
+    return 0
+
+
+def read_source(options: argparse.Namespace):
+    """The `lab.sources.Source` asked for; options that were not given get their defaults.
+
+    Raises:
+        ValueError: an option was given that would not be used; or see `common.load_input` and
+            `lab.sources`.
+    """
+    from anchor_lab import sources
+
+    names = (*options.defaults, "planted")
+    given = {name for name in names if getattr(options, name) is not None}
+    if options.capture is not None:
+        common.refuse_unused(given, f"--capture {options.capture}")
+    elif options.planted is not None:
+        common.refuse_unused(given - {"planted", "seed"}, f"--planted {options.planted:g}")
+    elif options.text not in (None, *common.MADE_UP):
+        common.refuse_unused(given & {"seed"}, f"--text {options.text}")
+    for name in options.defaults.keys() - given:
+        setattr(options, name, options.defaults[name])
+    if options.capture is not None:
+        common.need("compare --capture", ["safetensors"])
+        return sources.saved_capture(options.capture, options.length, options.device)
+    if options.planted is not None:
+        return sources.planted(options.length, options.planted, options.seed, options.device)
+    model, _, text = common.load_input(options)
+    return sources.read_by_model(model, options.model, text)
+
+
+def _head(word: str) -> int | str:
+    if word == "all":
+        return word
+    try:
+        return int(word)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number or all, got {word!r}") from None
+
+
+def chosen_heads(asked: list[int | str] | None, source) -> list[int] | None:
+    """The query heads to look at; None for all.
+
+    Args:
+        asked: what --heads was given.
+        source: which heads there are, and how many key heads.
+
+    Raises:
+        ValueError: all stands beside numbers.
+    """
+    if asked is None:
+        return list(source.heads[:: len(source.heads) // source.key_heads])
+    if "all" not in asked:
+        return asked
+    if others := sorted(set(asked) - {"all"}):
+        raise ValueError(f"heads must be numbers, or all alone, got all beside {others[0]}")
+    return None
+
+
+def _bar(left: list[tuple[int, str]]) -> Iterator[tuple[int, str]]:
+    with common.bar(left, unit="method") as bar:
+        for layer, method in bar:
+            bar.set_postfix_str(f"layer {layer}, {method}")
+            yield layer, method
+
+
+def _summary(points: dict[str, dict[str, tuple[float, float]]]) -> str:
+    """A line for each method: mean recall at each budget."""
+    methods = list(points["density"])
+    width = max(map(len, methods))
+    lines = [" ".join([" " * width, *(f"{name:>16}" for name in points)])]
+    for method in methods:
+        means = (points[budget][method][0] for budget in points)
+        shown = (f"{mean:16.4f}" if mean == mean else f"{'out of reach':>16}" for mean in means)
+        lines.append(" ".join([f"{method:{width}}", *shown]))
+    return "\n".join(lines)

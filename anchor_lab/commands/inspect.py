@@ -1,0 +1,122 @@
+"""Report on the sparsity of a model on a text: one HTML page with every head, every θ.
+
+Every head asked for is measured at all thresholds from 0 to 32; then the page is drawn. A run that
+was interrupted goes on where it stopped when the same command is given again.
+
+examples:
+  anchor-ref inspect
+  anchor-ref inspect --text book.txt --length 16384 --target-recall 0.98
+  anchor-ref inspect --model meta-llama/Llama-3.2-1B --dtype bfloat16 --layers 4 8 --heads 0 1
+"""
+
+import argparse
+import math
+import sys
+from functools import partial
+from pathlib import Path
+
+from anchor_lab.commands import common
+from anchor_ref.config import AnchorConfig
+
+LENGTH = 8192
+NEEDED = ("transformers", "tqdm", "matplotlib", "nbclient", "nbconvert", "latex2mathml")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What to look at, on which text, and where the report goes."""
+    common.add_input(parser, "retrieval", f"tokens of the text (default: {LENGTH})")
+    parser.set_defaults(length=LENGTH, seed=None)  # None: not given
+    add = parser.add_argument
+    add("--heads", nargs="+", type=int, metavar="H", help="query heads (default: all)")
+    add("--theta", type=float, help="threshold to show (default: the target's)")
+    add(
+        "--target-recall",
+        type=float,
+        default=0.95,
+        metavar="R",
+        help="mean recall that θ is recommended for (default: 0.95)",
+    )
+    add(
+        "--rates",
+        metavar="FILE",
+        help="attention.json of anchor_lab.experiments.attention.measure on your GPU, for the estimated speed-up "
+        "(default: an NVIDIA H100)",
+    )
+    add("--out", type=Path, default=Path("report"), help="folder (default: ./report)")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Load, measure what is missing, draw the page."""
+    common.need("inspect", NEEDED)
+    from anchor_lab.analysis.curves import THETAS
+    from anchor_lab.report import cost, inspect, notebook, render, results
+
+    _check(options)
+    options.seed = options.seed or 0
+    rates = cost.H100 if options.rates is None else cost.read_rates(options.rates)
+    thetas = THETAS if options.theta is None else sorted({*THETAS, options.theta})
+    results.check_target(options.target_recall)
+    model, tokenizer, text = common.load_input(options)
+    n, folder = text.tokens.shape[1], options.out / "results"
+    config = model.config.get_text_config()
+    head_dim = (
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
+    working = inspect.working_bytes(n, head_dim, len(thetas))
+    print(f"{options.model}, {text.name}, {n} tokens; results in {folder}")
+    print(f"memory beside the model: {_mib(working)} for a head, and one captured layer")
+    inspect.inspect_layers(
+        model, tokenizer, options.model, text, folder,
+        layers=options.layers, heads=options.heads, thetas=thetas,
+        progress=partial(common.bar, desc="layers"),
+    )  # fmt: skip
+    del model
+    found = results.load_results(folder)
+    recommended = results.recommended_theta(found, options.target_recall)
+    theta = recommended if options.theta is None else options.theta
+    results.calibration(found, options.target_recall).save(options.out / "calibration.json")
+    cells = notebook.report_cells("results", theta, options.target_recall, rates)
+    page = render.render_report(
+        cells, options.out, f"AnchorAttention on {options.model}", partial(common.bar, desc="page")
+    )
+    at = found.thetas.index(theta)
+    print(
+        f"θ = {theta:g}: recall {found.recall[at].mean():.3f}, "
+        f"density {found.density[at].mean():.3f}; recommended for a recall of "
+        f"{options.target_recall:g}: θ = {recommended:g}"
+    )
+    print(f"peak memory {_peak()}\n{page}: open it in any browser")
+    return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Refuse, before anything is loaded, what needs no model to be seen as wrong."""
+    group = AnchorConfig().group_size
+    if options.theta is not None and not math.isfinite(options.theta):
+        raise ValueError(f"theta must be finite, got {options.theta}")
+    if options.length <= group:
+        raise ValueError(
+            f"length must be longer than a group of {group} tokens, of which nothing is skipped, "
+            f"got {options.length}"
+        )
+    if options.seed is not None and options.text not in common.MADE_UP:
+        common.refuse_unused({"seed"}, f"--text {options.text}")
+    if options.rates is not None:
+        common.check_file(
+            "rates", options.rates, "a file of anchor_lab.experiments.attention.measure"
+        )
+    common.check_folder("out", options.out)
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.0f} MiB"
+
+
+def _peak() -> str:
+    """The most memory that this process held, where the system tells."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return "unknown"
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return _mib(most * (1 if sys.platform == "darwin" else 1024))

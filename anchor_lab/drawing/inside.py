@@ -1,0 +1,158 @@
+"""Figures of a model that runs AnchorAttention in its layers, beside the same model dense."""
+
+from collections.abc import Mapping, Sequence
+
+from jaxtyping import Float
+from torch import Tensor
+
+from anchor_lab.drawing.style import ACCENT, INK, SKIPPED, STRIPE, WINDOW
+
+
+def data_layer_errors(
+    dense: Sequence[Float[Tensor, "B N M"]], other: Sequence[Float[Tensor, "B N M"]]
+) -> list[float]:
+    """How far the hidden states are from those of dense attention, after each layer.
+
+    ‖other − dense‖ / ‖dense‖ of each token, mean over tokens
+
+    Args:
+        dense, other: what comes out of the embedding and of each layer, as
+            `output_hidden_states` gives it.
+    """
+    return [
+        float(((b - a).norm(dim=-1) / a.norm(dim=-1)).mean())
+        for a, b in zip(dense, other, strict=True)
+    ]
+
+
+def draw_layer_errors(together: list[float], alone: Mapping[int, list[float]], ax) -> None:
+    """Does the error accumulate?
+
+    Args:
+        together: after each layer, AnchorAttention in all of them.
+        alone: the same with AnchorAttention in one layer only, by that layer.
+        ax: where to draw.
+    """
+    places = range(len(together))
+    for layer, errors in alone.items():
+        after = places[layer + 1 :]  # before it nothing differs
+        ax.plot(after, errors[layer + 1 :], color="#9A9A9A", lw=1)
+        ax.plot(after[0], errors[layer + 1], "o", color="#9A9A9A", ms=4)
+    ax.plot(places, together, color=STRIPE, lw=2.2, marker="o", ms=4)
+    worst = max(alone, key=lambda layer: alone[layer][-1])
+    ends = {
+        "in every layer": (together, STRIPE),
+        f"in layer {worst} alone": (alone[worst], "#6A6A6A"),
+    }
+    for text, (errors, colour) in ends.items():
+        ax.annotate(
+            text,
+            (places[-1], errors[-1]),
+            (6, 0),
+            textcoords="offset points",
+            color=colour,
+            va="center",
+            annotation_clip=False,
+        )
+    names = ["input", *(str(layer) for layer in range(len(together) - 1))]
+    ax.set(xticks=places, xticklabels=names, xlabel="after layer", ylim=(0, None))
+    ax.set_ylabel("relative error of the hidden state")
+
+
+def data_divergence(
+    dense: Sequence[Float[Tensor, "N V"]], other: Sequence[Float[Tensor, "N V"]]
+) -> dict[str, list[float]]:
+    """How far predictions are from those of dense attention, each read off after a layer.
+
+    Args:
+        dense, other: logits from the hidden states after each layer.
+
+    Returns:
+        Of each layer "divergence", Σ p ln(p / p'), mean over tokens, nats; and "changed", the
+        share of tokens with another most likely successor.
+    """
+    found = {"divergence": [], "changed": []}
+    for a, b in zip(dense, other, strict=True):
+        p, q = a.float().log_softmax(-1), b.float().log_softmax(-1)
+        found["divergence"].append(float((p.exp() * (p - q)).sum(-1).mean()))
+        found["changed"].append(float((a.argmax(-1) != b.argmax(-1)).float().mean()))
+    return found
+
+
+def draw_divergence(data: dict[str, list[float]], axes) -> None:
+    """Do the predictions drift apart?"""
+    named = {"changed": "another most likely token", "divergence": "divergence, nats"}
+    places = range(len(data["changed"]))
+    names = ["input", *(str(layer) for layer in range(len(places) - 1))]
+    for ax, (what, words) in zip(axes, named.items(), strict=True):
+        bars = ax.bar(places, data[what], color=WINDOW, width=0.7)
+        numbers = [f"{height:.3f}" if height else "0" for height in data[what]]
+        ax.bar_label(bars, numbers, padding=2, fontsize=8)
+        ax.set(xticks=places, xticklabels=names, xlabel="after layer", ylabel=words)
+        ax.margins(y=0.12)
+
+
+def draw_digits(found: Mapping[str, Sequence[tuple[str, bool]]], ax) -> None:
+    """Which digits of the answers does the model find?
+
+    Args:
+        found: by way of computing attention, each digit that was predicted and whether it is
+            right.
+        ax: where to draw.
+    """
+    for y, digits in enumerate(found.values()):
+        for x, (digit, right) in enumerate(digits):
+            place = x + 0.7 * (x // 5)  # a gap after each answer of five digits
+            colour = ACCENT if right else SKIPPED
+            ax.add_patch(_square(place, float(y), colour))
+            shade = "white" if right else INK
+            ax.text(place, y, digit, color=shade, ha="center", va="center", fontsize=9)
+    last = max(map(len, found.values())) - 1
+    ax.set(xlim=(-0.7, last + 0.7 * (last // 5) + 0.7), ylim=(len(found) - 0.4, -0.6), xticks=[])
+    ax.set_yticks(range(len(found)), list(found))
+    ax.tick_params(length=0)
+    for side in ("left", "bottom"):
+        ax.spines[side].set_visible(False)
+
+
+def data_changed_rows(
+    before: Float[Tensor, "N V"], after: Float[Tensor, "N V"]
+) -> Float[Tensor, "N"]:
+    """By how much each row of logits changed, largest entry; 0 means bit by bit the same."""
+    return (after - before).abs().amax(-1)
+
+
+def draw_changed_rows(
+    changes: Mapping[str, Float[Tensor, "N"]], token: int, group: int, ax
+) -> None:
+    """Which rows feel a change of one token?
+
+    Args:
+        changes: by way of computing attention, what `data_changed_rows` returned.
+        token: the position that was changed.
+        group: first row of its group.
+        ax: where to draw; rows that did not change have no point.
+    """
+    for (name, rows), colour, size in zip(changes.items(), (ACCENT, STRIPE), (14, 5), strict=True):
+        changed = rows.nonzero().flatten()
+        ax.scatter(changed, rows[changed], s=size, lw=0, color=colour)
+        before = rows[group:token]
+        if before.any():  # named where it is alone
+            place = ((group + token) / 2, 3 * float(before.max()))
+            ax.text(*place, f"{name} alone", color=colour, ha="center", weight="bold")
+    for place, text, side in (
+        (group, "group begins ", "right"),
+        (token, " changed token", "left"),
+    ):
+        ax.axvline(place, color=INK, lw=0.8, ls=":")
+        ax.text(place, 1.02, text, ha=side, transform=ax.get_xaxis_transform(), fontsize=8)
+    rows = next(iter(changes.values()))
+    ax.set(yscale="log", xlabel="row", ylabel="largest change of a logit", xlim=(0, len(rows)))
+    place = ((token + len(rows)) / 2, float(rows[token:].min()) / 3)
+    ax.text(*place, " and ".join(changes), ha="center", va="top", weight="bold")
+
+
+def _square(x: float, y: float, colour: str):
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((x - 0.46, y - 0.4), 0.92, 0.8, color=colour, lw=0)

@@ -1,0 +1,115 @@
+"""Attention maps of long sequences: what can be seen once N is larger than the screen.
+
+A map of 8192 tokens has 64 million entries and a picture 300 thousand pixels: the reduction is the
+figure. Pooling by maximum answers "is there any heavy key here?"; averaging, which is what plain
+`imshow` does, would hide a stripe that is one key wide.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from anchor_lab.drawing.style import INIT, SKIPPED, STRIPE, WINDOW
+from anchor_ref.config import AnchorConfig
+from anchor_ref.heads import scaled_scores
+from anchor_ref.plan import StripePlan
+from anchor_ref.regions import groups
+
+
+def data_attention_map(
+    q: Float[Tensor, "N D"], k: Float[Tensor, "N D"], scale: float, pixels: int = 512
+) -> dict[str, Tensor]:
+    """Softmax mass of one head, reduced to at most `pixels` x `pixels` cells, streamed by rows.
+
+    Args:
+        q, k: one head's queries and keys, `[N, D]`.
+        scale: factor of q·k.
+        pixels: cells to a side, at most.
+
+    Returns:
+        heaviest: largest single attention weight in each cell, `[cells, cells]`.
+        mass: attention mass that an average row of the cell puts there, `[cells, cells]`.
+        column_mass: mass that each cell's keys receive from an average later row, `[cells]`.
+        cell: tokens to a cell.
+    """
+    n = len(q)
+    cell = -(-n // pixels)
+    cells = -(-n // cell)
+    heaviest, mass = torch.zeros(cells, cells), torch.zeros(cells, cells)
+    keys = torch.arange(n)
+    for i in range(cells):
+        rows = slice(i * cell, min((i + 1) * cell, n))
+        scores = scaled_scores(q[rows].float(), k.float(), scale)
+        future = keys > torch.arange(n)[rows, None]
+        weights = scores.masked_fill(future, -torch.inf).softmax(-1)
+        weights = torch.nn.functional.pad(weights, (0, cells * cell - n))
+        by_cell = weights.unflatten(1, (cells, cell))
+        heaviest[i] = by_cell.amax((0, 2))
+        mass[i] = by_cell.sum(2).mean(0)
+    later_rows = torch.arange(cells, 0, -1)
+    return {
+        "heaviest": heaviest,
+        "mass": mass,
+        "column_mass": mass.sum(0) / later_rows,
+        "cell": torch.tensor(cell),
+    }
+
+
+def data_kept_map(
+    stripes: StripePlan, head: int, config: AnchorConfig, n: int
+) -> dict[str, Tensor | list]:
+    """Rectangles of the always-kept regions and the stripes of one head.
+
+    Returns:
+        groups: for each group (first row, end row, end of the initial region, window start).
+        keys: for each group the stripe positions, from the plan itself.
+    """
+    found = groups(config, n, n)
+    return {
+        "groups": [(g.rows.start, g.rows.stop, g.init.stop, g.window_start) for g in found],
+        "keys": [stripes.keys(0, head, g).cpu() for g in range(len(found))],
+        "n": torch.tensor(n),
+    }
+
+
+def draw_kept_pairs(data: dict[str, Tensor | list], ax) -> None:
+    """The pairs of `data_kept_map` as colours, without words."""
+    n = int(data["n"])
+    # Stripes are drawn from their own list: as cells of an image most would fall between pixels.
+    for (start, end, init, window), keys in zip(data["groups"], data["keys"], strict=True):
+        ax.fill_between([0, window], start, end, color=SKIPPED, lw=0)
+        ax.vlines(keys, start, end, color=STRIPE, lw=0.3)
+        if window:
+            ax.fill_between([0, init], start, end, color=INIT, lw=0)
+        ax.fill([window, start, end, window], [start, start, end, end], color=WINDOW, lw=0)
+    ax.set(xlim=(0, n), ylim=(n, 0), xlabel="key position", ylabel="query position", aspect=1)
+
+
+def draw_kept_map(data: dict[str, Tensor | list], ax) -> None:
+    """Which keys does each query keep?"""
+    draw_kept_pairs(data, ax)
+    n, middle = int(data["n"]), len(data["groups"]) // 2
+    start, end, init, window = data["groups"][middle]
+    keys = data["keys"][middle]
+    borders = torch.cat([keys.new_tensor([init - 1]), keys, keys.new_tensor([window])])
+    gaps = borders.diff() - 1
+    widest = int(gaps.argmax())
+    # A key of each kind for its arrow to end on; a kind that this group lacks goes unnamed.
+    kinds = {}
+    if window:
+        kinds["initial region"] = init / 2
+    if gaps[widest] > 0:
+        kinds["skipped"] = int(borders[widest]) + 1 + int(gaps[widest]) // 2
+    if len(keys):
+        kinds["stripes"] = int(keys[3 * len(keys) // 4])
+    kinds["window"] = window + (end - start) / 3
+    for i, (kind, key) in enumerate(kinds.items(), start=1):
+        part = i / (len(kinds) + 1)
+        word_row = (start + end) / 2 + (part - 0.5) * max(end - start, 0.27 * n)
+        ax.annotate(
+            kind,
+            (key, start + part * (end - start)),
+            (end + 0.06 * n, word_row),
+            va="center",
+            arrowprops={"arrowstyle": "-|>,head_width=0.15,head_length=0.3", "lw": 0.8, "fc": "k"},
+        )

@@ -1,0 +1,400 @@
+"""What the programs of a kernel read, decide and wait for: the figures of notebooks 09 to 11."""
+
+import heapq
+import math
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from anchor_lab.drawing.style import ACCENT, INIT, INK, SKIPPED, STRIPE, WINDOW
+from anchor_ref.config import AnchorConfig
+from anchor_ref.heads import scaled_scores
+from anchor_ref.regions import groups
+
+# The largest sum of weights that the kernels accept without a running maximum, as a power of two:
+# `anchor_kernels.online_softmax.weight_limit`.
+LIMITS = {"float16": 15, "bfloat16 and float32": 24}
+
+
+def data_stage1_loads(
+    config: AnchorConfig, n: int, first_row: int, tile: int
+) -> dict[str, list | Tensor]:
+    """The key tiles that one program of stage 1 loads for `tile` rows, in its order.
+
+    The tiles that may need a mask come first: the initial region, then the diagonal. The other
+    tiles of the window follow, the nearest first.
+
+    Args:
+        config: sizes of the regions.
+        n: N, number of tokens.
+        first_row: first row of the program, a multiple of `tile`.
+        tile: rows, and keys, to a tile; it divides the block size.
+
+    Returns:
+        groups: for each group (first row, end row, end of the initial region, window start).
+        rows: first row of the program and the row after its last.
+        tiles: (first key, end key, region) of each tile, region "initial" or "window".
+        n: number of tokens.
+    """
+    found = groups(config, n, n)
+    own = next(group for group in found if first_row in group.rows)
+    rows = first_row, min(first_row + tile, own.rows.stop)
+    tiles = [(key, key + tile, "initial") for key in own.init[::tile]]
+    tiles += [
+        (key, min(key + tile, rows[1]), "window")
+        for key in range(first_row, own.window_start - 1, -tile)
+    ]
+    return {
+        "groups": [(g.rows.start, g.rows.stop, g.init.stop, g.window_start) for g in found],
+        "rows": torch.tensor(rows),
+        "tiles": tiles,
+        "n": torch.tensor(n),
+    }
+
+
+def draw_stage1_loads(data: dict[str, list | Tensor], ax) -> None:
+    """What does one program load?"""
+    n, (top, bottom) = int(data["n"]), data["rows"].tolist()
+    for start, end, init, window in data["groups"]:
+        ax.fill_between([init, window], start, end, color=SKIPPED, lw=0)
+        ax.fill_between([0, init], start, end, color=INIT, alpha=0.3, lw=0)
+        ax.fill([window, start, end, window], [start, start, end, end], WINDOW, alpha=0.3, lw=0)
+    colours = {"initial": INIT, "window": WINDOW}
+    for number, (first, end, region) in enumerate(data["tiles"], 1):
+        ax.add_patch(_box(first, top, end - first, bottom - top, colours[region]))
+        # The number stands where the diagonal does not hide the tile.
+        at = (2 * first + end) / 3, (top + 2 * bottom) / 3
+        ax.text(*at, str(number), ha="center", va="center", fontsize=8)
+    first, end, _ = next(tile for tile in data["tiles"] if tile[0] == top)
+    ax.fill([first, end, end], [top, top, bottom], fc="white", ec=INK, hatch="////", lw=0)
+    start, _, init, window = data["groups"][-1]
+    ax.text((init + window) / 2, (start + n) / 2, "skipped", ha="center", va="center")
+    ax.text(window + 2, n - 4, "window", va="bottom")
+    ax.annotate(
+        "initial region",
+        (init / 2, (start + top) / 2),
+        (30, 0),
+        textcoords="offset points",
+        va="center",
+        arrowprops={"arrowstyle": "-", "lw": 0.8, "shrinkB": 0},
+    )
+    ax.annotate(
+        "hidden: later keys",
+        (end, (top + bottom) / 2),
+        (14, 10),
+        textcoords="offset points",
+        arrowprops={"arrowstyle": "-", "lw": 0.8},
+    )
+    ax.set(xlim=(0, n), ylim=(n, 0), xlabel="key position", ylabel="query position", aspect=1)
+
+
+def data_headroom(
+    q: Float[Tensor, "Hq N D"],
+    k: Float[Tensor, "Hkv N D"],
+    config: AnchorConfig,
+    scale: float,
+    tile: int,
+) -> dict[str, Tensor]:
+    """How far stage 1's largest score lies above that of the initial region and the diagonal.
+
+    The weights of a row are measured from the largest score of its first, masked tiles; the
+    largest weight of the row is then 2^headroom.
+
+    Args:
+        q, k: queries and keys; query head h reads kv head h // (Hq / Hkv).
+        config: sizes of the regions.
+        scale: factor of q·k.
+        tile: rows, and keys, to a tile.
+
+    Returns:
+        position: query positions, `[N]`.
+        headroom: log2 of each row's largest weight, at least 0, `[Hq, N]`.
+    """
+    n, device = q.shape[1], q.device
+    key, row = torch.arange(n, device=device), torch.arange(n, device=device)[:, None]
+    seen, first = (torch.zeros(n, n, dtype=torch.bool, device=device) for _ in range(2))
+    for group in groups(config, n, n):
+        rows = slice(group.rows.start, group.rows.stop)
+        initial = key < group.init.stop
+        seen[rows] = initial | (key >= group.window_start)
+        first[rows] = initial | (key >= row[rows] // tile * tile)
+    causal = key <= row
+    scores = scaled_scores(q.float(), k.float().repeat_interleave(len(q) // len(k), 0), scale)
+    largest = scores.masked_fill(~(seen & causal), -torch.inf).amax(-1)
+    origin = scores.masked_fill(~(first & causal), -torch.inf).amax(-1)
+    return {"position": key.cpu(), "headroom": (largest - origin).cpu() / math.log(2)}
+
+
+def draw_headroom(data: dict[str, Tensor], ax) -> None:
+    """How large can a weight become?"""
+    position, headroom = data["position"], data["headroom"]
+    ax.scatter(position.expand_as(headroom), headroom, s=3, color=ACCENT, lw=0)
+    for name, limit in LIMITS.items():
+        ax.axhline(limit, color=STRIPE, lw=1)
+        label = f"{name}: beyond $2^{{{limit}}}$ the tile is done again"
+        at = len(position), limit
+        ax.annotate(label, at, (0, 3), textcoords="offset points", ha="right", color=STRIPE)
+    ax.set(xlabel="query position", ylabel="log₂ of the row's largest weight", ylim=(-0.8, 28))
+    ax.set_xlim(0, len(position))
+
+
+def data_chunks(
+    config: AnchorConfig, n: int, chunk: int, kept: list[Int[Tensor, "_"]]
+) -> dict[str, list | Tensor]:
+    """The candidates of each group, cut into chunks: one program of stage 2 for each.
+
+    Args:
+        config: sizes of the regions.
+        n: N, number of tokens.
+        chunk: keys that one program reads.
+        kept: the stripes of each group, for one head.
+
+    Returns:
+        groups: for each group (first row, end row, end of the initial region, window start).
+        chunks: (group, first key, end key) in the order of the programs.
+        kept: for each group the stripe positions.
+        n: number of tokens.
+    """
+    found = groups(config, n, n)
+    chunks = [
+        (g, key, min(key + chunk, group.candidates.stop))
+        for g, group in enumerate(found)
+        for key in group.candidates[::chunk]
+    ]
+    return {
+        "groups": [(g.rows.start, g.rows.stop, g.init.stop, g.window_start) for g in found],
+        "chunks": chunks,
+        "kept": [keys.cpu() for keys in kept],
+        "n": torch.tensor(n),
+    }
+
+
+def draw_chunks(data: dict[str, list | Tensor], ax) -> None:
+    """Which keys does each program of stage 2 read?"""
+    found, height = data["groups"], 0.62
+    for g, ((_, end, init, window), keys) in enumerate(zip(found, data["kept"], strict=True)):
+        ax.add_patch(_box(0, g, init, height, INIT))
+        ax.add_patch(_box(window, g, end - window, height, WINDOW))
+        if window > init:
+            ax.add_patch(_box(init, g, window - init, height, SKIPPED))
+        ax.vlines(keys + 0.5, g, g + height, color=STRIPE, lw=0.9)
+    for number, (g, first, end) in enumerate(data["chunks"]):
+        ax.plot([first + 1, end - 1], [g - 0.06] * 2, color=INK, lw=1.5, solid_capstyle="butt")
+        ax.text((first + end) / 2, g - 0.15, f"program {number}", ha="center", fontsize=8)
+    _, end, init, window = found[-1]
+    below = len(found) - 1 + height + 0.08
+    ax.text(0, below, "initial region", va="top")
+    ax.text((window + end) / 2, below, "window", ha="center", va="top")
+    text = "candidates: all read, some kept"
+    ax.text((init + window) / 2, below, text, ha="center", va="top", color=STRIPE)
+    ax.set(xlim=(-1, int(data["n"])), ylim=(below + 0.45, -0.4), xlabel="key position")
+    ax.set_yticks([g + height / 2 for g in range(len(found))], range(len(found)))
+    ax.set_ylabel("group")
+
+
+def data_split_error(
+    pooled: Float[Tensor, "M D"], k: Float[Tensor, "N D"], scale: float, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """Errors of scores whose products are formed from numbers of a half-precision dtype.
+
+    Args:
+        pooled: mean queries q̄_t, `[M, D]` float32.
+        k: keys, `[N, D]`; they are rounded to `dtype` first, as the kernels receive them.
+        scale: factor of q·k.
+        dtype: float16 or bfloat16.
+
+    Returns:
+        rounded, split, float32: |score − float64 score| in natural-log units, ascending,
+            `[M·N]`, for q̄ rounded once, q̄ as rounded part plus rounded rest, and q̄ as it is.
+    """
+    k = k.to(dtype).float()
+    high = pooled.to(dtype).float()
+    low = (pooled - high).to(dtype).float()
+    exact = scaled_scores(pooled.double(), k.double(), scale)
+    found = {
+        "rounded": scaled_scores(high, k, scale),
+        "split": (high @ k.mT + low @ k.mT) * scale,
+        "float32": scaled_scores(pooled, k, scale),
+    }
+    return {
+        name: (scores.double() - exact).abs().flatten().sort().values.cpu()
+        for name, scores in found.items()
+    }
+
+
+def draw_split_error(data: dict[str, Tensor], ax) -> None:
+    """How wrong is a score made from rounded queries?"""
+    styles = {
+        "rounded": (STRIPE, "-", "q̄ rounded", "left"),
+        "split": (ACCENT, "-", "two parts", "left"),
+        "float32": (INK, ":", "float32", "right"),
+    }
+    for name, (colour, line, label, side) in styles.items():
+        share = torch.linspace(0, 1, len(data[name]))
+        ax.plot(data[name].clamp(min=1e-10), share, color=colour, ls=line)
+        at, gap = (data[name].quantile(0.4), 0.4), 6 if side == "left" else -6
+        ax.annotate(label, at, (gap, 0), textcoords="offset points", ha=side, color=colour)
+    ax.set(xscale="log", xlim=(1e-9, 1), ylim=(0, 1.02))
+    ax.set(xlabel="error of the score", ylabel="share of scores with less")
+
+
+def data_compaction(decisions: Bool[Tensor, "lists lanes"]) -> dict[str, Tensor]:
+    """Decisions as words, and where each kept key goes in the common list.
+
+    Args:
+        decisions: one list of decisions a row; at most 62 lanes.
+
+    Returns:
+        decisions: as given.
+        words: Σ decision << lane, `[lists]` int64.
+        counts: decisions that are true, `[lists]`.
+        starts: exclusive prefix sum of the counts, `[lists]`.
+        places: where each kept key goes, −1 for the others, `[lists, lanes]`.
+    """
+    bits = decisions.long()
+    counts = bits.sum(1)
+    starts = counts.cumsum(0) - counts
+    places = starts[:, None] + bits.cumsum(1) - 1
+    return {
+        "decisions": decisions,
+        "words": (bits << torch.arange(bits.shape[1])).sum(1),
+        "counts": counts,
+        "starts": starts,
+        "places": places.where(decisions, -1),
+    }
+
+
+def draw_compaction(data: dict[str, Tensor], ax) -> None:
+    """Where does each kept key go?"""
+    lists, lanes = data["decisions"].shape
+    base, total = 1.5 * lists + 0.6, int(data["counts"].sum())
+    for at in range(total):
+        ax.add_patch(_box(at, base, 1, 0.8, STRIPE, alpha=0.25))
+        ax.text(at + 0.5, base + 1.15, str(at), ha="center", va="center", fontsize=8)
+    for row in range(lists):
+        top = 1.5 * row
+        for lane in range(lanes):
+            place = int(data["places"][row, lane])
+            ax.add_patch(_box(lane, top, 1, 0.8, SKIPPED if place < 0 else STRIPE))
+            ax.text(lane + 0.5, top + 0.4, int(place >= 0), ha="center", va="center", fontsize=8)
+            if place >= 0:
+                ax.plot([lane + 0.5, place + 0.5], [top + 0.8, base], color=STRIPE, lw=0.7)
+                text = str(lane)
+                ax.text(place + 0.5, base + 0.4, text, ha="center", va="center", fontsize=8)
+        word, count, start = (int(data[name][row]) for name in ("words", "counts", "starts"))
+        note = f"word {word}, count {count}, begins at {start}"
+        ax.text(lanes + 0.4, top + 0.4, note, va="center")
+        ax.text(-0.3, top + 0.4, f"list {row}", ha="right", va="center")
+    ax.text(-0.3, base + 0.4, "keys", ha="right", va="center")
+    ax.text(-0.3, base + 1.15, "place", ha="right", va="center")
+    ax.set(xlim=(-2, lanes + 6), ylim=(base + 1.5, -0.3))
+    ax.set_axis_off()
+
+
+def data_gather(
+    config: AnchorConfig, n: int, group: int, keys: Int[Tensor, "n"], tile: int
+) -> dict[str, Tensor]:
+    """Scattered stripes of one group, packed into tiles.
+
+    Args:
+        config: sizes of the regions.
+        n: N, number of tokens.
+        group: the group.
+        keys: its stripes, ascending.
+        tile: keys to a tile.
+
+    Returns:
+        bounds: end of the initial region, window start and end of the group, `[3]`.
+        slots: the key in each place of each tile, `[tiles, tile]`; −1 beyond the last stripe.
+    """
+    found = groups(config, n, n)[group]
+    slots = torch.full((-(-len(keys) // tile), tile), -1)
+    slots.view(-1)[: len(keys)] = keys.cpu().long()
+    end = found.rows.stop + found.shift
+    return {"bounds": torch.tensor([found.init.stop, found.window_start, end]), "slots": slots}
+
+
+def draw_gather(data: dict[str, Tensor], ax) -> None:
+    """How do scattered keys become whole tiles?"""
+    (init, window, end), slots = data["bounds"].tolist(), data["slots"]
+    tiles, tile = slots.shape
+    for first, last, colour in ((0, init, INIT), (init, window, SKIPPED), (window, end, WINDOW)):
+        ax.add_patch(_box(first, 0, last - first, 1, colour))
+    # Tiles are spread under the candidates, whatever their number.
+    pitch = end / tiles
+    cell = 0.85 * pitch / tile
+    for i in range(tiles):
+        for j, key in enumerate(slots[i].tolist()):
+            left = (i + 0.075) * pitch + j * cell
+            box = _box(left, 4, cell, 1, STRIPE if key >= 0 else "white", lw=0.3)
+            ax.add_patch(box)
+            if key < 0:
+                box.set(hatch="////", edgecolor=INK)
+                continue
+            ax.add_patch(_box(key, 0, 1, 1, STRIPE, lw=0))
+            ax.plot([key + 0.5, left + cell / 2], [1.05, 3.95], color=STRIPE, lw=0.35)
+        ax.text((i + 0.5) * pitch, 5.2, f"tile {i}", ha="center", va="top", fontsize=8)
+    hidden = int((slots < 0).sum())
+    if hidden:
+        text = f"{hidden} places hidden"
+        ax.text(end, 5.9, text, ha="right", va="top", fontsize=8)
+    for text, at in (("initial", init / 2), ("window", (window + end) / 2)):
+        ax.text(at, -0.2, text, ha="center", va="bottom")
+    ax.text((init + window) / 2, -0.2, "stripes among skipped keys", ha="center", va="bottom")
+    ax.set(xlim=(-1, end + 1), ylim=(6.4, -1), yticks=[0.5, 4.5])
+    ax.set_yticklabels(["in memory", "in the program"])
+    ax.spines[["left", "bottom"]].set_visible(False)
+    ax.tick_params(length=0)
+    ax.set_xticks([])
+
+
+def data_schedule(
+    work: Int[Tensor, "programs"], processors: int, order: Int[Tensor, "programs"]
+) -> dict[str, Tensor]:
+    """When and where each program runs, if the next one always goes to the first free processor.
+
+    Args:
+        work: time that each program takes.
+        processors: how many run at once.
+        order: in which the programs are handed out.
+
+    Returns:
+        processor, start, end: of each program, in the order of `work`, `[programs]` int64.
+    """
+    free = [(0, p) for p in range(processors)]
+    processor, start = torch.zeros(2, len(work), dtype=torch.int64)
+    for program in order.tolist():
+        time, p = heapq.heappop(free)
+        processor[program], start[program] = p, time
+        heapq.heappush(free, (time + int(work[program]), p))
+    return {"processor": processor, "start": start, "end": start + work.cpu().long()}
+
+
+def draw_schedule(data: dict[str, Tensor], ax) -> None:
+    """When is the last program done?"""
+    start, end = data["start"], data["end"]
+    length = (end - start).float()
+    bars = ax.barh(data["processor"], length, left=start, height=0.8, ec="white", lw=0.8)
+    # The longer, the darker: in a good schedule the dark ones stand at the left.
+    for bar, share in zip(bars, (length / length.max()).tolist(), strict=True):
+        bar.set(color=STRIPE, alpha=0.25 + 0.75 * share, ec="white")
+    done = int(end.max())
+    ax.axvline(done, color=INK, lw=1)
+    ax.annotate(
+        f"all done: {done}",
+        (done, -0.5),
+        (-4, 4),
+        textcoords="offset points",
+        ha="right",
+        va="bottom",
+    )
+    ax.set(xlabel="time, in tiles of keys", ylabel="multiprocessor")
+    ax.set_yticks(range(int(data["processor"].max()) + 1))
+    ax.invert_yaxis()
+
+
+def _box(x, y, width, height, colour, *, alpha=1.0, lw=0.8):
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((x, y), width, height, fc=colour, ec="white", lw=lw, alpha=alpha)

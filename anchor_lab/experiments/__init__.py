@@ -1,0 +1,1 @@
+"""One folder a question: what is measured, drawn and written about it."""

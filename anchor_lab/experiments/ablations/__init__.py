@@ -1,0 +1,1 @@
+"""One choice of the method replaced at a time."""

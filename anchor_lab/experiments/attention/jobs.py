@@ -1,0 +1,367 @@
+"""What `anchor_lab.experiments.attention.measure` runs: each method made ready on one set of inputs, and its work.
+
+Pairs are counted from the method's own definition, not from what an implementation multiplies.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, cached_property
+from math import ceil
+from types import ModuleType, SimpleNamespace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from anchor_ref.config import AnchorConfig
+from anchor_ref.plan import StripePlan
+from anchor_ref.regions import groups
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One set of inputs, and what the methods share on it.
+
+    Attributes:
+        q, k, v: `[B, Hq, N, D]` and `[B, Hkv, N, D]`.
+        scale: factor of q·k; None means 1/sqrt(D).
+        config: sizes and threshold.
+        backend: the four functions of AnchorAttention, as attributes.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    scale: float | None
+    config: AnchorConfig
+    backend: ModuleType | SimpleNamespace
+
+    @property
+    def n(self) -> int:
+        return self.q.shape[2]
+
+    @property
+    def heads(self) -> int:
+        """Query heads of the whole batch."""
+        return self.q.shape[0] * self.q.shape[1]
+
+    @cached_property
+    def stripes(self) -> StripePlan:
+        """What the project keeps: pairs are counted from it, FlexAttention gets its blocks."""
+        inputs = (self.q, self.k, self.v, self.config, self.scale)
+        return self.backend.anchor_attention(*inputs, return_trace=True)[1].stripes
+
+    @cached_property
+    def truth(self) -> tuple[Tensor, Tensor]:
+        """Sampled rows and their dense attention in float64."""
+        rows = sample_rows(self.n)
+        return rows, dense_rows(self.q, self.k, self.v, rows, self.scale)
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A method made ready on one case: what is timed, and what it has to do.
+
+    Attributes:
+        run: the timed call.
+        pairs: (query, key) pairs attended to, all heads together.
+        pooled: (pooled query, key) pairs scored.
+        bytes: least traffic, every tensor once.
+        complete: `run` returns the attention output.
+        held_bytes: of tables that were made beforehand and that `run` needs besides its inputs.
+        note: for the record.
+    """
+
+    run: Callable[[], object]
+    pairs: int
+    pooled: int
+    bytes: int
+    complete: bool = True
+    held_bytes: int = 0
+    note: str = ""
+
+
+def causal_pairs(n: int) -> int:
+    """Pairs of a query and an earlier key or its own."""
+    return n * (n + 1) // 2
+
+
+def always_pairs(config: AnchorConfig, n: int) -> int:
+    """Pairs of stage 1, one head: initial region and window."""
+    total = 0
+    for group in groups(config, n, n):
+        before = group.rows.start - group.window_start  # the window's keys before the group
+        rows = len(group.rows)
+        total += rows * (len(group.init) + before) + causal_pairs(rows)
+    return total
+
+
+def stripe_pairs(stripes: StripePlan, config: AnchorConfig, n: int) -> int:
+    """Pairs of stage 3, all heads: every stripe is seen by all rows of its group."""
+    rows = torch.tensor([len(group.rows) for group in groups(config, n, n)])
+    return int((stripes.counts.cpu().long() * rows).sum())
+
+
+def pooled_pairs(config: AnchorConfig, n: int) -> int:
+    """Pairs of a block's pooled query and a candidate, one head: what stage 2 scores."""
+    return sum(len(group.blocks) * len(group.candidates) for group in groups(config, n, n))
+
+
+def flop(pairs: int, pooled: int, head_dim: int) -> int:
+    """q·k and p·v are 2·D each; a pooled pair has the first alone."""
+    return 4 * head_dim * pairs + 2 * head_dim * pooled
+
+
+def floor_ms(work: int, traffic: int, matrix_tflops: float, copy_tbs: float) -> float:
+    """The time below which no implementation can come: arithmetic or traffic, the larger.
+
+    Args:
+        work: FLOP.
+        traffic: bytes.
+        matrix_tflops: 10¹² FLOP per second.
+        copy_tbs: 10¹² bytes per second, read and written bytes counted.
+    """
+    return max(work / matrix_tflops, traffic / copy_tbs) / 1e9
+
+
+def size(*tensors: Tensor) -> int:
+    """Bytes of the elements."""
+    return sum(x.numel() * x.element_size() for x in tensors)
+
+
+def make_methods() -> dict[str, Callable[[Case], Job]]:
+    """Every method by its name; each makes itself ready on a case, untimed."""
+    return {
+        "anchor": end_to_end,
+        "stage1": stage_1,
+        "stage2": stage_2,
+        "stage3": stage_3,
+        "sdpa-flash": sdpa_flash,
+        "sdpa-cudnn": sdpa_cudnn,
+        "flex": flex,
+    }
+
+
+def end_to_end(case: Case) -> Job:
+    """This project: the three stages in one call."""
+    q, k, v, config, scale = case.q, case.k, case.v, case.config, case.scale
+    return Job(
+        lambda: case.backend.anchor_attention(q, k, v, config, scale),
+        pairs=case.heads * always_pairs(config, case.n)
+        + stripe_pairs(case.stripes, config, case.n),
+        pooled=case.heads * pooled_pairs(config, case.n),
+        bytes=size(q, q, k, v),
+    )
+
+
+def stage_1(case: Case) -> Job:
+    q, k, v, config, scale = case.q, case.k, case.v, case.config, case.scale
+    return Job(
+        lambda: case.backend.compute_anchor(q, k, v, config, scale),
+        pairs=case.heads * always_pairs(config, case.n),
+        pooled=0,
+        bytes=size(q, q, k, v) + 2 * _row_bytes(q),  # a maximum and a sum for each row
+        complete=False,
+    )
+
+
+def stage_2(case: Case) -> Job:
+    q, k, v, config, scale = case.q, case.k, case.v, case.config, case.scale
+    row_anchor = case.backend.compute_anchor(q, k, v, config, scale).max
+    return Job(
+        lambda: case.backend.identify_stripes(q, k, row_anchor, config, scale),
+        pairs=0,
+        pooled=case.heads * pooled_pairs(config, case.n),
+        bytes=size(q, k, case.stripes.indices) + _row_bytes(q),
+        complete=False,
+    )
+
+
+def stage_3(case: Case) -> Job:
+    q, k, v, config, scale = case.q, case.k, case.v, case.config, case.scale
+    state = case.backend.compute_anchor(q, k, v, config, scale)
+    return Job(
+        lambda: case.backend.attend_stripes(q, k, v, state, case.stripes, config, scale),
+        pairs=stripe_pairs(case.stripes, config, case.n),
+        pooled=0,
+        # q, stage 1's part and the output; lists of several groups may share their rows of k.
+        bytes=size(q, q, q, case.stripes.indices) + _row_bytes(q),
+    )
+
+
+def _row_bytes(q: Tensor) -> int:
+    """One float32 for each row."""
+    return 4 * q.shape[0] * q.shape[1] * q.shape[2]
+
+
+def kernels() -> SimpleNamespace:
+    """The Triton kernels, each stage as the whole call runs it.
+
+    That is without the check of a plan from outside: passes over its lists and waits of the host.
+    """
+    import anchor_kernels
+    from anchor_kernels.sparse import continue_softmax
+
+    def attend_stripes(q, k, v, state, stripes, config, scale):
+        scale = q.shape[-1] ** -0.5 if scale is None else scale
+        out = torch.empty_like(q)
+        return continue_softmax(q, k, v, state, stripes, config, scale, None, out=out)
+
+    return SimpleNamespace(
+        anchor_attention=anchor_kernels.anchor_attention,
+        compute_anchor=anchor_kernels.compute_anchor,
+        identify_stripes=anchor_kernels.identify_stripes,
+        attend_stripes=attend_stripes,
+    )
+
+
+def sdpa_flash(case: Case) -> Job:
+    """`scaled_dot_product_attention` with its flash backend."""
+    return _sdpa(case, "FLASH_ATTENTION")
+
+
+def sdpa_cudnn(case: Case) -> Job:
+    """`scaled_dot_product_attention` with its cuDNN backend."""
+    return _sdpa(case, "CUDNN_ATTENTION")
+
+
+def _sdpa(case: Case, backend: str) -> Job:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    options = {"is_causal": True, "scale": case.scale, "enable_gqa": True}
+
+    def run() -> Tensor:
+        with sdpa_kernel(getattr(SDPBackend, backend)):
+            return F.scaled_dot_product_attention(case.q, case.k, case.v, **options)
+
+    # Which one a call takes that forces none: the table says what "default SDPA" is here.
+    chosen = torch._fused_sdp_choice(case.q, case.k, case.v, **options)
+    names = {int(value): name for name, value in SDPBackend.__members__.items()}
+    shape = f"{case.q.shape[1]} / {case.k.shape[1]} heads of {case.q.shape[3]}"
+    return Job(
+        run,
+        pairs=case.heads * causal_pairs(case.n),
+        pooled=0,
+        bytes=size(case.q, case.q, case.k, case.v),
+        note=f"SDPA without a forced backend is {names.get(chosen, chosen)} for {shape}",
+    )
+
+
+def flex(case: Case) -> Job:
+    """FlexAttention over the blocks that hold a kept key."""
+    from torch.nn.attention.flex_attention import BlockMask
+
+    tables = block_tables(case.stripes, case.config, case.n)
+    block = case.config.block_size
+    mask = BlockMask.from_kv_blocks(
+        *tables, BLOCK_SIZE=block, mask_mod=_causal, seq_lengths=(case.n, case.n)
+    )
+    attend, gqa = _compiled_flex(), case.q.shape[1] != case.k.shape[1]
+    pairs = block_pairs(tables[2], block, case.n)
+    share = pairs / (case.heads * causal_pairs(case.n))
+    return Job(
+        lambda: attend(case.q, case.k, case.v, block_mask=mask, scale=case.scale, enable_gqa=gqa),
+        pairs=pairs,
+        pooled=0,
+        bytes=size(case.q, case.q, case.k, case.v),
+        held_bytes=size(*tables),
+        note=f"blocks of {block} that hold a kept key: {share:.1%} of the causal pairs",
+    )
+
+
+def _causal(_b, _h, q_index, kv_index):
+    return q_index >= kv_index
+
+
+@cache
+def _compiled_flex() -> Callable:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    # Every length is compiled anew. Beyond this limit fullgraph raises; without it the call would
+    # go on uncompiled, with an N x N matrix.
+    torch._dynamo.config.recompile_limit = 64
+    return torch.compile(flex_attention, dynamic=False, fullgraph=True)
+
+
+def block_tables(
+    stripes: StripePlan, config: AnchorConfig, n: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The kept blocks as FlexAttention's tables, straight from the ragged list.
+
+    A block of `block_size` x `block_size` pairs is kept when it holds a kept pair. The one on the
+    diagonal needs the causal mask; all others precede their queries and are kept whole.
+
+    Returns:
+        Number of masked blocks `[B, Hq, Q]`, their indices `[B, Hq, Q, K]`, and the same two of
+        the whole blocks; int32, Q = K = number of blocks. Of the indices of a row only as many
+        count as its number says.
+    """
+    block, n_blocks = config.block_size, ceil(n / config.block_size)
+    counts, device = stripes.counts, stripes.indices.device
+    lists = torch.arange(counts.numel(), device=device)
+    lists = lists.repeat_interleave(counts.flatten().long())
+    touched = torch.zeros(counts.numel(), n_blocks, dtype=torch.bool, device=device)
+    touched[lists, stripes.indices.long() // block] = True
+    touched = touched.view(*counts.shape, n_blocks)
+
+    whole = torch.zeros(
+        *counts.shape[:2], n_blocks, n_blocks, dtype=torch.bool, device=device
+    )  # [B, Hq, Q, K]
+    for g, group in enumerate(groups(config, n, n)):
+        for rows in group.blocks:
+            own = rows.start // block
+            whole[:, :, own] = touched[:, :, g]
+            whole[:, :, own, : ceil(group.init.stop / block)] = True
+            whole[:, :, own, group.window_start // block : own] = True
+    whole_indices = whole.byte().argsort(stable=True, dim=-1, descending=True).int()
+
+    masked_indices = torch.zeros_like(whole_indices)
+    masked_indices[..., 0] = torch.arange(n_blocks, device=device)
+    number = whole.sum(-1, dtype=torch.int32)
+    return torch.ones_like(number), masked_indices, number, whole_indices
+
+
+def block_pairs(whole_number: Tensor, block: int, n: int) -> int:
+    """Causal pairs inside the kept blocks, all heads; the last block of queries may be shorter."""
+    rows = torch.full(whole_number.shape[-1:], block, dtype=torch.int64)
+    rows[-1] = n - block * (len(rows) - 1)
+    diagonal = sum(causal_pairs(r) for r in rows.tolist())
+    whole = int((whole_number.cpu().long() * rows).sum()) * block
+    return whole + diagonal * (whole_number.numel() // len(rows))
+
+
+def sample_rows(n: int, count: int = 64) -> Tensor:
+    """Query positions, ascending: one drawn from each of `count` equal parts, and the last."""
+    if n <= count:
+        return torch.arange(n)
+    edges = torch.arange(count + 1) * n // count
+    # Drawn, not evenly spaced: those would stand at the same place of every block.
+    draw = torch.rand(count, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    rows = edges[:-1] + (draw * edges.diff()).long()
+    rows[-1] = n - 1
+    return rows
+
+
+def dense_rows(
+    q: Tensor, k: Tensor, v: Tensor, rows: Tensor, scale: float | None, elements: int = 2**26
+) -> Tensor:
+    """Dense causal attention of some rows in float64, `[B, Hq, R, D]`.
+
+    At most about `elements` scores exist at a time.
+    """
+    batch, q_heads, _, head_dim = q.shape
+    shared, n_keys = q_heads // k.shape[1], k.shape[2]
+    scale = head_dim**-0.5 if scale is None else scale
+    rows, keys = rows.to(q.device), torch.arange(n_keys, device=q.device)
+    out = torch.empty(batch, q_heads, len(rows), v.shape[3], dtype=torch.float64, device=q.device)
+    for b in range(batch):
+        for kv_head in range(k.shape[1]):
+            heads = slice(kv_head * shared, (kv_head + 1) * shared)
+            k_all, v_all = k[b, kv_head].double(), v[b, kv_head].double()
+            places = torch.arange(len(rows), device=q.device)
+            for part in places.split(max(1, elements // (shared * n_keys))):
+                q_rows = q[b, heads, rows[part]].double()  # [r, P, D]
+                scores = (q_rows @ k_all.mT).mul_(scale)  # [r, P, N]
+                scores.masked_fill_(keys > rows[part, None], -torch.inf)
+                out[b, heads, part] = scores.softmax(-1) @ v_all
+    return out

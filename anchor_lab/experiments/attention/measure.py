@@ -1,0 +1,367 @@
+"""The kernels on a GPU against dense attention and FlexAttention: time, memory, error.
+
+    python -m anchor_lab attention --activations bundled             writes attention.json
+    python -m anchor_lab attention --activations bundled --resume    what is missing
+    python -m anchor_lab attention --table                           .md and .png from it
+
+bf16, causal, batch 1, 32 query and 8 kv heads of 128, planted stripes. `--activations` adds the
+queries, keys and values of models: `bundled` stands for every layer of the one that comes with the
+package (8 query and 2 kv heads of 64) at 8192 and 16384 tokens, anything else for a file or folder
+that `anchor_models.capture_qkv(save_to=)` wrote.
+
+time        CUDA events around each call, waits for the host inside; L2 is flushed before it
+TFLOP/s     4·D per kept pair and head, 2·D per pooled pair of stage 2
+floor       the larger of FLOP / matrix rate and bytes / copy rate, both measured in the same run;
+            bytes count every tensor once, and stage 3 without its rows of k and v
+memory      peak of one call above what was there before it and the output
+error       ‖out − dense‖ / ‖dense‖ per head on sampled rows, dense in float64
+
+Dense methods and FlexAttention end at stated lengths, and other densities than 5 % see them at
+131072 tokens only. Each result is written as soon as it is there.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, astuple, dataclass, replace
+from datetime import UTC, datetime
+from math import inf
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import torch
+
+from anchor_lab.experiments.attention.instruments import (
+    CudaInstruments,
+    attempt,
+    device_facts,
+    kernels_version,
+    measure,
+)
+from anchor_lab.experiments.attention.jobs import Case, Job, kernels, make_methods
+from anchor_lab.experiments.attention.page import DENSE, DENSITY_LENGTH, REFERENCE_DENSITY, page
+from anchor_lab.experiments.command import lacks_cuda
+from anchor_lab.experiments.store import write_whole
+from anchor_models import (
+    Captured,
+    capture_qkv,
+    load_bundled,
+    load_capture,
+    make_document,
+    planted_stripes,
+)
+from anchor_ref.config import AnchorConfig
+
+HERE = Path("results") / "attention"
+LENGTHS = [2**power for power in range(12, 21)]
+DENSITIES = [0.01, 0.02, 0.05, 0.1, 0.2]
+QUICK_LENGTHS = [4096, 16384]
+# Times of different devices, kernels or libraries are no one table.
+SAME_IN_ALL_RUNS = ("device", "kernels", "torch", "triton")
+BUNDLED = "bundled"
+BUNDLED_LENGTHS = [8192, 16384]
+# A layer of a model at one length: name, layer, tokens.
+Captures = dict[tuple[str, int, int], Captured]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One measurement to make: a method on one set of inputs.
+
+    Attributes:
+        source: "planted", or the name of a capture.
+        layer: of the capture; None when planted.
+        n: tokens.
+        density: share of planted keys; None for a capture.
+        method: a key of `make_methods`.
+    """
+
+    source: str
+    layer: int | None
+    n: int
+    density: float | None
+    method: str
+
+    @property
+    def inputs(self) -> tuple:
+        """What the cells on the same tensors have in common."""
+        return astuple(self)[:-1]
+
+
+def planned(
+    lengths: list[int],
+    densities: list[float],
+    methods: list[str],
+    captures: Captures,
+    dense_to: int,
+    flex_to: int,
+) -> Iterator[tuple[Cell, str]]:
+    """All cells, those that tell most first, each with the reason to skip it or "".
+
+    The reference density at all lengths, captures, all densities at one length, then the rest.
+    """
+    reference = REFERENCE_DENSITY if REFERENCE_DENSITY in densities else densities[0]
+    compared = DENSITY_LENGTH if DENSITY_LENGTH in lengths else max(lengths)
+    lengths = sorted(set(lengths))
+    others = [density for density in dict.fromkeys(densities) if density != reference]
+    limits = dict.fromkeys(DENSE, dense_to) | {"flex": flex_to}
+    inputs = [("planted", None, n, reference) for n in lengths]
+    inputs += [(*capture, None) for capture in captures]
+    inputs += [("planted", None, compared, density) for density in others]
+    inputs += [("planted", None, n, d) for n in lengths if n != compared for d in others]
+    for source, layer, n, density in inputs:
+        for method in methods:
+            # Density changes little of what the others do: one length shows it.
+            if density in others and n != compared and method in limits:
+                continue
+            limit = limits.get(method, inf)
+            reason = f"measured up to N = {limit}" if n > limit else ""
+            yield Cell(source, layer, n, density, method), reason
+
+
+def missing(plan: list[tuple[Cell, str]], results: dict) -> list[tuple[Cell, str]]:
+    """What the results do not hold yet; a cell once skipped is missing when nothing forbids it."""
+    fields = Cell.__dataclass_fields__
+    present = {
+        tuple(found[name] for name in fields): found["status"] for found in results["cells"]
+    }
+    return [
+        (cell, reason)
+        for cell, reason in plan
+        if astuple(cell) not in present or (present[astuple(cell)] == "skipped" and not reason)
+    ]
+
+
+@torch.no_grad()
+def run(
+    todo: list[tuple[Cell, str]],
+    make_case: Callable[[Cell], Case],
+    methods: dict[str, Callable[[Case], Job]],
+    instruments,
+    results: dict,
+    save: Callable[[dict], None],
+    budget_s: float = inf,
+    clock: Callable[[], float] = time.monotonic,
+) -> int:
+    """Measure cell by cell, saving each; how many are left when the budget is used up.
+
+    Raises:
+        RuntimeError: the device stopped answering after a failure. What failed is saved.
+    """
+    started, number = clock(), len(results["runs"]) - 1
+    rates = {name: results["runs"][-1][name] for name in ("matrix_tflops", "copy_tbs")}
+    case, inputs = None, None
+
+    for place, (cell, reason) in enumerate(todo):
+        if clock() - started >= budget_s:
+            return len(todo) - place
+        if cell.inputs != inputs:
+            case, inputs = None, cell.inputs  # the old tensors go before the new ones come
+
+        def measured(cell=cell) -> dict:
+            nonlocal case
+            if case is None:
+                case = make_case(cell)
+            return measure(methods[cell.method](case), case, instruments, rates)
+
+        found = {"status": "skipped", "message": reason} if reason else attempt(measured)
+        _replace(results, {**asdict(cell), "run": number, **found})
+        save(results)
+        print(line(results["cells"][-1]), flush=True)
+        if found["status"] in ("error", "out of memory"):
+            instruments.settle()
+    return 0
+
+
+def _replace(results: dict, found: dict) -> None:
+    """Put a cell at the end, in place of an older one of the same name."""
+    fields = list(Cell.__dataclass_fields__)
+    name = [found[field] for field in fields]
+    results["cells"] = [x for x in results["cells"] if [x[field] for field in fields] != name]
+    results["cells"].append(found)
+
+
+def line(found: dict) -> str:
+    """One cell on one line."""
+    what = f"{found['density']:.0%}" if found["layer"] is None else f"layer {found['layer']}"
+    head = f"{found['source']} {what}  N {found['n']}  {found['method']}: "
+    if found["status"] != "ok":
+        return f"{head}{found['status']}, {found['message']}"
+    ms = found["ms"]
+    error = f", error {found['error_mean']:.2g}" if "error_mean" in found else ""
+    return (
+        f"{head}{ms['median']:.4g} ms ({ms['p10']:.4g}–{ms['p90']:.4g}, {ms['repeats']} calls), "
+        f"{found['tflops']:.3g} TFLOP/s, {found['floor_ratio']:.3g} x floor, "
+        f"{found['extra_mib']:.0f} MiB{error}"
+    )
+
+
+def command_line(arguments: list[str]) -> str:
+    """As it was given, of absolute paths the last part: where files lay tells nobody anything."""
+    short = [Path(word).name if Path(word).is_absolute() else word for word in arguments]
+    return shlex.join(["python", "-m", "anchor_lab.experiments.attention.measure", *short])
+
+
+def find_captures(names: Iterable[str], device: str = "cuda") -> Captures:
+    """Every layer of the bundled model, of the files and of the folders that are named.
+
+    Layer files of `capture_qkv` are called alike in every folder, so the folder's name is theirs.
+    """
+    found: Captures = {}
+    for name in names:
+        more = bundled_captures(BUNDLED_LENGTHS, device) if name == BUNDLED else _read(Path(name))
+        if twice := found.keys() & more.keys():
+            raise ValueError(f"activations must have different names, got {min(twice)[0]} twice")
+        found |= more
+    return found
+
+
+def _read(path: Path) -> Captures:
+    path = path.resolve()
+    name = path.parent.name if path.name.startswith("layer_") else path.stem
+    return {(name, layer, x.q.shape[2]): x for layer, x in load_capture(path).items()}
+
+
+def bundled_captures(lengths: list[int], device: str = "cuda") -> Captures:
+    """What every layer of the bundled model is given when it reads a made-up document, in bf16.
+
+    It reads the longest prompt alone: no token sees a later one, so the shorter prompts are its
+    beginnings.
+    """
+    model, tokenizer = load_bundled(device=device)
+    text = make_document(6 * max(lengths), seed=7, depths=(0.1, 0.3, 0.55)).text
+    tokens = tokenizer(text, return_tensors="pt").input_ids[:, : max(lengths)]
+    whole = capture_qkv(model, tokens.to(device), dtype=torch.bfloat16)
+    return {
+        (BUNDLED, layer, n): replace(x, q=x.q[:, :, :n], k=x.k[:, :, :n], v=x.v[:, :, :n])
+        for n in lengths
+        for layer, x in whole.items()
+    }
+
+
+def case_maker(
+    captures: Captures, backend: ModuleType | SimpleNamespace, device: str = "cuda"
+) -> Callable[[Cell], Case]:
+    """A function that makes the inputs of a cell, in bf16 on the device."""
+    config = AnchorConfig()
+
+    def make_case(cell: Cell) -> Case:
+        if cell.source == "planted":
+            inputs = planted_stripes(
+                cell.n,
+                q_heads=32,
+                kv_heads=8,
+                head_dim=128,
+                density=cell.density,
+                dtype=torch.bfloat16,
+                device=device,
+            )
+            return Case(inputs.q, inputs.k, inputs.v, None, config, backend)
+        found = captures[cell.source, cell.layer, cell.n]
+        if found.sliding_window is not None and found.sliding_window < cell.n:
+            raise ValueError(f"layer sees only the last {found.sliding_window} keys")
+        if found.softcap is not None:
+            raise ValueError("layer caps its scores, which none of the methods does")
+        q, k, v = (x.to(device, torch.bfloat16) for x in (found.q, found.k, found.v))
+        return Case(q, k, v, found.scaling, config, backend)
+
+    return make_case
+
+
+def write(results: dict, path: Path) -> None:
+    """Replace the file in one step: a run that is cut off leaves the last whole one."""
+    cells = ",\n".join("  " + json.dumps(cell) for cell in results["cells"])
+    runs = ",\n".join("  " + json.dumps(run) for run in results["runs"])
+    write_whole(path, f'{{\n "runs": [\n{runs}\n ],\n "cells": [\n{cells}\n ]\n}}\n')
+
+
+def main(arguments: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = _options(arguments)
+    if options.table:
+        from anchor_lab.experiments.attention.figure import (
+            draw,  # matplotlib is not asked for on a GPU
+        )
+
+        draw(json.loads(options.out.read_text())).savefig(options.out.with_suffix(".png"), dpi=150)
+        options.out.with_suffix(".md").write_text(page(options.out))
+        print(page(options.out))
+        return 0
+    if lacks_cuda("attention"):
+        return 2
+    if options.out.exists() and not options.resume:
+        print(f"{options.out} exists: add --resume, or name another --out.", file=sys.stderr)
+        return 2
+    results = {"runs": [], "cells": []}
+    if options.out.exists():
+        results = json.loads(options.out.read_text())
+    about = {"date": options.date, **device_facts(), "kernels": kernels_version()}
+    about["command"] = command_line(arguments)
+    for what in SAME_IN_ALL_RUNS:
+        others = {run[what] for run in results["runs"]} - {about[what]}
+        if others:
+            print(f"{options.out} holds results of {what} {others.pop()}.", file=sys.stderr)
+            return 2
+    if options.retry:
+        results["cells"] = [c for c in results["cells"] if c["status"] in ("ok", "skipped")]
+
+    captures = find_captures(options.activations)
+    plan = planned(
+        options.lengths,
+        options.densities,
+        options.methods,
+        captures,
+        options.dense_to,
+        options.flex_to,
+    )
+    todo = missing(list(plan), results)
+    if not todo:
+        print(f"{options.out} holds all of it.")
+        return 0
+    instruments = CudaInstruments(options.cell_s)
+    results["runs"].append(about | instruments.rates())
+    left = run(
+        todo,
+        case_maker(captures, kernels()),
+        make_methods(),
+        instruments,
+        results,
+        lambda results: write(results, options.out),
+        options.budget_s,
+    )
+    if left:
+        print(f"Budget of {options.budget_s:.0f} s used: {left} cells left, go on with --resume.")
+    return 0
+
+
+def _options(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = list(make_methods())
+    parser.add_argument("--out", type=Path, default=HERE / "attention.json")
+    parser.add_argument("--resume", action="store_true", help="keep what --out holds, add to it")
+    parser.add_argument("--retry", action="store_true", help="with --resume: failed cells again")
+    parser.add_argument("--table", action="store_true", help="no measuring, only table and figure")
+    parser.add_argument("--quick", action="store_true", help="two lengths, one density")
+    parser.add_argument("--lengths", type=int, nargs="+")
+    parser.add_argument("--densities", type=float, nargs="+", help="shares of planted keys")
+    parser.add_argument("--methods", nargs="+", choices=names, default=names)
+    parser.add_argument("--activations", nargs="+", default=[], help="bundled, or captures")
+    parser.add_argument("--dense-to", type=int, default=262_144, help="largest N of SDPA")
+    parser.add_argument("--flex-to", type=int, default=131_072, help="largest N of FlexAttention")
+    parser.add_argument("--cell-s", type=float, default=2.0, help="seconds of repeats per cell")
+    parser.add_argument("--budget-s", type=float, default=inf, help="stop cleanly after that")
+    parser.add_argument("--date", default=f"{datetime.now(UTC):%Y-%m-%d}")
+    options = parser.parse_args(arguments)
+    quick = options.quick
+    options.lengths = options.lengths or (QUICK_LENGTHS if quick else LENGTHS)
+    options.densities = options.densities or ([REFERENCE_DENSITY] if quick else DENSITIES)
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""All methods on every head: what is kept, and what it costs."""

@@ -1,0 +1,1 @@
+"""One prompt on several GPUs: the same result, how fast, how much memory?"""

@@ -1,0 +1,1 @@
+"""Where maxima lie, what each approximation costs, what can be promised."""

@@ -1,0 +1,141 @@
+"""Figures of the lab: what its questions found out about the heads of a model."""
+
+from collections.abc import Sequence
+
+from anchor_lab.drawing.style import ACCENT, INK, MAGNITUDE, STRIPE
+
+
+def data_maxima(rows: Sequence[dict]) -> list[list[float]]:
+    """Share of rows whose largest score is a candidate's, by layer and head.
+
+    Args:
+        rows: one for each head, with "layer", "head" and "maxima", the shares of `lab.REGIONS`.
+
+    Returns:
+        Shares `[layers][heads]`.
+    """
+    layers = sorted({row["layer"] for row in rows})
+    return [[row["maxima"][2] for row in rows if row["layer"] == layer] for layer in layers]
+
+
+def draw_maxima(shares: list[list[float]], ax) -> None:
+    """Where is a row's largest score a candidate's?"""
+    ax.imshow(shares, cmap=MAGNITUDE, vmin=0, vmax=1, interpolation="nearest", aspect="auto")
+    for layer, heads in enumerate(shares):
+        for head, share in enumerate(heads):
+            shade = "white" if share < 0.5 else INK
+            ax.text(head, layer, f"{share:.0%}", ha="center", va="center", color=shade, size=7)
+    ax.set(xlabel="head", ylabel="layer", xticks=range(len(shares[0])), yticks=range(len(shares)))
+
+
+def data_tests(rows: Sequence[dict]) -> dict[str, tuple[float, float]]:
+    """Mean (density, recall) over heads of each difference test.
+
+    Args:
+        rows: one for each head, with "tests": {name: {"density": …, "recall": …}}.
+    """
+    return {
+        name: tuple(
+            sum(row["tests"][name][what] for row in rows) / len(rows)
+            for what in ("density", "recall")
+        )
+        for name in rows[0]["tests"]
+    }
+
+
+def draw_tests(points: dict[str, tuple[float, float]], ax) -> None:
+    """What does each approximation cost?"""
+    for number, (name, (density, recall)) in enumerate(points.items()):
+        colour = STRIPE if name == "method" else ACCENT
+        # A ring is larger than a dot: where two tests coincide both are seen.
+        ring = number % 2
+        face = "none" if ring else colour
+        ax.scatter(density, recall, s=70 if ring else 22, fc=face, ec=colour, lw=1.5, zorder=2)
+        ax.annotate(
+            name,
+            (density, recall),
+            color=colour,
+            va="center",
+            xytext=(8, -8 if number % 2 else 8),  # neighbours in the list lie close together
+            textcoords="offset points",
+        )
+    ax.set(xlabel="density, mean over heads", ylabel="recall, mean over heads")
+    ax.margins(x=0.25, y=0.1)
+    ax.set_xlim(right=1.02)
+    ax.set_ylim(top=1.0015)
+
+
+def data_certificate(rows: Sequence[dict]) -> dict[str, list]:
+    """What is promised at which cost, by rising rank.
+
+    Args:
+        rows: one for each head, with "certificate": [{"rank": …, "cost": …, "promised": …}, ...];
+            at the last rank it is the recall itself.
+
+    Returns:
+        rank: `[efforts]`; heads: for each head that drops anything its points (cost, promised);
+        mean: their mean `[efforts]`.
+    """
+    heads = [
+        [(effort["cost"], effort["promised"]) for effort in row["certificate"]]
+        for row in rows
+        if row["certificate"][-1]["cost"] > 0
+    ]
+    means = [
+        tuple(sum(x) / len(heads) for x in zip(*points, strict=True))
+        for points in zip(*heads, strict=True)
+    ]
+    ranks = [effort["rank"] for effort in rows[0]["certificate"]]
+    return {"rank": ranks, "heads": heads, "mean": means}
+
+
+def draw_certificate(data: dict[str, list], ax) -> None:
+    """How much recall can be promised?"""
+    for points in data["heads"]:
+        ax.plot(*zip(*points, strict=True), color="#BBBBBB", lw=0.6, zorder=1)
+    ax.plot(*zip(*data["mean"], strict=True), color=ACCENT, lw=2, marker="o", zorder=2)
+    for rank, at in zip(data["rank"], data["mean"], strict=True):
+        ax.annotate(
+            f"rank {rank}" if rank != data["rank"][-1] else "recall",
+            at,
+            (7, -11),
+            textcoords="offset points",
+            color=ACCENT,
+            weight="bold",
+        )
+    ax.set(
+        xlabel="cost of asking, share of all causal pairs",
+        ylabel="guaranteed recall, mean over rows",
+        ylim=(-0.02, 1.03),
+    )
+
+
+def data_calibration(rows: Sequence[dict]) -> dict[str, list[tuple[float, float]]]:
+    """Points (density, recall) on held-out text: by "per" and rising recall.
+
+    Args:
+        rows: with "per": "head", "layer" or "all", "density" and "recall".
+    """
+    points: dict[str, list[tuple[float, float]]] = {}
+    for row in sorted(rows, key=lambda row: row["recall"]):
+        points.setdefault(row["per"], []).append((row["density"], row["recall"]))
+    return points
+
+
+def draw_calibration(data: dict[str, list[tuple[float, float]]], ax) -> None:
+    """Is a threshold for each head worth it?"""
+    looks = {
+        "head": ("one θ a head", STRIPE, "o", (-8, 4), "right"),
+        "layer": ("one θ a layer", INK, "s", (-8, 6), "right"),
+        "all": ("one θ for all", ACCENT, None, (10, -6), "left"),
+    }
+    least = min(recall for per in ("head", "layer") for _, recall in data[per])
+    for per, (name, colour, marker, offset, side) in looks.items():
+        points = [point for point in data[per] if point[1] >= least - 0.02]
+        ax.plot(*zip(*points, strict=True), color=colour, marker=marker, ms=4)
+        at = points[:2][-1]  # the second is clear of the axes, where there is one
+        ax.annotate(
+            name, at, offset, textcoords="offset points", color=colour, ha=side, va="center"
+        )
+    ax.set(xlabel="density on held-out text", ylabel="recall there, mean over heads")
+    ax.margins(x=0.15)

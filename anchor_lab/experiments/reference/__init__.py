@@ -1,0 +1,1 @@
+"""How fast is the reference on a CPU?"""

@@ -1,0 +1,91 @@
+"""Oracles that choose key blocks for each query block: by number or by mass.
+
+An oracle sees every score before it chooses and saves no work: it is the best that its kind of
+choice can do. Equal scores or masses are decided for the earlier one. A NaN among the scores keeps
+what cannot be compared.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from anchor_lab.methods.method import Method, check_count, check_number
+from anchor_lab.methods.scores import SHARES, all_scored, scores_of_rows
+from anchor_lab.methods.selection import Selection, block_selection, largest, largest_share
+
+
+@dataclass(frozen=True)
+class BlockTopK(Method):
+    """The key blocks that hold most dense mass, a fixed number for each query block.
+
+    The mass of a block is Σ softmax weight over its rows and keys.
+
+    Args:
+        blocks: key blocks of a query block, at least 1.
+        block_size: queries and keys of a block, at least 1.
+
+    Raises:
+        ValueError: a field is outside its range.
+    """
+
+    blocks: int = 16
+    block_size: int = 128
+
+    def __post_init__(self):
+        check_count("blocks", self.blocks, 1)
+        check_count("block_size", self.block_size, 1)
+
+    @classmethod
+    def sweep(cls) -> list["BlockTopK"]:
+        """1 to 64 blocks, doubling; each keeps what the one before keeps."""
+        return [cls(2**p) for p in range(7)]
+
+    def choose(self, q: Tensor, k: Tensor, scale: float) -> Selection:
+        return _select_by_blocks(q, k, scale, self.block_size, lambda m: largest(m, self.blocks))
+
+
+@dataclass(frozen=True)
+class BlockTopCdf(Method):
+    """The fewest key blocks of each query block that hold a given share of its dense mass.
+
+    Args:
+        mass: share that is reached, in [0, 1]; a query block keeps its heaviest block at least.
+        block_size: queries and keys of a block, at least 1.
+
+    Raises:
+        ValueError: a field is outside its range.
+    """
+
+    mass: float = 0.95
+    block_size: int = 128
+
+    def __post_init__(self):
+        check_number("mass", self.mass, 0.0, 1.0)
+        check_count("block_size", self.block_size, 1)
+
+    @classmethod
+    def sweep(cls) -> list["BlockTopCdf"]:
+        """Masses from 0.5 to 0.999; each keeps what the one before keeps."""
+        return [cls(share) for share in SHARES]
+
+    def choose(self, q: Tensor, k: Tensor, scale: float) -> Selection:
+        def keep(mass: Tensor) -> Tensor:
+            return largest_share(mass, self.mass) | largest(mass, 1)
+
+        return _select_by_blocks(q, k, scale, self.block_size, keep)
+
+
+def _select_by_blocks(
+    q: Tensor, k: Tensor, scale: float, block: int, keep: Callable[[Tensor], Tensor]
+) -> Selection:
+    """Each query block decides by the dense mass of its key blocks, the causal ones."""
+    batch, heads, n, _ = q.shape
+    size = -(-n // block)
+    kept = torch.zeros(batch, heads, size, size, dtype=torch.bool, device=q.device)
+    for t, (rows, scores) in enumerate(scores_of_rows(q, k, scale, range(n), block)):
+        column = scores.softmax(-1).sum(2)  # [B, Hq, M]
+        whole = torch.nn.functional.pad(column, (0, (t + 1) * block - rows.stop))
+        kept[:, :, t, : t + 1] = keep(whole.unflatten(-1, (t + 1, block)).sum(-1))
+    return block_selection(kept, n, block, block, all_scored(n))

@@ -1,0 +1,65 @@
+"""StreamingLLM, or A-shape: the first keys and the nearest ones (arXiv 2309.17453).
+
+The start of the prompt holds the attention sinks, the end the local context; what lies between is
+never looked at. Nothing is scored, so the choice is the same for every head.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from anchor_lab.methods.method import Method, check_count
+from anchor_lab.methods.selection import Selection, causal_mask
+
+
+@dataclass(frozen=True)
+class StreamingLLM(Method):
+    """The first G and the last W keys of each row.
+
+    keep key j for query i   when   j < G or i − j < W,   j <= i
+
+    Args:
+        init: G, at least 0.
+        window: W, the query's own key included, at least 1.
+        block_size: side of the tiles that are multiplied whole, at least 1.
+
+    Raises:
+        ValueError: a field is outside its range.
+    """
+
+    init: int = 1024
+    window: int = 8192
+    block_size: int = 128
+
+    def __post_init__(self):
+        check_count("init", self.init, 0)
+        check_count("window", self.window, 1)
+        check_count("block_size", self.block_size, 1)
+
+    @classmethod
+    def sweep(cls) -> list["StreamingLLM"]:
+        """Windows that double, from 128 keys to the default, an eighth as many first keys."""
+        return [cls(init=window // 8, window=window) for window in (2**p for p in range(7, 14))]
+
+    def choose(self, q: Tensor, k: Tensor, scale: float) -> Selection:
+        batch, heads, n, _ = q.shape
+
+        def keep(rows: range) -> Tensor:
+            key = torch.arange(rows.stop, device=q.device)
+            query = torch.arange(rows.start, rows.stop, device=q.device)[:, None]
+            near = (key < self.init) | (query - key < self.window)
+            return (near & causal_mask(rows, q.device)).expand(batch, heads, -1, -1)
+
+        executed = torch.full((batch, heads), float(self._tiled_pairs(n)), dtype=torch.float64)
+        return Selection((batch, heads, n), keep, executed.to(q.device), 0.0)
+
+    def _tiled_pairs(self, n: int) -> int:
+        """Pairs in the tiles that hold at least one kept pair."""
+        block, tiles = self.block_size, 0
+        for start in range(0, n, block):
+            end = min(start + block, n)
+            first = range(0, min(self.init, end), block)
+            near = range(max(0, start - self.window + 1) // block * block, end, block)
+            tiles += len({*first, *near})
+        return tiles * block * block

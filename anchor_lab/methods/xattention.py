@@ -1,0 +1,92 @@
+"""XAttention (arXiv 2503.16428): antidiagonal sums stand for blocks.
+
+    1. a_uw = Σ_{s<S} <q_{uS+S−1−s}, k_{wS+s}> · scale / S: the mean score on the antidiagonal of
+       tile (u, w) of S x S pairs
+    2. A = softmax of row u over w <= u
+    3. mass of block (t, x) = Σ of A over the tiles in its 128 x 128 pairs
+    4. each query block keeps block 0, its own, and the others by falling mass until what it keeps
+       holds a share of 0.9 of its row
+
+Stride S = 16, block 128 and share 0.9, one share for all heads, as in the public code.
+Antidiagonals of the tiles u = w hold later keys too; a last tile that N does not fill is filled up
+with zeros. Both are as published; no later key is attended to.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import pad
+
+from anchor_lab.methods.method import Method, check_count, check_number
+from anchor_lab.methods.selection import Selection, block_selection, causal_pairs
+from anchor_ref.heads import causal_scores
+from anchor_ref.inputs import check_compute_dtype
+
+
+@dataclass(frozen=True)
+class XAttention(Method):
+    """The fewest key blocks that reach a share of a query block's antidiagonal softmax.
+
+    Of equal masses the earlier block is kept. A query block with NaN among its masses keeps all.
+
+    Args:
+        threshold: the share, in [0, 1].
+        stride: S, at least 1.
+        block_size: queries and keys of a block, a multiple of `stride`.
+
+    Raises:
+        ValueError: a field is outside its range.
+    """
+
+    threshold: float = 0.9
+    stride: int = 16
+    block_size: int = 128
+
+    def __post_init__(self):
+        check_number("threshold", self.threshold, 0.0, 1.0)
+        check_count("stride", self.stride, 1)
+        check_count("block_size", self.block_size, 1)
+        if self.block_size % self.stride:
+            raise ValueError(
+                f"block_size must be a multiple of stride ({self.stride}), got {self.block_size}"
+            )
+
+    @classmethod
+    def sweep(cls) -> list["XAttention"]:
+        """Shares from 0.2 to 0.99; each keeps what the one before keeps."""
+        return [cls(share) for share in (0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)]
+
+    def choose(self, q: Tensor, k: Tensor, scale: float) -> Selection:
+        batch, heads, n, _ = q.shape
+        dtype = check_compute_dtype(None, q.dtype)
+        tiles_q = _in_tiles(q.to(dtype), self.stride).flip(3).flatten(3)  # [B, Hq, U, S·D]
+        tiles_k = _in_tiles(k.to(dtype), self.stride).flatten(3)
+        tiles, side = tiles_q.shape[2], self.block_size // self.stride
+        size = -(-n // self.block_size)
+        kept = torch.zeros(batch, heads, size, size, dtype=torch.bool, device=q.device)
+        for t, rows in enumerate(tiles_q.split(side, 2)):
+            stop = t * side + rows.shape[2]
+            scores = causal_scores(rows, tiles_k[:, :, :stop], scale / self.stride)
+            mass = pad(scores.softmax(-1).sum(2), (0, -stop % side))
+            mass = mass.unflatten(-1, (t + 1, side)).sum(-1)
+            kept[:, :, t, : t + 1] = _reach(mass, self.threshold)
+        # Each tile takes S products of length D, so about N² / 2S pairs in all.
+        scored = causal_pairs(tiles) * self.stride / 2
+        return block_selection(kept, n, self.block_size, self.block_size, scored)
+
+
+def _in_tiles(x: Tensor, stride: int) -> Tensor:
+    """`[B, H, N, D]` as `[B, H, U, S, D]`."""
+    return pad(x, (0, 0, 0, -x.shape[2] % stride)).unflatten(2, (-1, stride))
+
+
+def _reach(mass: Float[Tensor, "B Hq T"], share: float) -> Tensor:
+    """The first, the last, and the fewest others with which they hold the share, largest first."""
+    forced = torch.zeros_like(mass, dtype=torch.bool)
+    forced[..., [0, -1]] = True
+    ranked, order = mass.masked_fill(forced, 0).sort(dim=-1, descending=True, stable=True)
+    before = (mass * forced).sum(-1, keepdim=True) + pad(ranked.cumsum(-1)[..., :-1], (1, 0))
+    reached = before >= share * mass.sum(-1, keepdim=True)
+    return forced.scatter(-1, order, ~reached) | forced

@@ -1,0 +1,1 @@
+"""How `attn_implementation="anchor_attention"` works: masks, packing, options, prefill, record."""

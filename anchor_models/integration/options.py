@@ -1,0 +1,232 @@
+"""How AnchorAttention runs inside a model: thresholds, sizes, dense layers, implementation."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import lru_cache
+from numbers import Integral, Real
+from os import PathLike
+from pathlib import Path
+from types import MappingProxyType
+
+from anchor_lab.analysis.calibration import Calibration
+from anchor_models.backend import BACKENDS
+from anchor_ref.config import AnchorConfig
+
+SIZES = ("block_size", "step", "init_blocks", "window_blocks")
+FIELDS = ("theta", "dense_layers", "backend", *SIZES)
+CONFIG_FIELD = "anchor_attention"
+
+_changes: ContextVar[Mapping] = ContextVar(
+    "anchor_attention_options", default=MappingProxyType({})
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What holds for one call of one model, every choice made.
+
+    Attributes:
+        thetas: one threshold for all, or by layer one for all its heads or one for each query
+            head; natural-log units.
+        dense_layers: layers that keep dense attention.
+        backend: "auto", "triton" or "torch", see `choose_backend`.
+        sizes: block and group sizes; its own θ plays no part.
+    """
+
+    thetas: float | dict[int, float | tuple[float, ...]]
+    dense_layers: frozenset[int]
+    backend: str
+    sizes: AnchorConfig
+
+    def theta(self, layer: int, n_heads: int) -> float | tuple[float, ...]:
+        """θ of a layer: one number, or one for each of its query heads.
+
+        Equal thresholds are one number, also for a rank that holds some of the heads: as many as
+        there are must be a multiple of its `n_heads`.
+
+        Raises:
+            ValueError: the layer has no threshold, or not one for each head.
+        """
+        if not isinstance(self.thetas, dict):
+            return self.thetas
+        if layer not in self.thetas:
+            raise ValueError(
+                "theta must have an entry for each layer that runs AnchorAttention, "
+                f"got none for layer {layer}"
+            )
+        found = self.thetas[layer]
+        if not isinstance(found, tuple):
+            return found
+        if len(set(found)) == 1 and len(found) % n_heads == 0:
+            return found[0]
+        if len(found) != n_heads:
+            raise ValueError(
+                f"theta must have one value for each of the {n_heads} query heads of layer "
+                f"{layer}, got {len(found)}; where ranks share the heads of a layer, its heads "
+                "must have equal thresholds, as calibrate(..., per='layer') gives them"
+            )
+        return found
+
+
+@contextmanager
+def options(
+    *,
+    theta: object = None,
+    dense_layers: Iterable[int] | None = None,
+    backend: str | None = None,
+    block_size: int | None = None,
+    step: int | None = None,
+    init_blocks: int | None = None,
+    window_blocks: int | None = None,
+) -> Iterator[Options]:
+    """Inside the `with`, models with `attn_implementation="anchor_attention"` run so.
+
+    What is not named stays as the surrounding `with`, else `model.config.anchor_attention` (a dict
+    with the same names), else `AnchorConfig` has it. A calibration names its sizes along with its
+    thresholds: they take the place of those around, and stay when θ alone is named further in.
+
+    Another thread, started inside the `with` too, knows nothing of it: write into
+    `model.config.anchor_attention` what all threads shall do, or start the thread with
+    `contextvars.copy_context().run` as its target.
+
+    Args:
+        theta: one threshold for all; a sequence with one entry for each layer; a mapping from
+            layer to entry; a `Calibration`, or the path of a saved one. An entry is one number or
+            a sequence with one for each query head. +inf keeps a head dense.
+        dense_layers: layers that keep dense attention.
+        backend: "auto", "triton" or "torch", see `choose_backend`.
+        block_size, step, init_blocks, window_blocks: as in `AnchorConfig`. Naming others than the
+            calibration's is refused while its thresholds hold.
+
+    Yields:
+        What was named here and around, completed by the defaults.
+
+    Raises:
+        ValueError: a value is outside what is described.
+        OSError: there is no such calibration file.
+    """
+    named = dict(
+        zip(
+            FIELDS,
+            (theta, dense_layers, backend, block_size, step, init_blocks, window_blocks),
+            strict=True,
+        )
+    )
+    named = {field: value for field, value in named.items() if value is not None}
+    changes = _changes.get() | _spelled_out(named)
+    completed = _complete(changes)
+    token = _changes.set(changes)
+    try:
+        yield completed
+    finally:
+        _changes.reset(token)
+
+
+def current_options(config) -> Options:
+    """What holds now for a model with this transformers configuration.
+
+    Raises:
+        ValueError: `config.anchor_attention` is no dict of options, a value is outside what
+            `options` describes, or a layer that it names does not exist.
+    """
+    own = getattr(config, CONFIG_FIELD, None) or {}
+    if not isinstance(own, Mapping) or not set(own) <= set(FIELDS):
+        raise ValueError(
+            f"config.{CONFIG_FIELD} must be a dict with names among {', '.join(FIELDS)}, "
+            f"got {own!r}"
+        )
+    found = _complete(_spelled_out(own) | _changes.get())
+    _check_layers("dense_layers", found.dense_layers, config.num_hidden_layers)
+    if isinstance(found.thetas, dict):
+        _check_layers("theta", found.thetas, config.num_hidden_layers)
+    return found
+
+
+def _spelled_out(named: Mapping) -> dict:
+    """The same choices, with the sizes that a calibration among them holds for.
+
+    Raises:
+        ValueError: other sizes are named beside it, or `dense_layers` is no collection.
+        OSError: there is no such calibration file.
+    """
+    named = dict(named)
+    theta = named.get("theta")
+    if isinstance(theta, str | PathLike):
+        theta = named["theta"] = _load(Path(theta), Path(theta).stat().st_mtime_ns)
+    if isinstance(theta, Calibration):
+        _check_sizes(theta, named)
+        named |= {field: getattr(theta.config, field) for field in SIZES}
+    if "dense_layers" in named:
+        dense = named["dense_layers"]
+        if isinstance(dense, str) or not isinstance(dense, Iterable):  # "12" is not layers 1 and 2
+            raise ValueError(f"dense_layers must be a list of layers, such as [12], got {dense!r}")
+        named["dense_layers"] = tuple(dense)  # an iterator would serve only once
+    return named
+
+
+def _check_sizes(calibration: Calibration, named: Mapping) -> None:
+    """Refuse sizes that the thresholds do not hold for."""
+    for field in SIZES:
+        holds_for = getattr(calibration.config, field)
+        if named.get(field, holds_for) != holds_for:
+            raise ValueError(
+                f"{field} must be {holds_for}, as the thresholds were calibrated for, "
+                f"got {named[field]!r}"
+            )
+
+
+def _complete(named: Mapping) -> Options:
+    """Every choice made; what `_spelled_out` gave for one `with`, and for those around."""
+    theta = named.get("theta", AnchorConfig().theta)
+    if isinstance(theta, Calibration):
+        _check_sizes(theta, named)  # a `with` further in may have named others
+        theta = theta.thetas
+    backend = named.get("backend", "auto")
+    if backend not in BACKENDS:
+        allowed = ", ".join(repr(name) for name in BACKENDS)
+        raise ValueError(f"backend must be one of {allowed}, got {backend!r}")
+    dense = frozenset(_layer("dense_layers", layer) for layer in named.get("dense_layers", ()))
+    sizes = {field: named[field] for field in SIZES if field in named}
+    return Options(_by_layer(theta), dense, backend, AnchorConfig(**sizes))
+
+
+@lru_cache(maxsize=4)
+def _load(path: Path, changed: int) -> Calibration:
+    """The calibration of a file, read again only when the file has changed."""
+    return Calibration.load(path)
+
+
+def _by_layer(theta: object) -> float | dict[int, float | tuple[float, ...]]:
+    if isinstance(theta, Mapping):  # the keys of a configuration read from JSON are strings
+        return {_layer("theta", layer): _entry(entry) for layer, entry in theta.items()}
+    if isinstance(theta, Sequence):
+        return {layer: _entry(entry) for layer, entry in enumerate(theta)}
+    return _number(theta)
+
+
+def _entry(entry: object) -> float | tuple[float, ...]:
+    return tuple(map(_number, entry)) if isinstance(entry, Sequence) else _number(entry)
+
+
+def _number(theta: object) -> float:
+    if not isinstance(theta, Real) or isinstance(theta, bool):
+        raise ValueError(
+            "theta must be a number, a sequence or mapping of them by layer, a Calibration or a "
+            f"path, got {theta!r}"
+        )
+    return AnchorConfig(theta=float(theta)).theta
+
+
+def _layer(field: str, layer: object) -> int:
+    if isinstance(layer, str) and layer.isdecimal():
+        return int(layer)
+    if not isinstance(layer, Integral) or isinstance(layer, bool) or layer < 0:
+        raise ValueError(f"{field} must name layers by integers of at least 0, got {layer!r}")
+    return int(layer)
+
+
+def _check_layers(field: str, layers: Iterable[int], n_layers: int) -> None:
+    if layers and max(layers) >= n_layers:
+        raise ValueError(f"{field} must name layers in 0..{n_layers - 1}, got {sorted(layers)}")

@@ -1,0 +1,87 @@
+"""The texts of a call, looked at in the first layer and remembered for the others."""
+
+from dataclasses import dataclass
+from weakref import ref
+
+from torch import Tensor
+
+from anchor_models.integration.sequences import (
+    Tokens,
+    from_segments,
+    is_segments,
+    packed,
+    refuse_restarts,
+    whole,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """Texts, and what they were read from: the same tensors, unchanged, hold the same texts."""
+
+    sizes: tuple[int, ...]
+    tensors: list[ref | None]
+    versions: list[int]
+    texts: list[Tokens]
+
+    def is_of(self, sizes: tuple[int, ...], tensors: list[Tensor | None]) -> bool:
+        same = all(  # a tensor that is gone is not the same as none
+            x is None if seen is None else x is not None and x is seen()
+            for seen, x in zip(self.tensors, tensors, strict=True)
+        )
+        return same and (self.sizes, self.versions) == (sizes, _versions(tensors))
+
+
+_last: _Seen | None = None
+
+
+def texts_of(query: Tensor, key: Tensor, mask: Tensor | None, kwargs: dict) -> list[Tokens] | None:
+    """The texts of a call; None when a mask of another kind says who sees whom.
+
+    To read them the host waits for the GPU. The layers of a model are given the same tensors, so
+    the first of them reads and the others do not wait.
+
+    Args:
+        query, key: of the layer; their sizes are looked at.
+        mask: segments (see `sequences`), None, or a mask of another kind.
+        kwargs: what else the model hands over: `position_ids`, `cu_seq_lens_q`, `cu_seq_lens_k`.
+
+    Raises:
+        ValueError: mask, positions and bounds do not fit each other or the tensors.
+    """
+    global _last  # replaced as a whole: another thread sees the old one or the new
+    names = ("position_ids", "cu_seq_lens_q", "cu_seq_lens_k")
+    tensors = [mask, *(kwargs.get(name) for name in names)]
+    sizes = (query.shape[0], query.shape[2], key.shape[2])
+    last = _last
+    if last is not None and last.is_of(sizes, tensors):
+        return last.texts
+    texts = _read(query, key, *tensors)
+    if texts is not None:
+        seen = [None if x is None else ref(x) for x in tensors]
+        _last = _Seen(sizes, seen, _versions(tensors), texts)
+    return texts
+
+
+def _versions(tensors: list[Tensor | None]) -> list[int]:
+    """How often each tensor was written to; tensors of inference mode do not count."""
+    return [0 if x is None or x.is_inference() else x._version for x in tensors]
+
+
+def _read(query, key, mask, positions, bounds, key_bounds) -> list[Tokens] | None:
+    n_queries, n_keys = query.shape[2], key.shape[2]
+    texts = None
+    if is_segments(mask):
+        texts = from_segments(mask)
+    elif mask is not None and mask.shape[2] != n_queries:
+        raise ValueError(
+            f"attention_mask must have a row for each of the {n_queries} queries, got shape "
+            f"{tuple(mask.shape)} {mask.dtype}: did the model change the mask on its way?"
+        )
+    elif mask is None and n_queries == n_keys:
+        texts = whole(query.shape[0], n_keys)
+    if bounds is not None:
+        return packed(bounds, key_bounds, query, key, mask, texts)
+    if texts is not None:
+        refuse_restarts(positions, texts)
+    return texts

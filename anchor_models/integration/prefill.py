@@ -1,0 +1,191 @@
+"""One layer's attention over more than one query: which texts, which method, and the result."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from anchor_models.backend import anchor_attention, choose_backend
+from anchor_models.integration.options import Options, current_options
+from anchor_models.integration.packing import texts_of
+from anchor_models.integration.record import Part, now, running_record, take_down
+from anchor_models.integration.sequences import Tokens
+from anchor_ref.measure import density
+
+# Entries of a mask that dense attention is given at once; sdpa copies grouped k and v each time.
+STRIP = 2**27
+
+
+@torch.compiler.disable
+def prefill(module, query, key, value, mask, given: dict, kwargs: dict) -> Tensor:
+    """Attention of one layer, dense where AnchorAttention has nothing to gain.
+
+    Args:
+        module: the attention layer, with `layer_idx` and `config`.
+        query, key, value: as transformers' `AttentionInterface` hands them over.
+        mask: segments (see `sequences`), None, or a mask that segments cannot express.
+        given: dropout and scaling.
+        kwargs: what else the model hands over.
+
+    Returns:
+        `[B, Nq, Hq, D]`; 0 for padding.
+
+    Raises:
+        ValueError: the layer cannot be computed as asked; the message says why.
+    """
+    layer = getattr(module, "layer_idx", None)
+    if layer is None:
+        raise ValueError(f"{type(module).__name__} must have a layer_idx, got none")
+    chosen = current_options(module.config)
+    stats = running_record()
+    started = now(query) if stats is not None else 0.0
+    why_dense = _why_dense(module, chosen, kwargs)
+    theta = None if why_dense else chosen.theta(layer, query.shape[1])
+    texts = texts_of(query, key, mask, kwargs)
+    if texts is None:
+        why_dense = why_dense or _why_short(query.shape[2], key.shape[2], chosen)
+        _check_served(mask, why_dense, layer)
+        out = dense(module, query, key, value, mask, given)
+        parts = [Part("dense", why_dense, _causal_pairs(query, key), _all_heads(query, torch.nan))]
+    else:
+        found, parts = [], []
+        for text in texts:
+            q = query[text.rows][:, :, text.queries]
+            k, v = (x[text.rows][:, :, text.keys] for x in (key, value))
+            why = why_dense or _why_short(text.n_queries, text.n_keys, chosen)
+            if why is None:
+                out, part = _sparse(q, k, v, theta, chosen, given, counted=stats is not None)
+            else:
+                out = _dense_causal(module, q, k, v, given)
+                part = Part("dense", why, _causal_pairs(q, k), _all_heads(q, 1.0))
+            found.append(out)
+            parts.append(part)
+        out = _together(found, texts, query, value)
+    if stats is not None and parts:
+        sizes = (layer, query.shape[2], key.shape[2])
+        stats.calls.append(take_down(*sizes, parts, now(query) - started))
+    return out
+
+
+def dense(module, query, key, value, mask: Tensor | None, given: dict) -> Tensor:
+    """What `attn_implementation="sdpa"` computes, `[B, Nq, Hq, D]`."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    return sdpa_attention_forward(module, query, key, value, mask, **given)[0]
+
+
+def _dense_causal(module, q: Tensor, k: Tensor, v: Tensor, given: dict) -> Tensor:
+    """Dense attention of queries that are the last tokens, `[B, Nq, Hq, D]`.
+
+    Fewer queries than keys need a mask, [Nq, Nk]: it is drawn for a strip of rows at a time.
+    """
+    n_queries, n_keys = q.shape[2], k.shape[2]
+    if n_queries == n_keys:
+        return dense(module, q, k, v, None, given)
+    before, rows, found = n_keys - n_queries, max(1, STRIP // n_keys), []
+    key = torch.arange(n_keys, device=q.device)
+    for first in range(0, n_queries, rows):
+        end = min(first + rows, n_queries)
+        seen = before + end  # keys that the strip's last row sees
+        mask = key[:seen] <= key[before + first : seen, None]
+        part = q[:, :, first:end], k[:, :, :seen], v[:, :, :seen]
+        found.append(dense(module, *part, mask[None, None], given))
+    return found[0] if len(found) == 1 else torch.cat(found, 1)
+
+
+def _sparse(
+    q, k, v, theta, chosen: Options, given: dict, counted: bool
+) -> tuple[Tensor, Part | None]:
+    if any(x.requires_grad for x in (q, k, v)) and torch.is_grad_enabled():
+        raise ValueError(
+            "the model must run under torch.no_grad(): AnchorAttention has no backward pass. "
+            "Train with attn_implementation='sdpa'"
+        )
+    if given["dropout"]:
+        raise ValueError(
+            f"attention dropout must be 0 with AnchorAttention, got {given['dropout']}: "
+            "call model.eval()"
+        )
+    device = q.device.type
+    if torch.is_autocast_enabled(device) and q.dtype != torch.float64:  # as sdpa does
+        q, k, v = (x.to(torch.get_autocast_dtype(device)) for x in (q, k, v))
+    by_head = theta if isinstance(theta, tuple) else None
+    scale = q.shape[3] ** -0.5 if given["scaling"] is None else given["scaling"]
+    wide = max(q.shape[3], v.shape[3])  # in some models values are shorter than keys
+    config = chosen.sizes if by_head else replace(chosen.sizes, theta=theta)
+    # Without a trace the kernels need not know how long the list is, and the host does not wait.
+    found = anchor_attention(
+        *(_widened(x, wide) for x in (q, k, v)),
+        config,
+        scale,
+        backend=chosen.backend,
+        return_trace=counted,
+        theta_by_head=by_head,
+    )
+    out, trace = found if counted else (found, None)
+    out = out[..., : v.shape[3]]
+    part = None
+    if trace is not None:
+        choice = choose_backend(q, chosen.backend)
+        kept = density(trace.stripes, config, q.shape[2], k.shape[2]).mean(0)
+        part = Part("anchor", f"{choice.name}: {choice.reason}", _causal_pairs(q, k), kept)
+    return out.transpose(1, 2), part
+
+
+def _widened(x: Tensor, head_dim: int) -> Tensor:
+    """Zeros behind each token, which change no score; none, and no copy, where it fits."""
+    missing = head_dim - x.shape[3]
+    return torch.nn.functional.pad(x, (0, missing)) if missing else x
+
+
+def _together(found: list[Tensor], texts: list[Tokens], query, value) -> Tensor:
+    """The outputs of all texts in their places."""
+    batch, heads, n_queries, _ = query.shape
+    shape = (batch, n_queries, heads, value.shape[3])
+    if len(found) == 1 and found[0].shape == shape:
+        return found[0]
+    out = (found[0] if found else query).new_zeros(shape)
+    for part, text in zip(found, texts, strict=True):
+        out[text.rows, text.queries] = part
+    return out
+
+
+def _check_served(mask: Tensor | None, why_dense: str | None, layer: int) -> None:
+    """Refuse AnchorAttention under a mask that segments cannot express."""
+    if why_dense is None:
+        got = "none" if mask is None else f"{tuple(mask.shape)} {mask.dtype}"
+        raise ValueError(
+            "attention_mask must be causal but for padding and packed texts, given to the model "
+            f"as (batch, tokens) or not at all, got {got} in layer {layer}: use "
+            "attn_implementation='sdpa' for any other mask"
+        )
+
+
+def _why_dense(module, chosen: Options, kwargs: dict) -> str | None:
+    """Why the whole layer keeps dense attention; None when it need not."""
+    kinds = getattr(module.config, "layer_types", None) or ()
+    kind = kinds[module.layer_idx] if module.layer_idx < len(kinds) else "full_attention"
+    window = kwargs.get("sliding_window") or getattr(module, "sliding_window", None)
+    if window is not None or kind != "full_attention":
+        return "the layer has a window of its own"
+    if module.layer_idx in chosen.dense_layers:
+        return "dense_layers names the layer"
+    return None
+
+
+def _why_short(n_queries: int, n_keys: int, chosen: Options) -> str | None:
+    """Why so few tokens are served by dense attention; None when they are enough."""
+    if n_keys <= chosen.sizes.group_size:
+        return f"{n_keys} keys are no more than a group"
+    if n_queries < max(chosen.sizes.block_size, 3):  # two come without segments
+        return f"{n_queries} queries are fewer than a block"
+    return None
+
+
+def _causal_pairs(q: Tensor, k: Tensor) -> int:
+    n_queries, n_keys = q.shape[2], k.shape[2]
+    return q.shape[0] * (n_queries * n_keys - n_queries * (n_queries - 1) // 2)
+
+
+def _all_heads(q: Tensor, share: float) -> Tensor:
+    return torch.full((q.shape[1],), share, dtype=torch.float64)

@@ -1,1 +1,0 @@
-"""Scripts that measure, and the tables that they wrote."""

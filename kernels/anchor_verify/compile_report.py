@@ -1,0 +1,332 @@
+"""Every kernel in every shipped configuration, compiled for each target; no GPU needed.
+
+    python -m anchor_verify.compile_report              # all of it, and results/verify/compile_report.md
+    python -m anchor_verify.compile_report --targets sm_90 --head-dims 128 --dtypes bfloat16
+    python -m anchor_verify.compile_report --launches   # only what would be compiled, in seconds
+
+The stages run as they do in use, on CPU tensors, with launches written down in place of executed:
+so what is compiled here is exactly what is launched elsewhere. The table holds what the assembler
+reports: registers a thread, spilled bytes, what it slowed down, shared memory; and how many matrix
+instructions and asynchronous copies the generated code holds. Exits with 1 when a configuration
+has a fault (`faults`).
+"""
+
+import argparse
+import importlib
+import pkgutil
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.experimental.gluon._runtime import GluonASTSource
+from triton.runtime.jit import JITFunction
+
+import anchor_kernels
+from anchor_kernels import launch, support
+from anchor_lab.experiments.attention.page import markdown
+from anchor_ref.config import AnchorConfig
+
+HERE = Path("results") / "verify"
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+# Shared memory that one program may have, bytes. The compiler itself refuses nothing.
+SHARED_LIMIT = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+HEAD_DIMS = (16, 64, 96, 128, 192, 256)
+# Matrix instructions of each target, and its copies to shared memory that nobody waits for.
+MATRIX = {
+    "sm_80": r"\bmma\.sync",
+    "sm_90": r"\bwgmma\.mma_async",
+    "sm_100": r"\btcgen05\.mma",
+    "gfx942": r"\bv_mfma_",
+}
+ASYNC_COPY = r"\bcp\.async\.(ca|cg)|\bcp\.async\.bulk\.tensor"
+MULTIPLY_NOTHING = ("pool_kernel", "compact_kernel")
+MODULES = [
+    importlib.import_module(f"anchor_kernels.{module.name}")
+    for module in pkgutil.iter_modules(anchor_kernels.__path__)
+]
+KERNELS = {
+    name: kernel
+    for module in MODULES
+    for name, kernel in vars(module).items()
+    if name.endswith("_kernel") and isinstance(kernel, JITFunction)
+}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel launch: arguments by name, and what the compiler is told beside them."""
+
+    kernel: str
+    arguments: dict
+    options: dict
+
+    @property
+    def tiles(self) -> str:
+        """Sizes of its tiles, by name."""
+        names = [name for name in _TILE_NAMES if name in self.arguments]
+        return ", ".join(f"{name} {self.arguments[name]}" for name in names)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What came out of one compilation."""
+
+    kernel: str
+    target: str
+    dtype: str
+    head_dim: int
+    tiles: str
+    warps: int
+    stages: int
+    registers: int
+    spilled: int
+    slowed: int
+    shared: int
+    matrix_instructions: int
+    async_copies: int
+
+
+class Recorder:
+    """Stands where a kernel stood and writes launches down."""
+
+    def __init__(self, name: str, kernel, launches: list[Launch]):
+        self.name, self.kernel, self.launches = name, kernel, launches
+
+    def __getitem__(self, grid):
+        def record(*args, num_warps=4, num_stages=3, maxnreg=None, **kwargs):
+            arguments = dict(zip(self.kernel.arg_names, args, strict=False)) | kwargs
+            options = {"num_warps": num_warps, "num_stages": num_stages, "maxnreg": maxnreg}
+            self.launches.append(Launch(self.name, arguments, options))
+
+        return record
+
+
+def record_launches(dtype: torch.dtype, head_dim: int, target: GPUTarget) -> list[Launch]:
+    """All launches of one call on a common model's shape: 8 query heads, 2 kv heads."""
+    launches = []
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(support, "why_unsupported", lambda q: None))
+        stack.enter_context(patch.object(launch, "target_of", lambda q: target))
+        # Nothing runs, so nothing fills a buffer: counts of zero in place of whatever lay there.
+        stack.enter_context(patch.object(torch, "empty", torch.zeros))
+        # One stripe, so that there is something to compact.
+        stack.enter_context(patch.object(torch.Tensor, "cumsum", _ones))
+        for name, kernel in KERNELS.items():
+            recorder = Recorder(name, kernel, launches)
+            for module in MODULES:
+                if getattr(module, name, None) is kernel:
+                    stack.enter_context(patch.object(module, name, recorder))
+        # Heads side by side in memory, as a model's projections leave them.
+        q = torch.zeros(1, 4096, 8, head_dim, dtype=dtype).transpose(1, 2)
+        k = torch.zeros(1, 4096, 2, head_dim, dtype=dtype).transpose(1, 2)
+        anchor_kernels.anchor_attention(q, k, k.clone(), AnchorConfig())
+    return launches
+
+
+def _ones(x, *_, **__):
+    return torch.ones(x.shape, dtype=torch.int64)
+
+
+def compile_launch(found: Launch, target_name: str, dtype: torch.dtype, head_dim: int) -> Compiled:
+    """Compile one launch for one target and read what the compiler says about it."""
+    kernel = KERNELS[found.kernel]
+    signature, constants, attributes = {}, {}, {}
+    for index, parameter in enumerate(kernel.params):
+        value = found.arguments[parameter.name]
+        if parameter.is_constexpr or (isinstance(value, int) and value == 1):
+            signature[parameter.name] = "constexpr"
+            constants[(index,)] = value
+        else:
+            signature[parameter.name] = _type_name(value)
+            if isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0):
+                attributes[(index,)] = [["tt.divisibility", 16]]
+    make_source = GluonASTSource if kernel.is_gluon() else ASTSource
+    source = make_source(kernel, signature, constants, attributes)
+    target = TARGETS[target_name]
+    binary = triton.compile(source, target=target, options=found.options)
+    read = _read_amd if target.backend == "hip" else _read_nvidia
+    text = binary.asm.get("ptx") or binary.asm["amdgcn"]
+    return Compiled(
+        kernel=found.kernel,
+        target=target_name,
+        dtype=str(dtype).removeprefix("torch."),
+        head_dim=head_dim,
+        tiles=found.tiles,
+        stages=found.options["num_stages"],
+        **read(binary, target_name),
+        shared=binary.metadata.shared,
+        matrix_instructions=len(re.findall(MATRIX[target_name], text)),
+        async_copies=len(re.findall(ASYNC_COPY, text)),
+    )
+
+
+_TILE_NAMES = ("BLOCK_M", "HEADS", "STEP_TILE", "BLOCK_N", "CHUNK", "WORDS", "STAGES", "ONLINE")
+_TYPE_NAMES = {
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.float32: "*fp32",
+    torch.int8: "*i8",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+}
+
+
+def _type_name(value) -> str:
+    if isinstance(value, torch.Tensor):
+        return _TYPE_NAMES[value.dtype]
+    if isinstance(value, float):
+        return "fp32"
+    return "i32" if -(2**31) <= value < 2**31 else "i64"
+
+
+def _read_nvidia(binary, target_name: str) -> dict[str, int]:
+    """Warps of a program, and what the assembler that ships with Triton says about them."""
+    nvidia = triton.knobs.nvidia
+    assembler = nvidia.ptxas_blackwell if target_name == "sm_100" else nvidia.ptxas
+    # The suffix a opens the instructions of just this generation, wgmma and tcgen05 among them.
+    name = target_name + ("a" if target_name != "sm_80" else "")
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(binary.asm["ptx"])
+        file.flush()
+        command = [assembler.path, "-v", f"--gpu-name={name}", file.name, "-o", "/dev/null"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    threads = int(re.search(r"\.reqntid (\d+)", binary.asm["ptx"])[1])
+    return {"warps": threads // 32, **read_assembler(done.stderr)}
+
+
+def read_assembler(report: str) -> dict[str, int]:
+    """Registers a thread, spilled bytes, and how often it says that it had to slow the code down.
+
+    It does so when it makes wgmma instructions wait for each other, or ignores a setmaxnreg.
+    """
+
+    def numbers(pattern: str) -> list[int]:
+        return [int(x) for x in re.findall(pattern, report)]
+
+    return {
+        "registers": max(numbers(r"Used (\d+) registers")),
+        "spilled": sum(numbers(r"(\d+) bytes spill (?:stores|loads)")),
+        "slowed": report.count("Potential Performance Loss"),
+    }
+
+
+def _read_amd(binary, target_name: str) -> dict[str, int]:
+    """Waves of a program, vector registers a lane and spilled bytes: the assembly's own notes."""
+    text = binary.asm["amdgcn"]
+
+    def note(name: str) -> int:
+        return int(re.search(rf"\.{name}:\s+(\d+)", text)[1])
+
+    return {
+        "warps": note("max_flat_workgroup_size") // 64,
+        "registers": note("vgpr_count") + note("agpr_count"),
+        "spilled": 4 * note("vgpr_spill_count"),
+        "slowed": 0,  # nothing is said
+    }
+
+
+def _compile(job) -> list[Compiled]:
+    target_name, dtype, head_dim = job
+    launches = record_launches(dtype, head_dim, TARGETS[target_name])
+    return [compile_launch(found, target_name, dtype, head_dim) for found in launches]
+
+
+def report(
+    targets: Iterable[str] = tuple(TARGETS),
+    dtypes: Iterable[torch.dtype] = DTYPES,
+    head_dims: Iterable[int] = HEAD_DIMS,
+    workers: int = 2,
+) -> list[Compiled]:
+    """Compile everything asked for, each target, dtype and head size in a process of its own."""
+    jobs = [(t, dtype, d) for t in targets for dtype in dtypes for d in head_dims]
+    with ProcessPoolExecutor(workers) as pool:
+        return [row for rows in pool.map(_compile, jobs) for row in rows]
+
+
+def faults(row: Compiled) -> list[str]:
+    """What is wrong with one compilation."""
+    found = []
+    if row.spilled:
+        found.append(f"{row.spilled} bytes spilled")
+    if row.slowed:
+        found.append(f"{row.slowed} times slowed down by the assembler")
+    if row.shared > SHARED_LIMIT[row.target]:
+        found.append(f"{row.shared} bytes of shared memory, {SHARED_LIMIT[row.target]} allowed")
+    if multiplies_on_matrix_units(row) and not row.matrix_instructions:
+        found.append("no matrix instruction")
+    if copies_ahead(row) and not row.async_copies:
+        found.append("no asynchronous copy")
+    return found
+
+
+def multiplies_on_matrix_units(row: Compiled) -> bool:
+    """float32 is multiplied exactly, on plain units; pooling and compaction multiply nothing."""
+    return row.kernel not in MULTIPLY_NOTHING and row.dtype != "float32"
+
+
+def copies_ahead(row: Compiled) -> bool:
+    """NVIDIA kernels in half precision load the next tiles while they multiply."""
+    return multiplies_on_matrix_units(row) and row.target != "gfx942" and row.stages > 1
+
+
+def write_table(rows: list[Compiled], path: Path) -> None:
+    """The rows as one Markdown table."""
+    header = [name.replace("_", " ") for name in Compiled.__dataclass_fields__]
+    parts = [
+        "# What the compiler makes of each kernel",
+        f"Made by `python -m anchor_verify.compile_report` with Triton {triton.__version__}, no GPU: "
+        "registers a thread, spilled bytes, how often the assembler says that it slowed the code "
+        "down (wgmma serialised, setmaxnreg ignored), bytes of shared memory, and how many matrix "
+        "instructions and asynchronous copies stand in the generated code.",
+        markdown(header, [[str(x) for x in asdict(row).values()] for row in rows]),
+    ]
+    path.write_text("\n\n".join(parts) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
+    names = [str(dtype).removeprefix("torch.") for dtype in DTYPES]
+    parser.add_argument("--dtypes", nargs="+", choices=names, default=names)
+    parser.add_argument("--head-dims", nargs="+", type=int, default=list(HEAD_DIMS))
+    parser.add_argument("--out", type=Path, help="default: compile_report.md for a whole run")
+    parser.add_argument("--launches", action="store_true", help="compile nothing")
+    args = parser.parse_args()
+    dtypes = [getattr(torch, x) for x in args.dtypes]
+    if args.launches:
+        for target, dtype, head_dim in product(args.targets, dtypes, args.head_dims):
+            for found in record_launches(dtype, head_dim, TARGETS[target]):
+                name, stages = str(dtype).removeprefix("torch."), found.options["num_stages"]
+                print(found.kernel, target, name, head_dim, found.tiles, stages, sep=" | ")
+        return
+    rows = report(args.targets, dtypes, args.head_dims)
+    for row in rows:
+        wrong = "  ".join(faults(row))
+        print(*asdict(row).values(), wrong, sep="  ")
+    whole = (args.targets, args.dtypes, args.head_dims) == (list(TARGETS), names, [*HEAD_DIMS])
+    if args.out or whole:
+        write_table(rows, args.out or HERE / "compile_report.md")
+    if any(faults(row) for row in rows):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

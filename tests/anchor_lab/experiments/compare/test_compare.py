@@ -1,0 +1,500 @@
+"""The bench: one row for each head and configuration, never measured twice, equal budgets."""
+
+import json
+import shutil
+from itertools import pairwise
+
+import pandas as pd
+import pytest
+import torch
+
+from anchor_lab.experiments.compare import measure as compare
+from anchor_lab.experiments.compare.equal import at_equal, budget_for, mean_curves
+from anchor_lab.experiments.compare.measure import (
+    COLUMNS,
+    MEASURES,
+    compare_heads,
+    compare_layer,
+    group_for,
+    label_configurations,
+    sweeps,
+)
+from anchor_lab.experiments.compare.page import table
+from anchor_lab.experiments.compare.runs import SOURCE, code_version, describe, run_comparison
+from anchor_lab.experiments.store import KEY, Results, read_table
+from anchor_lab.methods import (
+    METHODS,
+    AnchorAttention,
+    Dense,
+    FlexPrefill,
+    StreamingLLM,
+    TokenTopK,
+    evaluate,
+)
+from anchor_lab.sources import read_by_model
+from anchor_models import Captured, load_bundled, texts
+from anchor_ref import AnchorConfig
+from tests.tree import RESULTS
+
+FOLDER = RESULTS / "compare"
+N = 300
+
+
+def captured(n=N, q_heads=4, kv_heads=2, layer=5, batch=1, **more):
+    random = torch.Generator().manual_seed(0)
+    heads = (q_heads, kv_heads, kv_heads)
+    q, k, v = (torch.randn(batch, h, n, 16, generator=random) for h in heads)
+    return Captured(2 * q, k, v, 0.25, layer=layer, **more)
+
+
+def small_sweep():
+    return [AnchorAttention(AnchorConfig(16, 4, theta)) for theta in (0.5, 2.0, 5.0)]
+
+
+# -- what is measured
+
+
+def test_a_head_is_measured_by_the_metric_contract():
+    x = captured()
+    one = (x.q[:, 3:], x.k[:, 1:], x.v[:, 1:])
+    (rows,) = compare_heads(*one, small_sweep(), 0.25)
+    for method, row in zip(small_sweep(), rows, strict=True):
+        found = evaluate(*one, method.select(*one[:2], 0.25), 0.25)
+        assert row["recall_mean"] == pytest.approx(found.recall.mean().item())
+        assert row["recall_p10"] == pytest.approx(found.recall.quantile(0.1).item())
+        assert row["recall_min"] == found.recall.min().item()
+        for name in ("density", "executed_density", "identification_cost", "output_error"):
+            assert row[name] == getattr(found, name).item()
+        assert row["total_cost"] == row["executed_density"] + row["identification_cost"]
+        assert row["identification_cost"] > 0
+
+
+def test_each_query_head_reads_its_own_key_head():
+    x = captured()
+    rows = compare_layer(x, "TokenTopK", [TokenTopK(8)], [1, 2])
+    assert [(row["layer"], row["head"], row["length"]) for row in rows] == [(5, 1, N), (5, 2, N)]
+    for row, (head, kv) in zip(rows, ((1, 0), (2, 1)), strict=True):
+        one = (x.q[:, [head]], x.k[:, [kv]], x.v[:, [kv]])
+        ((expected,),) = compare_heads(*one, [TokenTopK(8)], 0.25)
+        assert {name: row[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_heads_looked_at_together_are_the_heads_looked_at_alone(name, monkeypatch):
+    """Four heads and their two key heads at once, each key head alone, each head alone."""
+    x, sweep = captured(), sweeps([name], 128)[name][::4]
+    together = pd.DataFrame(compare_layer(x, name, sweep))
+    monkeypatch.setattr(compare, "SCORES", 1)
+    by_key = pd.DataFrame(compare_layer(x, name, sweep, [3, 0, 1, 2]))
+    alone = pd.DataFrame(
+        [row for head in range(4) for row in compare_layer(x, name, sweep, [head])]
+    )
+    assert list(by_key["head"].unique()) == [3, 0, 1, 2]
+    for other in (by_key.sort_values("head", kind="stable", ignore_index=True), alone):
+        pd.testing.assert_frame_equal(together, other, rtol=1e-4, atol=1e-6)
+
+
+def test_heads_go_by_the_models_numbers_where_few_were_captured():
+    x = captured(q_heads=2, heads=(3, 6))
+    rows = compare_layer(x, "Dense", [Dense()])
+    assert [row["head"] for row in rows] == [3, 6]
+    with pytest.raises(ValueError, match=r"heads must be of those captured, \(3, 6\), got 0"):
+        compare_layer(x, "Dense", [Dense()], [0])
+
+
+def test_dense_attention_loses_nothing():
+    (row,) = compare_layer(captured(), "Dense", [Dense()], [0])
+    assert (row["density"], row["recall_min"]) == (1.0, 1.0)
+    assert row["output_error"] < 1e-6
+
+
+def test_what_is_no_causal_attention_is_refused():
+    with pytest.raises(ValueError, match="sees a window of 64 keys"):
+        compare_layer(captured(sliding_window=64), "Dense", [Dense()])
+    with pytest.raises(ValueError, match="captured must hold one prompt, got 2"):
+        compare_layer(captured(batch=2), "Dense", [Dense()])
+
+
+# -- what is swept
+
+
+def test_every_method_has_a_sweep_and_each_configuration_a_label_of_its_own():
+    found = sweeps(group_size=512)
+    assert list(found) == list(METHODS)
+    for name, sweep in found.items():
+        labels = label_configurations(sweep)
+        assert len(set(labels)) == len(sweep) == len(METHODS[name].sweep())
+        for method in sweep:
+            assert not hasattr(method, "config") or method.config.group_size == 512
+
+
+def test_labels_name_the_knobs_that_move():
+    assert label_configurations(small_sweep())[0] == "theta=0.5"
+    assert label_configurations([Dense()]) == ["default"]
+    assert label_configurations([StreamingLLM(8, 64), StreamingLLM(8, 128)])[1] == "window=128"
+    two = [FlexPrefill(0.3, min_budget=128), FlexPrefill()]
+    assert label_configurations(two) == ["gamma=0.3 min_budget=128", "gamma=0.95 min_budget=1024"]
+
+
+def test_unknown_methods_and_groups_are_refused():
+    with pytest.raises(ValueError, match=r"methods must be of Dense, .*, got Sparse"):
+        sweeps(["Dense", "Sparse"])
+    with pytest.raises(ValueError, match="multiple of the block size 128, got 200"):
+        sweeps(["AnchorAttention"], 200)
+
+
+@pytest.mark.parametrize(
+    ("length", "size"), [(100_000, 2048), (8192, 2048), (8191, 1920), (4096, 1024), (200, 128)]
+)
+def test_short_prompts_get_four_groups(length, size):
+    assert group_for(length) == size
+    assert length < 512 or length // size in (4, 5) or size == 2048
+
+
+# -- what is kept
+
+
+def test_rows_are_kept_and_found_again(tmp_path):
+    sweep = small_sweep()
+    labels, rows = label_configurations(sweep), compare_layer(captured(), "Mine", sweep, [0, 2])
+    results = Results(tmp_path / "new", {"length": N})
+    assert results.missing("Mine", labels, 5, [0, 1, 2]) == [0, 1, 2]
+    results.add(rows[:-1])
+    again = Results(tmp_path / "new", {"length": N})
+    assert again.missing("Mine", labels, 5, [0, 1, 2]) == [1, 2]  # one of head 2 is not there
+    again.add(rows[3:])
+    assert again.missing("Mine", labels, 5, [0, 2]) == []
+    assert again.missing("Mine", labels, 4, [0]) == [0]
+    kept = read_table(tmp_path / "new" / "compare.csv")
+    assert tuple(kept.columns) == COLUMNS
+    expected = pd.DataFrame(rows)
+    pd.testing.assert_frame_equal(kept, expected, rtol=1e-5, check_dtype=False)
+
+
+def test_an_interrupted_write_leaves_the_table_as_it_was(tmp_path, monkeypatch):
+    results = Results(tmp_path, {})
+    rows = compare_layer(captured(), "Dense", [Dense()], [0, 1])
+    results.add(rows[:1])
+    before = (tmp_path / "compare.csv").read_text()
+    monkeypatch.setattr("pathlib.Path.replace", lambda *paths: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        results.add(rows[1:])
+    assert (tmp_path / "compare.csv").read_text() == before
+
+
+def test_other_settings_are_refused_by_name(tmp_path):
+    Results(tmp_path, {"length": 4096, "model": "bundled"}).add([dict.fromkeys(KEY, 0)])
+    with pytest.raises(ValueError, match="made with length 4096, this run has 8192: give another"):
+        Results(tmp_path, {"length": 8192, "model": "bundled"})
+    with pytest.raises(ValueError, match="made with group_size None, this run has 128"):
+        Results(tmp_path, {"length": 4096, "model": "bundled", "group_size": 128})
+    with pytest.raises(ValueError, match="made with model 'bundled', this run has None"):
+        Results(tmp_path, {"length": 4096})
+
+
+def test_a_run_that_stopped_before_its_first_row_binds_no_later_one(tmp_path):
+    Results(tmp_path, {"length": 4096})
+    Results(tmp_path, {"length": 8192}).add([dict.fromkeys(KEY, 0)])
+    assert json.loads((tmp_path / "settings.json").read_text()) == {"length": 8192}
+
+
+@pytest.mark.parametrize("text", ['{"editor.fontSize": 14}', "[1]", "// no JSON"])
+def test_settings_of_somebody_else_stay(tmp_path, text):
+    (tmp_path / "settings.json").write_text(text)
+    with pytest.raises(ValueError, match="is not of a comparison: give another folder"):
+        Results(tmp_path, {"length": 4096})
+    assert (tmp_path / "settings.json").read_text() == text
+
+
+def test_a_table_that_nobody_knows_the_settings_of_is_not_adopted(tmp_path):
+    results = Results(tmp_path, {"length": N})
+    results.add(compare_layer(captured(), "Dense", [Dense()], [0]))
+    (tmp_path / "settings.json").unlink()
+    before = (tmp_path / "compare.csv").read_text()
+    for _ in range(2):  # the refused run must not leave settings that the next one believes
+        with pytest.raises(ValueError, match=r"holds compare\.csv without settings\.json"):
+            Results(tmp_path, {"length": N})
+    assert (tmp_path / "compare.csv").read_text() == before
+
+
+def test_of_rows_measured_twice_the_newest_is_kept(tmp_path):
+    results = Results(tmp_path, {})
+    (row,) = compare_layer(captured(), "Dense", [Dense()], [0])
+    results.add([row])
+    results.add([row | {"recall_mean": 0.5}])
+    assert results.frame["recall_mean"].tolist() == [0.5]
+    assert read_table(tmp_path / "compare.csv")["recall_mean"].tolist() == [0.5]
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return load_bundled()
+
+
+def test_a_run_goes_on_where_it_stopped_and_adds_what_is_asked_for(loaded, tmp_path):
+    source = read_by_model(loaded[0], "bundled", texts.read_text("document", loaded[1], 200))
+    chosen = sweeps(["StreamingLLM", "AnchorAttention"], group_for(200))
+    settings = describe(source, group_for(200))
+    seen = []
+
+    def stop_after_one(left):
+        seen.append(list(left))
+        yield left[0]
+        raise KeyboardInterrupt
+
+    def watch(left):
+        seen.append(list(left))
+        return left
+
+    with pytest.raises(KeyboardInterrupt):
+        run_comparison(source, Results(tmp_path, settings), chosen, [1], [0, 5], stop_after_one)
+    run = (source, Results(tmp_path, settings), chosen)
+    frame = run_comparison(*run, [1], [0, 5], watch)
+    assert seen == [[(1, "StreamingLLM"), (1, "AnchorAttention")], [(1, "AnchorAttention")]]
+    assert len(frame) == 2 * (7 + 10)
+    assert set(zip(frame["layer"], frame["head"], strict=True)) == {(1, 0), (1, 5)}
+    more = run_comparison(*run, [1, 2], [0], watch)
+    assert seen[-1] == [(2, "StreamingLLM"), (2, "AnchorAttention")]
+    assert set(zip(more["layer"], more["head"], strict=True)) == {(1, 0), (2, 0)}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["compare.csv", "settings.json"]
+    with pytest.raises(ValueError, match=r"heads must be in 0\.\.7, got 8"):
+        run_comparison(*run, [1], [8])
+
+
+def test_rows_of_another_method_under_the_same_label_are_not_given(loaded, tmp_path):
+    results = Results(tmp_path, {})
+    (row,) = compare_layer(captured(layer=1), "Dense", [Dense()], [0])
+    results.add([row, row | {"method": "Other"}])
+    source = read_by_model(loaded[0], "bundled", texts.read_text("document", loaded[1], 64))
+    frame = run_comparison(source, results, {"Dense": [Dense()]}, [1], [0])
+    assert frame["method"].tolist() == ["Dense"]
+
+
+def test_other_weights_or_another_configuration_are_other_settings(loaded):
+    model, tokenizer = loaded
+    text = texts.read_text("document", tokenizer, 64)
+    before = describe(read_by_model(model, "bundled", text), 128)
+    weight = model.model.layers[6].mlp.up_proj.weight
+    old = weight[-1, -1].item()
+    with torch.no_grad():
+        weight[-1, -1] = old + 1
+    try:
+        after = describe(read_by_model(model, "bundled", text), 128)
+    finally:
+        with torch.no_grad():
+            weight[-1, -1] = old
+    assert {name for name in before if before[name] != after[name]} == {"weights"}
+    model.config.rms_norm_eps = 2 * (eps := model.config.rms_norm_eps)
+    try:
+        other = describe(read_by_model(model, "bundled", text), 128)
+    finally:
+        model.config.rms_norm_eps = eps
+    assert {name for name in before if before[name] != other[name]} == {"config_sha256"}
+    assert describe(read_by_model(model, "bundled", text), 128) == before
+    assert before["length"] == 64
+    assert set(before["versions"]) == {"anchor-attention", "torch", "transformers"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("measure.py", "baselines/xattention.py", "activations/capture.py"),
+        *("lab/compare.py", "lab/sources.py"),
+    ],
+)
+def test_a_correction_of_what_measures_is_another_setting(tmp_path, name):
+    copy = tmp_path / "anchor_ref"
+    shutil.copytree(SOURCE, copy, ignore=shutil.ignore_patterns("model", "__pycache__"))
+    before = code_version(copy)
+    with (copy / name).open("a") as file:
+        file.write("\n")
+    assert code_version(copy) != before
+
+
+def test_the_code_is_that_which_runs_and_a_figure_is_no_part_of_it(loaded, tmp_path):
+    copy = tmp_path / "anchor_ref"
+    shutil.copytree(SOURCE, copy, ignore=shutil.ignore_patterns("model", "__pycache__"))
+    (copy / "figures" / "style.py").unlink()
+    text = texts.read_text("document", loaded[1], 64)
+    found = describe(read_by_model(loaded[0], "bundled", text), 128)["code"]
+    assert found == code_version(copy), "wherever it is installed"
+
+
+def test_a_prompt_beyond_the_models_positions_is_refused(loaded):
+    text = texts.Text("long", torch.zeros(1, 40_000, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"at most the model's \d+ positions, got 40000"):
+        read_by_model(loaded[0], "bundled", text)
+
+
+# -- what is read
+
+
+def test_texts_are_exactly_as_long_as_asked(loaded, tmp_path):
+    _, tokenizer = loaded
+    assert texts.read_text("document", tokenizer, 777).tokens.shape == (1, 777)
+    retrieval = texts.read_text("retrieval", tokenizer, 777)
+    assert 777 - 16 <= retrieval.tokens.shape[1] <= 777
+    assert "Question:" in tokenizer.decode(retrieval.tokens[0])
+    (tmp_path / "a.txt").write_text("The harbour was quiet. " * 50, "utf-8")
+    whole = texts.read_text(tmp_path / "a.txt", tokenizer)
+    cut = texts.read_text(tmp_path / "a.txt", tokenizer, 30)
+    assert torch.equal(whole.tokens[:, :30], cut.tokens)
+    assert whole.name == "a.txt"
+    assert whole.sha256 != cut.sha256
+
+
+@pytest.mark.parametrize("name", ["document", "retrieval"])
+def test_a_seed_makes_up_one_text_and_another_seed_another(loaded, name):
+    one, again, other = (texts.read_text(name, loaded[1], 300, seed).sha256 for seed in (5, 5, 6))
+    assert one == again != other
+
+
+def test_standard_input_is_read(loaded, monkeypatch):
+    import io
+
+    monkeypatch.setattr("sys.stdin", io.StringIO("The harbour was quiet."))
+    found = texts.read_text("-", loaded[1])
+    assert loaded[1].decode(found.tokens[0], skip_special_tokens=True) == "The harbour was quiet."
+
+
+def test_texts_that_cannot_be_read_are_named(loaded, tmp_path):
+    _, tokenizer = loaded
+    (tmp_path / "short.txt").write_text("Too short.")
+    (tmp_path / "empty.txt").write_text(" \n")
+    (tmp_path / "bytes.bin").write_bytes(b"\xff\xfe\xfa")
+    with pytest.raises(ValueError, match=r"at least 100 tokens, short\.txt has \d"):
+        texts.read_text(tmp_path / "short.txt", tokenizer, 100)
+    with pytest.raises(ValueError, match=r"text must not be empty, got empty\.txt"):
+        texts.read_text(tmp_path / "empty.txt", tokenizer)
+    with pytest.raises(ValueError, match=r"must be UTF-8, .*bytes\.bin is not"):
+        texts.read_text(tmp_path / "bytes.bin", tokenizer)
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.txt"):
+        texts.read_text(tmp_path / "nowhere.txt", tokenizer)
+    with pytest.raises(ValueError, match="length must be at least 1, got 0"):
+        texts.read_text("document", tokenizer, 0)
+
+
+# -- who is ahead
+
+
+def frame_of(*curves):
+    """Curves of two heads each: (method, [(density, recall), ...])."""
+    return pd.DataFrame(
+        {
+            "text": "document",
+            "method": method,
+            "configuration": str(place),
+            "layer": 0,
+            "head": head,
+            "length": N,
+            **dict.fromkeys(MEASURES, 0.0),
+            "recall_mean": recall,
+            "density": density + 0.02 * head - 0.01,
+            "executed_density": density + 0.1,
+            "total_cost": density + 0.2,
+        }
+        for method, points in curves
+        for place, (density, recall) in enumerate(points)
+        for head in (0, 1)
+    )
+
+
+CURVES = frame_of(
+    ("steep", [(0.1, 0.5), (0.3, 0.9), (0.3, 0.8), (0.5, 1.0)]),
+    ("late", [(0.4, 0.9), (0.8, 1.0)]),
+)
+
+
+def test_curves_are_means_over_heads():
+    means = mean_curves(CURVES)
+    assert means["heads"].tolist() == [2] * 6
+    steep = means[means["method"] == "steep"]
+    assert steep["density"].tolist() == pytest.approx([0.1, 0.3, 0.3, 0.5])
+
+
+def test_a_mean_over_other_heads_is_refused():
+    with pytest.raises(ValueError, match=r"lacks \(layer, head\) \(0, 1\) for late with 1"):
+        mean_curves(CURVES.iloc[:-1])
+    other = CURVES[CURVES["head"] == 0].assign(text="other")  # a text has heads of its own
+    assert set(mean_curves(pd.concat([CURVES, other]))["heads"]) == {1, 2}
+
+
+def test_recall_at_equal_budget_is_read_off_the_line():
+    means = mean_curves(CURVES)
+    found = at_equal(means, "density", 0.2)
+    assert found["steep"] == pytest.approx(0.7)
+    assert pd.isna(found["late"])  # it cannot be set so low
+    found = at_equal(means, "density", 0.6)
+    assert found["steep"] == 1.0  # it has nothing more to keep
+    assert found["late"] == pytest.approx(0.95)
+    assert list(found.index) == ["steep", "late"]
+    # Of configurations that cost the same the better one counts.
+    assert at_equal(means, "density", 0.3)["steep"] == pytest.approx(0.9)
+    assert at_equal(means, "total_cost", 0.4)["steep"] == pytest.approx(0.7)
+    halved = mean_curves(CURVES.assign(recall_p10=CURVES["recall_mean"] / 2))
+    assert at_equal(halved, "density", 0.2, "recall_p10")["steep"] == pytest.approx(0.35)
+
+
+def test_the_budget_for_a_recall_is_read_off_the_same_line():
+    means = mean_curves(CURVES)
+    found = budget_for(means, "density", 0.95)
+    assert found["steep"] == pytest.approx(0.4)
+    assert found["late"] == pytest.approx(0.6)
+    assert list(found.index) == ["steep", "late"]
+    assert budget_for(means, "density", 0.6)["late"] == pytest.approx(0.4)  # it has no less
+    flat = mean_curves(frame_of(("flat", [(0.1, 0.5), (0.3, 1.0), (0.5, 1.0)])))
+    assert budget_for(flat, "density", 1.0)["flat"] == pytest.approx(0.3)
+    unreached = mean_curves(frame_of(("poor", [(0.1, 0.2), (0.9, 0.6)])))
+    assert pd.isna(budget_for(unreached, "density", 0.7)["poor"])
+
+
+def test_budgets_and_levels_that_are_none_are_refused():
+    means = mean_curves(CURVES)
+    with pytest.raises(ValueError, match=r"budget must be one of density, .*, got 'recall'"):
+        at_equal(means, "recall", 0.5)
+    with pytest.raises(ValueError, match=r"level must be above 0, got 0\.0"):
+        at_equal(means, "density", 0.0)
+    with pytest.raises(ValueError, match="recall must be in"):
+        budget_for(means, "density", 1.5)
+    with pytest.raises(ValueError, match=r"recall must be in \(0, 1\], got 0\.0"):
+        budget_for(means, "density", 0.0)
+    both = pd.concat([means, means.assign(text="retrieval")])
+    with pytest.raises(ValueError, match="curves must be of one text, got document, retrieval"):
+        at_equal(both, "density", 0.5)
+
+
+def test_each_curve_rises():
+    """Sweeps keep more and more, so that a line between two configurations has a meaning."""
+    rows = []
+    for name, sweep in sweeps(["StreamingLLM", "XAttention", "AnchorAttention"], 128).items():
+        rows += compare_layer(captured(), name, sweep, [0])
+    for _, curve in mean_curves(pd.DataFrame(rows)).groupby("method"):
+        points = list(zip(curve["density"], curve["recall_mean"], strict=True))
+        assert all(a[0] <= b[0] and a[1] <= b[1] + 1e-6 for a, b in pairwise(points))
+
+
+# -- what was committed
+
+
+def test_the_committed_table_is_that_of_the_committed_numbers():
+    frame = read_table(FOLDER / "compare.csv.gz")
+    results = json.loads((FOLDER / "compare.json").read_text())
+    planted = read_table(FOLDER / "compare_planted.csv")
+    assert (FOLDER / "compare.md").read_text() == table(results, frame, planted)
+
+
+def test_the_committed_rows_are_whole_and_plausible():
+    planted = read_table(FOLDER / "compare_planted.csv")
+    frame = pd.concat([read_table(FOLDER / "compare.csv.gz"), planted])
+    assert tuple(frame.columns) == COLUMNS
+    for text, part in frame.groupby("text"):
+        chosen = {n: label_configurations(sweep) for n, sweep in sweeps().items()}
+        heads = 2 if text == "planted" else 64
+        assert len(part) == heads * sum(map(len, chosen.values())), text
+        assert {n: list(x.unique()) for n, x in part.groupby("method")["configuration"]} == chosen
+        mean_curves(part)  # refuses other heads for some of them
+    assert (frame["recall_min"] <= frame["recall_p10"]).all()
+    assert frame["density"].between(0, 1).all()
+    assert (frame["executed_density"] >= frame["density"] - 1e-6).all()
+    total = frame["executed_density"] + frame["identification_cost"]
+    assert (frame["total_cost"] - total).abs().max() < 1e-5

@@ -1,0 +1,128 @@
+"""The lab's committed answers: figure data, and a table that is the numbers' own."""
+
+import json
+
+import pytest
+import torch
+
+from anchor_lab.analysis import TESTS
+from anchor_lab.experiments.questions import figure as lab
+from anchor_lab.experiments.questions.measure import look
+from anchor_lab.experiments.questions.page import table
+from anchor_models import Captured
+from tests.tree import RESULTS
+
+HERE = RESULTS / "questions"
+ROWS = [
+    {
+        "layer": layer,
+        "head": head,
+        "maxima": [0.5, 0.25, 0.25 * head],
+        "tests": {
+            **{name: {"density": 0.9, "recall": 0.9} for name in TESTS},
+            "exact": {"density": 0.2, "recall": 0.9 + 0.1 * head},
+            "method": {"density": 0.3 + 0.1 * layer, "recall": 0.8},
+        },
+        "certificate": [
+            {"rank": 0, "cost": 0.1 * head, "promised": 1 - 0.8 * head},
+            {"rank": 8, "cost": (0.3 + 0.1 * layer) * head, "promised": 1 - 0.1 * head},
+        ],
+    }
+    for layer in (0, 3)
+    for head in (0, 1)
+]
+CALIBRATION = [
+    {"target": 0.95, "per": "head", "recall": 0.97, "least": 0.9, "density": 0.7},
+    {"target": 0.9, "per": "head", "recall": 0.9, "least": 0.8, "density": 0.5},
+    {"target": 0.9, "per": "layer", "recall": 0.98, "least": 0.9, "density": 0.8},
+    {"per": "all", "theta": 9.0, "recall": 0.5, "least": 0.4, "density": 0.3},
+    {"per": "all", "theta": 10.0, "recall": 0.97, "least": 0.8, "density": 0.85},
+]
+
+
+def test_maxima_are_laid_out_by_layer_and_head():
+    assert lab.data_maxima(ROWS) == [[0.0, 0.25], [0.0, 0.25]]
+
+
+def test_tests_are_means_over_heads():
+    points = lab.data_tests(ROWS)
+    assert points["exact"] == pytest.approx((0.2, 0.95))
+    assert points["method"] == pytest.approx((0.45, 0.8))
+
+
+def test_promises_are_those_of_the_heads_that_drop_something():
+    data = lab.data_certificate(ROWS)
+    assert data["rank"] == [0, 8]
+    assert len(data["heads"]) == 2
+    assert data["heads"][1] == [pytest.approx((0.1, 0.2)), pytest.approx((0.6, 0.9))]
+    assert data["mean"] == [pytest.approx((0.1, 0.2)), pytest.approx((0.45, 0.9))]
+
+
+def test_calibrations_are_laid_out_by_rising_recall():
+    assert lab.data_calibration(CALIBRATION) == {
+        "head": [(0.5, 0.9), (0.7, 0.97)],
+        "layer": [(0.8, 0.98)],
+        "all": [(0.3, 0.5), (0.85, 0.97)],
+    }
+
+
+@pytest.mark.parametrize(
+    ("data", "draw"),
+    [
+        (lab.data_maxima(ROWS), lab.draw_maxima),
+        (lab.data_tests(ROWS), lab.draw_tests),
+        (lab.data_certificate(ROWS), lab.draw_certificate),
+        (lab.data_calibration(CALIBRATION), lab.draw_calibration),
+    ],
+)
+def test_every_figure_draws_its_data(data, draw):
+    from matplotlib import pyplot as plt
+
+    _, ax = plt.subplots()
+    draw(data, ax)
+    assert ax.get_xlabel()
+    assert ax.get_ylabel()
+    plt.close("all")
+
+
+def test_the_committed_table_is_that_of_the_committed_numbers():
+    results = json.loads((HERE / "questions.json").read_text())
+    assert (HERE / "questions.md").read_text() == table(results)
+
+
+def test_the_table_says_what_was_measured():
+    results = {
+        "date": "2026-01-02",
+        "torch": "2.13.0",
+        "n": 4096,
+        "theta": 9.0,
+        "heads": ROWS,
+        "calibration": CALIBRATION,
+    }
+    lines = table(results).splitlines()
+    assert "| 3 | 50.0% | 25.0% | 12.5% | 25.0% (head 1) |" in lines
+    assert "| all | 50.0% | 25.0% | 12.5% | 25.0% |" in lines
+    # Head 1 of both layers loses a tenth; head 0 loses nothing.
+    assert "| 0 | 0.050 | 0.600 | 2 of 4 | 0.100 | 0.200 | 0 of 2 |" in lines
+    exact = "| 8: every dropped score | 0.225 | 0.950 | 4 of 4 | 0.450 | 0.900 | 2 of 2 |"
+    assert exact in lines
+    words = next(line for line in lines if line.startswith("Too loose to use"))
+    assert "promise 0.20 where 0.90 is kept, and 0 of 2 losing heads 0.9." in words
+    assert "Rank 0 promises 0.20 for 22% of the products" in words
+    assert "| 0.95 | head | 0.9700 | 0.9000 | 0.700 | 10 | 0.8000 | 0.850 |" in lines
+
+
+def test_measuring_a_layer_answers_for_each_head():
+    random = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, h, 2304, 8, generator=random) * 2 for h in (2, 1, 1))
+    rows = look(5, Captured(q, k, v, 8**-0.5), ranks=(0, 4))
+    assert [(row["layer"], row["head"]) for row in rows] == [(5, 0), (5, 1)]
+    for row in rows:
+        assert sum(row["maxima"]) == pytest.approx(1, abs=1e-3)
+        assert list(row["tests"]) == list(TESTS)
+        efforts = row["certificate"]
+        assert [effort["rank"] for effort in efforts] == [0, 4, 8]
+        promised = [effort["promised"] for effort in efforts]
+        assert promised == sorted(promised)
+        assert promised[-1] == row["tests"]["method"]["recall"]
+        assert efforts[0]["cost"] < efforts[-1]["cost"]

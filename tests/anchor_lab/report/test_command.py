@@ -1,0 +1,264 @@
+"""The command from end to end: one page that needs nothing else, and one line for bad input."""
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+
+from anchor_lab import cli
+from anchor_lab.analysis import Calibration
+from anchor_lab.report import figure as figures
+from anchor_lab.report import page, results, tables
+from anchor_lab.report.cost import H100, read_rates
+from anchor_lab.report.results import FarKey
+from anchor_models import load_bundled
+from anchor_models.texts import read_text
+from tests.tree import RESULTS
+
+SMALL = ["inspect", "--length", "2304", "--layers", "7", "--heads", "1", "5"]
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    assert cli.main([*SMALL, "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def html(out) -> str:
+    return (out / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def found(out):
+    return results.load_results(out / "results")
+
+
+def test_the_page_needs_nothing_else_and_holds_its_pictures(html):
+    assert page.loaded_urls(html) == set()
+    pictures = re.findall(r'<img[^>]*src="data:image/png;base64', html)
+    # Two overviews, two of θ, the scale, and for each of the two heads a map and a zoom.
+    assert len(pictures) == 5 + 2 * 2
+    alts = re.findall(r'alt="([^"]*)"', html)
+    assert "attention map of layer 7, head 5, all tokens" in alts
+    assert not [alt for alt in alts if "No description" in alt]
+    assert "<math" in html
+    assert "Traceback" not in html
+    assert "draw_overview" not in html, "the page is for readers: no code"
+    assert 'content="width=device-width' in html
+
+
+def test_the_page_says_what_was_measured(html, found):
+    theta = results.recommended_theta(found, 0.95)
+    assert f"<b>{theta:g}</b>" in html
+    recall = float(found.recall[found.thetas.index(theta)].mean())
+    assert f"<b>{recall:.3f}</b>" in html
+    assert "bundled (LlamaForCausalLM, 8 M)" in html
+    assert "1 of 8 layers, 2 of 8 heads" in html
+    assert H100.device in html
+    assert "An estimate, not a measurement" in html
+
+
+def test_the_notebook_beside_it_ran_and_can_be_stepped_through(out):
+    notebook = json.loads((out / "report.ipynb").read_text())
+    counts = [cell["execution_count"] for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert counts == list(range(1, len(counts) + 1))
+    assert max(len("".join(cell["source"]).splitlines()) for cell in notebook["cells"]) <= 30
+
+
+def test_thresholds_lie_beside_the_page(out, found):
+    saved = Calibration.load(out / "calibration.json")
+    assert saved.thetas == results.calibration(found, 0.95).thetas
+
+
+def test_a_second_run_measures_nothing_and_another_length_is_refused(out, capsys, monkeypatch):
+    from anchor_lab.report import inspect, render
+
+    def no_more(*_, **__):
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(inspect, "measure_layer", no_more)
+    monkeypatch.setattr(inspect, "capture_qkv", no_more)
+    monkeypatch.setattr(render, "render_report", lambda *_: out / "report.html")
+    assert cli.main([*SMALL, "--out", str(out), "--theta", "9"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"memory beside the model: \d+ MiB for a head", said)
+    assert re.search(
+        r"θ = 9: recall 0\.\d{3}, density 0\.\d{3}; recommended for a recall of 0.95", said
+    )
+    assert re.search(r"peak memory [\d,]+ MiB", said)
+    other = [*SMALL, "--out", str(out)]
+    other[2] = "2400"
+    assert cli.main(other) == 2
+    assert_one_line(capsys, "holds results made with text_sha256")
+
+
+def test_every_option_reaches_what_it_is_for(found, tmp_path, capsys, monkeypatch):
+    """Nothing is measured and no page drawn: what was found above stands in for it."""
+    seen, benchmark = {}, RESULTS / "attention" / "attention.json"
+
+    def load(*given):
+        seen["model"] = given
+        return load_bundled()
+
+    def read(source, tokenizer, *more):
+        seen["text"] = (source, *more)
+        return read_text("document", tokenizer, 2304)
+
+    def note(name, result=None):
+        return lambda *given, **more: seen.update({name: (*given, more)}) or result
+
+    monkeypatch.setattr("anchor_models.models.load_model", load)
+    monkeypatch.setattr("anchor_models.texts.read_text", read)
+    monkeypatch.setattr("anchor_lab.report.inspect.inspect_layers", note("layers"))
+    at_half = replace(found, thetas=[8.5 if theta == 8 else theta for theta in found.thetas])
+    monkeypatch.setattr(results, "load_results", lambda _: at_half)
+    monkeypatch.setattr("anchor_lab.report.notebook.report_cells", note("cells"))
+    monkeypatch.setattr("anchor_lab.report.render.render_report", note("page"))
+    recommended = results.recommended_theta(at_half, 0.98)
+    assert recommended != results.recommended_theta(at_half, 0.95)
+    asked = f"--text document --length 2400 --seed 3 --dtype bfloat16 --theta 8.5 --out {tmp_path}"
+    asked += f" --rates {benchmark} --target-recall 0.98"
+    assert cli.main([*SMALL, *asked.split()]) == 0
+    assert seen["model"] == ("bundled", torch.bfloat16, "cpu")
+    assert seen["text"] == ("document", 2400, 3)
+    more = seen["layers"][-1]
+    assert (more["layers"], more["heads"]) == ([7], [1, 5])
+    assert 8.5 in more["thetas"]
+    assert seen["cells"][1:-1] == (8.5, 0.98, read_rates(benchmark))
+    assert Calibration.load(tmp_path / "calibration.json").target_recall == 0.98
+    assert f"recommended for a recall of 0.98: θ = {recommended:g}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--length", "2048"], "longer than a group of 2048 tokens"),
+        (["--length", "0"], "length must be longer than a group of 2048 tokens"),
+        (["--text", "nowhere.txt"], "- or a text file, got 'nowhere.txt', no such file"),
+        (["--text", "a.txt", "--seed", "0"], "--text a.txt makes no use of --seed"),
+        (["--model", "./nowhere"], "model must be 'bundled', a folder, or a name"),
+        (["--target-recall", "1.5"], "target_recall must be in (0, 1), got 1.5"),
+        (
+            ["--rates", "nowhere.json"],
+            "rates must be a file of anchor_lab.experiments.attention.measure, got 'nowh",
+        ),
+        (["--out", __file__], f"out must be a folder, got {__file__!r}, a file"),
+        (["--layers", "99"], "layers must be in 0..7, got 99"),
+        (["--length", "99999"], "length must be at most the model's 32768 positions, got 99999"),
+        (["--device", "nowhere"], "device must be one that PyTorch has here, got 'nowhere'"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, capsys, arguments, complaint):
+    short = ["inspect", "--length", "2304", "--out", str(tmp_path)]  # the last of two counts
+    assert cli.main([*short, *arguments]) == 2
+    assert_one_line(capsys, complaint)
+    assert not list(tmp_path.rglob("*.json")), "the folder is free for a run that is right"
+
+
+@pytest.mark.parametrize("theta", ["inf", "-inf", "nan"])
+def test_a_theta_that_is_no_number_is_refused_before_anything_is_loaded(
+    tmp_path, capsys, monkeypatch, theta
+):
+    monkeypatch.setattr("anchor_models.models.load_model", None)
+    assert cli.main(["inspect", "--out", str(tmp_path), f"--theta={theta}"]) == 2
+    assert_one_line(capsys, f"theta must be finite, got {theta}")
+
+
+def test_a_text_too_short_and_too_little_memory_are_one_line(tmp_path, capsys, monkeypatch):
+    text = tmp_path / "short.txt"
+    text.write_text("Only a few words.")
+    assert cli.main(["inspect", "--text", str(text), "--out", str(tmp_path)]) == 2
+    assert_one_line(capsys, "text must have at least 8192 tokens, short.txt has")
+
+    def too_large(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("anchor_models.models.load_model", too_large)
+    assert cli.main(["inspect", "--out", str(tmp_path)]) == 2
+    assert_one_line(capsys, "out of memory: take a shorter text, fewer layers or heads")
+
+
+def assert_one_line(capsys, complaint: str) -> None:
+    said = capsys.readouterr().err.strip()
+    assert complaint in said
+    assert said.startswith("anchor-ref: error: ")
+    assert "\n" not in said
+
+
+def test_text_of_the_model_cannot_become_markup():
+    words = ["<b>", "&", "a", "\n", "x", "y"]
+    rows = figures.data_far_keys([FarKey(1, 0.5, 4, 0.25)], words, reach=2)
+    assert (
+        rows[0] | {"key": 1, "before": "<b>", "word": "&", "after": "a⏎", "asked by": "a⏎x"}
+        == rows[0]
+    )
+    shown = tables.far_keys_table(rows, kept={1})
+    assert "&lt;b&gt;<mark>&amp;</mark>a⏎" in shown
+    assert "<td>50.0000%</td>" in shown
+    assert ">stripe<" in shown
+    assert ">stripe<" not in tables.far_keys_table(rows, kept=set())
+
+
+def test_the_table_of_thresholds_marks_the_one_shown(found):
+    shown = tables.theta_table(found, 7.0, H100)
+    marked = re.findall(r'<tr class="marked"><td>([^<]*)</td><td>([^<]*)</td>', shown)
+    assert marked == [("7", f"{float(found.recall[7].mean()):.3f}")]
+    assert shown.count("<tr") == 1 + 17 + 1, "heading, every second θ, and the one shown"
+
+
+def test_the_estimate_is_for_the_whole_model(found):
+    part = tables.estimate(
+        found.density[7], found.n, found.head_dim, found.about["linear_parameters"], H100
+    )
+    whole = tables._estimate(found, 7, H100)
+    assert whole.dense == pytest.approx(32 * part.dense), "2 of 64 heads were measured"
+    # A head more is work more; the overhead is that of 8 layers, not of 1.
+    work = part.sparse - H100.overhead_ms
+    assert whole.sparse == pytest.approx(32 * work + 8 * H100.overhead_ms)
+    assert whole.linear == part.linear
+
+
+def of_a_model(found, heads: int, skipped: dict[int, str]):
+    """Results of a model of 4 layers and 8 heads, so many of each layer measured."""
+    layers = [layer for layer in range(4) if layer not in skipped]
+    table = torch.full((len(found.thetas), len(layers), heads), 0.3, dtype=torch.float64)
+    return replace(
+        found,
+        **dict.fromkeys(("recall", "p10", "least", "density"), table),
+        settings={**found.settings, "length": 16384},
+        about={**found.about, "layers": 4, "heads": 8},
+        layers=layers,
+        heads=list(range(heads)),
+        skipped=skipped,
+        captured=dict.fromkeys(layers, found.captured[7]),
+    )
+
+
+def test_the_estimate_does_not_hang_on_how_many_heads_were_measured(found):
+    one, all_of_them = (tables._estimate(of_a_model(found, h, {}), 7, H100) for h in (1, 8))
+    assert one.attention_speedup == pytest.approx(all_of_them.attention_speedup)
+    assert one.sparse == pytest.approx(all_of_them.sparse)
+
+
+def test_layers_not_measured_are_in_no_side_of_the_estimate_and_the_page_says_so(found):
+    some = of_a_model(found, 8, {1: "sees a window", 3: "sees a window"})
+    half, whole = (tables._estimate(x, 7, H100) for x in (some, of_a_model(found, 8, {})))
+    assert 2 * half.dense == pytest.approx(whole.dense)
+    assert 2 * half.sparse == pytest.approx(whole.sparse)
+    assert half.linear == whole.linear
+    shown = tables.settings_table(some, H100)
+    assert "layer 3</td>" in shown
+    assert shown.count("not measured, not in the estimate: sees a window") == 2
+
+
+def test_overview_holds_each_head_and_curves_their_means(found):
+    data = figures.data_overview(found, 9.0, "density")
+    assert data["values"].equal(found.density[9])
+    assert (data["layers"], data["heads"]) == ([7], [1, 5])
+    curves = figures.data_thetas(found)
+    assert curves["recall"] == pytest.approx(found.recall.mean((1, 2)).tolist())
+    assert curves["worst head"][9] == float(found.recall[9].min())

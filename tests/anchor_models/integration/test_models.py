@@ -1,0 +1,199 @@
+"""Models of each family with `attn_implementation="anchor_attention"`: as sdpa, or refused."""
+
+import math
+
+import pytest
+import torch
+import transformers
+
+import anchor_models.transformers  # noqa: F401
+from anchor_models.transformers import options, record
+from tests.anchor_models.integration.tiny import (
+    COMMON,
+    FAMILIES,
+    ROUNDING,
+    SIZES,
+    THETA,
+    N,
+    build,
+    far,
+    logits,
+    tokens,
+)
+
+ALL_SLIDING = {"mistral_sliding"}
+SOME_SLIDING = {"qwen2_sliding", "gemma3"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_with_every_key_kept_the_logits_are_those_of_sdpa(family):
+    model, ids = build(family), tokens(2)
+    with options(theta=math.inf, **SIZES), record() as stats:
+        found = logits(model, ids)
+    assert far(found, logits(model, ids, "sdpa")) <= ROUNDING
+    ran = ["dense", "dense"] if family in ALL_SLIDING else ["anchor", "anchor"]
+    if family in SOME_SLIDING:
+        ran = ["anchor", "dense"]
+    assert [layer.ran for layer in stats.layers.values()] == ran
+
+
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - ALL_SLIDING))
+def test_with_a_threshold_the_method_runs_and_drops_keys(family):
+    model, ids = build(family), tokens()
+    with options(theta=THETA, **SIZES), record() as stats:
+        found = logits(model, ids)
+    density = stats.layers[0].density
+    assert ((density > 0.46) & (density < 0.95)).all()  # 0.46: initial region and window
+    dense = logits(model, ids, "sdpa")
+    assert far(found[:, :32], dense[:, :32]) <= ROUNDING  # the first group is always dense
+    assert far(found[:, 32:], dense[:, 32:]) > 1e-3
+
+
+def test_each_layer_gets_what_the_reference_computes():
+    """The whole way by hand: q, k, v of the first layer, then `anchor_attention`."""
+    from anchor_models import capture_qkv
+    from anchor_ref import AnchorConfig, anchor_attention
+
+    model, ids = build(num_hidden_layers=1), tokens(2)
+    seen = []
+    layer = model.model.layers[0].self_attn.o_proj
+    layer.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    with options(theta=THETA, **SIZES):
+        logits(model, ids)
+        taken = capture_qkv(model, ids, dtype=None)[0]
+    expected = anchor_attention(
+        taken.q, taken.k, taken.v, AnchorConfig(theta=THETA, **SIZES), taken.scaling
+    )
+    assert torch.equal(seen[0], expected.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2_sliding", "gemma3"])
+def test_a_later_token_changes_no_earlier_group(family):
+    model, ids = build(family), tokens()
+    changed = ids.clone()
+    changed[:, 75] = (ids[:, 75] + 1) % 60 + 3
+    assert changed[0, 75] != ids[0, 75]
+    with options(theta=THETA, **SIZES):
+        before, after = logits(model, ids), logits(model, changed)
+    assert torch.equal(before[:, :64], after[:, :64])
+    assert not torch.equal(before[:, 75:], after[:, 75:])
+    with options(theta=math.inf, **SIZES):  # nor, with every key kept, an earlier token
+        assert far(logits(model, changed)[:, :75], logits(model, ids)[:, :75]) <= ROUNDING
+
+
+@pytest.mark.parametrize("n", [1, 2, 15, 32])
+def test_prompts_no_longer_than_a_group_are_dense_bit_for_bit(n):
+    model, ids = build(), tokens(2, n)
+    with options(theta=-math.inf, **SIZES):
+        found = logits(model, ids)
+    assert torch.equal(found, logits(model, ids, "sdpa"))
+
+
+def test_low_precision_and_autocast_run():
+    model, ids = build().float(), tokens()
+    with options(theta=math.inf, **SIZES):
+        with torch.autocast("cpu", torch.bfloat16):  # q and k are float32 here, v is bfloat16
+            found = logits(model, ids, use_cache=False)
+            same = logits(model, ids, "sdpa", use_cache=False)
+        half = logits(model.bfloat16(), ids, "anchor_attention")
+        half_dense = logits(model, ids, "sdpa")
+    # bfloat16 has 8 bits: sums taken in another order differ in the last one or two.
+    assert far(found.float(), same.float()) <= 2**-5
+    assert far(half.float(), half_dense.float()) <= 2**-5
+
+
+@pytest.mark.parametrize("n", [32, N])
+def test_capped_scores_are_refused(n):
+    config = transformers.Gemma2Config(**COMMON, attn_implementation="eager")
+    model = transformers.Gemma2ForCausalLM(config).eval()
+    with pytest.raises(ValueError, match="Gemma2Attention with capped scores: give this part"):
+        logits(model, tokens(n=n), "anchor_attention")
+
+
+def test_learned_sinks_are_refused():
+    small = {"num_local_experts": 2, "num_experts_per_tok": 1}
+    config = transformers.GptOssConfig(**COMMON, **small, attn_implementation="eager")
+    model = transformers.GptOssForCausalLM(config).eval()
+    with pytest.raises(ValueError, match="GptOssAttention with learned attention sinks"):
+        logits(model, tokens(), "anchor_attention")
+
+
+@pytest.mark.skipif(
+    transformers.__version__.startswith("4."), reason="encoders of transformers 4 know no other"
+)
+def test_encoders_are_refused():
+    config = transformers.BertConfig(**COMMON, attn_implementation="anchor_attention")
+    model = transformers.BertModel(config).eval()
+    with pytest.raises(ValueError, match="BertSelfAttention with attention in both directions"):
+        model(tokens())
+
+
+@pytest.mark.skipif(
+    transformers.__version__.startswith("4."), reason="in transformers 4 Bloom makes its own mask"
+)
+def test_a_model_with_an_attention_of_its_own_is_refused():
+    """Without a word it would run with no mask at all."""
+    config = transformers.BloomConfig(vocab_size=64, hidden_size=32, n_layer=1, n_head=4)
+    config._attn_implementation = "anchor_attention"
+    model = transformers.BloomForCausalLM(config).eval()
+    for n in (1, 20, N):
+        with pytest.raises(ValueError, match=r"AttentionInterface, got one with a BloomConfig"):
+            logits(model, tokens(n=n))
+
+
+def test_a_text_model_told_to_look_both_ways_is_refused():
+    model = build("gemma")
+    for layer in model.model.layers:
+        layer.self_attn.is_causal = False
+    with pytest.raises(ValueError, match="attention in both directions"):
+        logits(model, tokens())
+
+
+def test_gradients_are_refused_where_there_are_none_and_flow_where_attention_is_dense():
+    model = build()
+    with options(theta=THETA, **SIZES):
+        with pytest.raises(ValueError, match=r"run under torch\.no_grad\(\): AnchorAttention has"):
+            model(tokens())
+        model(tokens(n=30)).logits.sum().backward()
+    assert model.model.layers[0].self_attn.q_proj.weight.grad.abs().max() > 0
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_gradient_checkpointing_changes_nothing_without_gradients():
+    model, ids = build(), tokens()
+    with options(theta=THETA, **SIZES):
+        expected = logits(model, ids)
+        model.gradient_checkpointing_enable()
+        assert torch.equal(logits(model, ids), expected)
+        assert torch.equal(logits(model.train(), ids, use_cache=False), expected)
+
+
+def test_attention_dropout_is_refused():
+    model = build(attention_dropout=0.1)
+    with options(theta=THETA, **SIZES):
+        assert logits(model, tokens()).isfinite().all()
+        with pytest.raises(ValueError, match=r"attention dropout must be 0 .* got 0\.1"):
+            logits(model.train(), tokens())
+
+
+def test_a_vision_part_is_refused_with_the_way_out():
+    vision = {"num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    config = transformers.Gemma3Config(
+        text_config=transformers.Gemma3TextConfig(**COMMON, layer_types=["full_attention"] * 2),
+        vision_config=transformers.SiglipVisionConfig(
+            hidden_size=16, intermediate_size=16, **vision
+        ),
+        mm_tokens_per_image=4,
+    )
+    model = transformers.Gemma3ForConditionalGeneration(config).eval()
+    model.set_attn_implementation("anchor_attention")
+    pixels = torch.zeros(1, 3, 28, 28)
+    with pytest.raises(ValueError, match=r"Siglip.* both directions: give this part of the model"):
+        model.get_image_features(pixels)
+    model.set_attn_implementation({"text_config": "anchor_attention", "vision_config": "sdpa"})
+    model.get_image_features(pixels)
+    with options(theta=math.inf, **SIZES), record() as stats:
+        found = logits(model, tokens())
+    model.set_attn_implementation({"text_config": "sdpa"})
+    assert far(found, logits(model, tokens())) <= 1e-5  # float32
+    assert [call.ran for call in stats.calls] == ["anchor", "anchor"]

@@ -1,0 +1,296 @@
+"""Options reach the layers and heads that they name, and nothing else is taken."""
+
+import contextvars
+import math
+import sys
+import threading
+
+import pytest
+import torch
+
+from anchor_lab.analysis import Calibration
+from anchor_models import anchor_attention
+from anchor_models.transformers import options, record
+from anchor_ref import AnchorConfig
+from tests.anchor_models.integration.tiny import ROUNDING, SIZES, THETA, build, far, logits, tokens
+
+
+def densities(model, ids=None, **named):
+    """By layer, the density of each head."""
+    with options(**(SIZES | named)), record() as stats:
+        logits(model, tokens() if ids is None else ids)
+    return [layer.density for layer in stats.layers.values()]
+
+
+def test_one_threshold_for_each_layer():
+    model = build()
+    found = densities(model, theta=[-math.inf, THETA])
+    assert (found[0] == found[0].min()).all()
+    assert found[0].min() == densities(model, theta=-math.inf)[0].min()
+    assert (found[1] > found[0]).any()
+    same = densities(model, theta={1: THETA, 0: -math.inf})
+    assert all(torch.equal(a, b) for a, b in zip(found, same, strict=True))
+
+
+def by_head(backend, thetas, n=70):
+    generator = torch.Generator().manual_seed(1)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    q, k, v = (torch.randn(1, h, n, 16, generator=generator).to(device) for h in (4, 2, 2))
+    more = {"scale": 0.5, "backend": backend, "return_trace": True}
+    if len(thetas) == 1:
+        return anchor_attention(q, k, v, AnchorConfig(theta=thetas[0], **SIZES), **more)
+    return anchor_attention(q, k, v, AnchorConfig(**SIZES), theta_by_head=thetas, **more)
+
+
+def test_each_head_has_its_own_threshold():
+    """As one call for each threshold, of which that head's rows are taken."""
+    thetas = (math.inf, 5.0, -math.inf, 6.0)
+    out, trace = by_head("torch", thetas)
+    kept = trace.stripes.to_mask(70)
+    for head, theta in enumerate(thetas):
+        one, one_trace = by_head("torch", (theta,))
+        assert torch.equal(kept[:, head], one_trace.stripes.to_mask(70)[:, head])
+        assert torch.equal(out[:, head], one[:, head])
+        assert torch.equal(trace.row_anchor, one_trace.row_anchor)
+    assert 0 < kept[:, 1].sum() < kept[:, 3].sum() < kept[:, 0].sum()
+    assert kept[:, 2].sum() == 0
+
+
+def test_the_kernels_take_thresholds_by_head_too():
+    pytest.importorskip("triton", reason="Triton has wheels for Linux only")
+    thetas = (math.inf, 5.0, -math.inf, 6.0)
+    (out, trace), (same, same_trace) = (by_head(b, thetas, 50) for b in ("triton", "torch"))
+    assert torch.equal(trace.stripes.to_mask(50), same_trace.stripes.to_mask(50))
+    torch.testing.assert_close(out, same, atol=1e-5, rtol=1e-5)
+
+
+def test_as_many_thresholds_as_heads():
+    with pytest.raises(ValueError, match="one value for each of q's 4 heads, got 3"):
+        by_head("torch", (1.0, 2.0, 3.0))
+    with pytest.raises(ValueError, match="theta must be a real number"):
+        by_head("torch", (1.0, 2.0, 3.0, math.nan))
+
+
+def test_nan_anchors_keep_every_candidate_at_any_threshold():
+    q, k, v = (torch.randn(1, 2, 70, 16, generator=torch.Generator()) for _ in range(3))
+    q[0, 0, 40] = math.nan
+    given = {"backend": "torch", "return_trace": True}
+    _, trace = anchor_attention(
+        q, k, v, AnchorConfig(**SIZES), theta_by_head=(-math.inf, -math.inf), **given
+    )
+    assert trace.stripes.counts[0].tolist() == [[0, 16, 0], [0, 0, 0]]
+
+
+def test_thresholds_by_head_reach_the_heads_of_their_layer():
+    model = build()
+    found = densities(model, theta=[[math.inf, -math.inf, THETA, THETA], THETA])
+    plain = densities(model, theta=THETA)
+    assert found[0][0] == 1
+    assert found[0][1] == densities(model, theta=-math.inf)[0][1]
+    assert torch.equal(found[0][2:], plain[0][2:])
+
+
+def test_dense_layers_stay_as_sdpa_has_them():
+    model, ids = build(), tokens()
+    with options(theta=-math.inf, dense_layers=range(2), **SIZES), record() as stats:
+        found = logits(model, ids)
+    assert torch.equal(found, logits(model, ids, "sdpa"))
+    assert [call.why for call in stats.calls] == ["dense_layers names the layer"] * 2
+    model.set_attn_implementation("anchor_attention")
+    with options(dense_layers=[1], **SIZES), record() as stats:
+        logits(model, ids)
+    assert [call.ran for call in stats.calls] == ["anchor", "dense"]
+
+
+def test_the_configuration_speaks_where_no_context_does(tmp_path):
+    model, ids = build(), tokens()
+    with options(theta=THETA, dense_layers=[0], **SIZES):
+        expected = logits(model, ids)
+    model.config.anchor_attention = {"theta": {"1": THETA}, "dense_layers": [0], **SIZES}
+    assert torch.equal(logits(model, ids), expected)
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(
+        tmp_path, attn_implementation="anchor_attention", dtype=torch.float64
+    )
+    assert far(logits(again.eval(), ids), expected) <= ROUNDING
+    with options(theta=math.inf):  # the rest stays as configured
+        assert far(logits(again, ids), logits(again, ids, "sdpa")) <= ROUNDING
+
+
+def test_contexts_nest_and_end():
+    with options(theta=1.0, block_size=32) as outer:
+        with options(theta=2.0) as inner:
+            assert (inner.thetas, inner.sizes.block_size) == (2.0, 32)
+        with pytest.raises(RuntimeError), options(theta=3.0):
+            raise RuntimeError
+        with options() as same:
+            assert same == outer
+    with options() as after:
+        assert (after.thetas, after.sizes, after.backend) == (12.0, AnchorConfig(), "auto")
+
+
+def calibration(**changes):
+    given = {
+        "thetas": {0: (math.inf, THETA, THETA, THETA), 1: (THETA,) * 4},
+        "target_recall": 0.9,
+        "reached": {0: (1.0, 0.9, 0.9, 0.9), 1: (0.9,) * 4},
+        "density": {0: (1.0, 0.5, 0.5, 0.5), 1: (0.5,) * 4},
+        "config": AnchorConfig(**SIZES),
+    }
+    return Calibration(**(given | changes))
+
+
+def test_a_calibration_brings_its_thresholds_and_sizes(tmp_path):
+    model, ids = build(), tokens()
+    with options(theta=[list(row) for row in calibration().thetas.values()], **SIZES):
+        expected = logits(model, ids)
+    file = tmp_path / "thetas.json"
+    calibration().save(file)
+    for theta in (calibration(), file, str(file)):
+        with options(theta=theta) as chosen:
+            assert torch.equal(logits(model, ids), expected)
+            assert chosen.sizes == AnchorConfig(**SIZES)
+    calibration(thetas={0: (THETA,) * 4, 1: (THETA,) * 4}).save(file)
+    with options(theta=file) as chosen:  # a file that has changed is read again
+        assert chosen.thetas[0] == (THETA,) * 4
+    with pytest.raises(ValueError, match="step must be 2, as the thresholds were calibrated for"):
+        options(theta=calibration(), step=4).__enter__()
+
+
+def test_sizes_of_a_calibration_stay_when_theta_alone_is_named_further_in():
+    with options(theta=calibration(), backend="torch"):
+        with options(theta=5.0) as inner:
+            assert (inner.thetas, inner.sizes) == (5.0, AnchorConfig(**SIZES))
+        with options(theta=5.0), options(step=4) as inner:  # nothing calibrated is left
+            assert inner.sizes.step == 4
+        with pytest.raises(ValueError, match="step must be 2, as the thresholds were calibrated"):
+            options(step=4).__enter__()
+    with options() as after:
+        assert after.sizes == AnchorConfig()
+
+
+def test_sizes_around_make_way_for_those_of_a_calibration(tmp_path):
+    with options(block_size=64, step=8, dense_layers=[1]):
+        with options(theta=calibration()) as inner:
+            assert (inner.sizes, inner.dense_layers) == (AnchorConfig(**SIZES), {1})
+        with options() as outer:
+            assert outer.sizes == AnchorConfig(block_size=64, step=8)
+    file = tmp_path / "thetas.json"
+    calibration().save(file)
+    model = build()
+    model.config.anchor_attention = {"theta": str(file)}
+    with options(theta=5.0), record() as stats:  # 40 keys are more than a group of 32
+        logits(model, tokens(n=40))
+    assert [call.ran for call in stats.calls] == ["anchor", "anchor"]
+    model.config.anchor_attention = {"block_size": 64}
+    with options(theta=file), record() as stats:
+        logits(model, tokens(n=40))
+    assert [call.ran for call in stats.calls] == ["anchor", "anchor"]
+
+
+def test_equal_thresholds_of_a_layer_count_as_one_for_a_rank_with_some_of_its_heads():
+    thetas = {0: (math.inf, 1.0, 1.0, 1.0), 1: (THETA,) * 4}
+    with options(theta=calibration(thetas=thetas)) as chosen:
+        assert chosen.theta(0, 4) == thetas[0]
+        assert [chosen.theta(1, n) for n in (4, 2, 1)] == [THETA] * 3
+        with pytest.raises(ValueError, match="2 query heads of layer 0, got 4; where ranks share"):
+            chosen.theta(0, 2)
+        with pytest.raises(ValueError, match="3 query heads of layer 1, got 4"):
+            chosen.theta(1, 3)
+    # A model with half of the heads is what a rank of two holds.
+    half = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    with options(theta=calibration(thetas={0: (1.0,) * 4, 1: (THETA,) * 4})):
+        found = logits(build(**half), tokens())
+    with options(theta=[1.0, THETA], **SIZES):
+        assert torch.equal(found, logits(build(**half), tokens()))
+
+
+def in_thread(function, *args):
+    thread = threading.Thread(target=function, args=args)
+    thread.start()
+    thread.join()
+
+
+def test_another_thread_is_told_by_the_configuration_or_by_a_copied_context():
+    model, ids, seen = build(), tokens(), []
+
+    def run():
+        with options() as chosen:
+            seen.append(chosen.thetas)
+        logits(model, ids)
+
+    with options(theta=THETA, **SIZES), record() as stats:
+        in_thread(run)
+        if not getattr(sys.flags, "thread_inherit_context", 0):  # as a free-threaded Python does
+            assert (seen, stats.calls) == ([12.0], [])
+        in_thread(contextvars.copy_context().run, run)
+    assert seen[-1] == THETA
+    assert [call.ran for call in stats.calls][-2:] == ["anchor", "anchor"]
+    model.config.anchor_attention = {"theta": THETA, "dense_layers": [0], **SIZES}
+    here, there = logits(model, ids), []
+    in_thread(lambda: there.append(logits(model, ids)))
+    assert torch.equal(there[0], here)
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        ({"theta": math.nan}, "theta must be a real number"),
+        ({"theta": True}, "theta must be a number, a sequence or mapping of them .* got True"),
+        ({"theta": object()}, "theta must be a number, a sequence or mapping of them by layer"),
+        ({"theta": [1.0, [1.0, math.nan]]}, "theta must be a real number"),
+        ({"theta": {-1: 2.0}}, "theta must name layers by integers of at least 0, got -1"),
+        ({"dense_layers": [1.5]}, r"dense_layers must name layers by integers .* got 1\.5"),
+        ({"dense_layers": "12"}, r"dense_layers must be a list of layers, .* got '12'"),
+        ({"dense_layers": 12}, r"dense_layers must be a list of layers, .* got 12"),
+        ({"backend": "cuda"}, "backend must be one of 'auto', 'triton', 'torch', got 'cuda'"),
+        ({"block_size": 0}, "block_size must be an integer of at least 1, got 0"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked_annotations")
+def test_bad_options_are_refused_at_once(named, message):
+    with pytest.raises(ValueError, match=message):
+        options(**named).__enter__()
+
+
+def test_a_file_that_is_not_there_is_named():
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.json"):
+        options(theta="nowhere.json").__enter__()
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        ({"theta": [1.0]}, "theta must have an entry for each layer .* got none for layer 1"),
+        ({"theta": [1.0] * 3}, r"theta must name layers in 0\.\.1, got \[0, 1, 2\]"),
+        ({"theta": [[1.0] * 3] * 2}, "each of the 4 query heads of layer 0, got 3"),
+        ({"dense_layers": [2]}, r"dense_layers must name layers in 0\.\.1, got \[2\]"),
+    ],
+)
+def test_options_that_do_not_fit_the_model_are_refused_by_it(named, message):
+    model = build()
+    with options(**named, **SIZES), pytest.raises(ValueError, match=message):
+        logits(model, tokens())
+
+
+@pytest.mark.parametrize("value", [{"thetas": 1.0}, "dense"])
+def test_a_configuration_with_other_names_is_refused(value):
+    model = build()
+    model.config.anchor_attention = value
+    with pytest.raises(ValueError, match=r"config\.anchor_attention must be a dict with names"):
+        logits(model, tokens())
+
+
+def test_the_backend_that_is_named_runs():
+    model, ids = build(num_hidden_layers=1), tokens(n=50)
+    with options(theta=THETA, backend="triton", **SIZES):
+        with pytest.raises(RuntimeError, match=r"backend='triton' cannot run: q must be float16"):
+            logits(model, ids)  # float64
+        if torch.cuda.is_available():
+            model, ids = model.cuda(), ids.cuda()
+        with record() as stats:
+            found = logits(model.float(), ids)
+        assert stats.calls[0].why.startswith("triton: ")
+    with options(theta=THETA, backend="torch", **SIZES), record() as stats:
+        assert far(found, logits(model, ids)) <= 1e-4  # float32, sums in another order
+    assert stats.calls[0].why.startswith("torch: ")

@@ -1,0 +1,100 @@
+"""The texts of a call are read once for all layers; masks of dense chunks are drawn in strips."""
+
+import math
+
+import pytest
+import torch
+
+from anchor_models.integration import packing as texts
+from anchor_models.integration import prefill
+from anchor_models.integration.sequences import HIDDEN
+from anchor_models.transformers import options, record
+from tests.anchor_models.integration.tiny import SIZES, THETA, N, build, far, logits, tokens
+
+
+def counted(monkeypatch, module, name):
+    """How often a function of a module is called, and with what."""
+    calls, function = [], getattr(module, name)
+
+    def count(*args, **kwargs):
+        calls.append((args, kwargs))
+        return function(*args, **kwargs)
+
+    monkeypatch.setattr(module, name, count)
+    return calls
+
+
+def segments(n_hidden):
+    """One text of 40 keys, the first of them padding."""
+    text_of = torch.zeros(40, dtype=torch.int32)
+    text_of[:n_hidden] = HIDDEN
+    return torch.stack([text_of, torch.arange(40, dtype=torch.int32)])[None, None]
+
+
+def test_layers_share_one_look_at_mask_and_positions(monkeypatch):
+    model, ids = build(num_hidden_layers=3), tokens(2)
+    mask = (torch.arange(N) >= torch.tensor([[0], [35]])).long()
+    reads = counted(monkeypatch, texts, "from_segments")
+    checks = counted(monkeypatch, texts, "refuse_restarts")
+    with options(theta=THETA, **SIZES):
+        for times in (1, 2):
+            logits(model, ids, attention_mask=mask)
+            assert (len(reads), len(checks)) == (times, times)
+        logits(model, ids)
+    assert (len(reads), len(checks)) == (2, 3)
+
+
+def test_texts_are_read_again_when_anything_is_another_or_was_written_to(monkeypatch):
+    x, reads = torch.zeros(1, 2, 40, 8), counted(monkeypatch, texts, "_read")
+    mask, positions = segments(3), torch.arange(40)[None]
+
+    def look(mask, positions, x=x):
+        return texts.texts_of(x, x, mask, {"position_ids": positions})
+
+    first = look(mask, positions)
+    assert look(mask, positions) is first
+    assert first[0].keys == slice(3, 40)
+    mask[0, 0, 0, :9] = HIDDEN
+    assert look(mask, positions)[0].keys == slice(9, 40)
+    assert look(segments(4), positions)[0].keys == slice(4, 40)  # which is gone at once
+    assert look(None, positions)[0].keys == slice(0, 40)
+    assert look(None, positions, x[:, :, :20])[0].keys == slice(0, 20)
+    positions[0, 20] = 0
+    with pytest.raises(ValueError, match="position_ids must not begin again inside a text"):
+        look(None, positions)
+    assert len(reads) == 6
+    with torch.inference_mode():  # whose tensors count no writes
+        assert look(mask, torch.arange(40)[None])[0].keys == slice(9, 40)
+
+
+@pytest.mark.parametrize("theta", [THETA, [[THETA, 1.0, 2.0, math.inf], THETA]])
+def test_a_trace_is_asked_for_by_a_record_alone(monkeypatch, theta):
+    """Without it the host need not wait for the length of a list."""
+    model, ids = build(), tokens()
+    calls = counted(monkeypatch, prefill, "anchor_attention")
+    with options(theta=theta, **SIZES):
+        plain = logits(model, ids)
+        with record():
+            assert torch.equal(logits(model, ids), plain)
+    asked = [kwargs["return_trace"] for _, kwargs in calls]
+    assert asked == [False, False, True, True]
+
+
+@pytest.mark.parametrize("family", ["llama", "deepseek_v3"])
+@pytest.mark.parametrize("rows", [1, 7, 13, 40])
+def test_dense_attention_of_a_chunk_is_that_of_its_whole_mask(monkeypatch, family, rows):
+    layer = build(family).model.layers[0].self_attn
+    generator = torch.Generator().manual_seed(2)
+    kv_heads = 4 // layer.num_key_value_groups
+    sizes = ((4, 40, 12), (kv_heads, N, 12), (kv_heads, N, 6))
+    q, k, v = (torch.randn(2, *s, generator=generator, dtype=torch.float64) for s in sizes)
+    given = {"dropout": 0.0, "scaling": 0.5}
+    lower = torch.ones(40, N, dtype=torch.bool).tril(N - 40)[None, None]
+    expected = prefill.dense(layer, q, k, v, lower, given)
+    monkeypatch.setattr(prefill, "STRIP", rows * N + 3)
+    calls = counted(monkeypatch, prefill, "dense")
+    found = prefill._dense_causal(layer, q, k, v, given)
+    assert far(found, expected) <= 1e-14
+    drawn = [args[4] for args, _ in calls]
+    assert max(mask.numel() for mask in drawn) <= rows * N
+    assert len(drawn) == math.ceil(40 / rows)
