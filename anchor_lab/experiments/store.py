@@ -1,98 +1,181 @@
-"""A table that grows on disk: nothing in it is measured again, or under other settings."""
+"""Rows that grow on disk: none is measured again, none is added under other settings.
 
+A file of rows is JSON
+
+    {"settings": {what all rows share}, "runs": [{date, command, ...}, ...], "rows": [{...}, ...]}
+
+with a line for each run and row, or a table, .csv or .csv.gz, with settings.json beside it.
+"""
+
+import csv
+import gzip
+import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-ABOUT, TABLE = "settings.json", "compare.csv"
-KEY = ("method", "configuration", "layer", "head")
+SETTINGS = "settings.json"  # beside a table
 
 
-class Results:
-    """Rows found so far, in a folder that a later run goes on with.
+class Store:
+    """Rows found so far, in a file that a later run goes on with.
 
     Args:
-        folder: gets settings.json and compare.csv; made where it does not exist.
-        settings: what all rows share, as JSON would give it back.
+        path: the file, .json or .csv; it and its folder are made where they do not exist.
+        key: names of the fields that tell a row from all others.
+        settings: what all rows share, as JSON gives it back.
+        run: what is recorded of this run alone, such as its date; rows then get its number as
+            "run". Not for tables.
+
+    Attributes:
+        rows: as dicts, in the order in which they were found.
 
     Raises:
-        ImportError: pandas is not installed.
-        ValueError: the folder's rows were made with other settings, or nobody knows with which.
+        ValueError: the file's rows were made with other settings, or nobody knows with which; or
+            it is no such file.
     """
 
-    def __init__(self, folder: str | Path, settings: dict):
-        self.folder = Path(folder)
-        self.frame = _empty()
-        about, table = self.folder / ABOUT, self.folder / TABLE
-        if not table.exists():
-            if about.exists():  # of a run that stopped before its first row
-                check_own(about, settings)
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_whole(about, json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
-            return
-        if not about.exists():
-            raise ValueError(
-                f"{self.folder} holds {TABLE} without {ABOUT}, which says what it was made with: "
-                "give another folder, or remove that one"
-            )
-        check_settings(about, settings)
-        self.frame = read_table(table)
+    def __init__(self, path: Path, key: Sequence[str], settings: dict, run: dict | None = None):
+        self.path, self.key, self.settings = Path(path), tuple(key), settings
+        self.rows: list[dict] = []
+        self.runs: list[dict] = []
+        self.run = run
+        beside = self.path.with_name(SETTINGS)
+        if self.path.exists():
+            found = read(self.path)
+            check_settings(self.path, found["settings"], settings)
+            self.rows, self.runs = found["rows"], found["runs"]
+        elif self._is_table and beside.exists():  # of a run that stopped before its first row
+            check_own(beside, settings)
+        self._places = {self.key_of(row): place for place, row in enumerate(self.rows)}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self._is_table:
+            write_whole(beside, json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
 
-    def missing(
-        self, method: str, configurations: Sequence[str], layer: int, heads: Sequence[int]
-    ) -> list[int]:
-        """Which of the heads lack a configuration of the method."""
-        there = set(self.frame[list(KEY)].itertuples(index=False, name=None))
-        return [
-            head
-            for head in heads
-            if any((method, label, layer, head) not in there for label in configurations)
-        ]
+    def key_of(self, row: dict) -> tuple:
+        """What tells this row from the others."""
+        return tuple(row[name] for name in self.key)
 
-    def add(self, rows: Sequence[dict]) -> None:
-        """Keep the rows, on disk as well; of rows with the same key the newest."""
-        import pandas as pd
+    def holds(self, **fields: object) -> bool:
+        """Whether there is a row with this key."""
+        return self.key_of(fields) in self._places
 
-        grown = (
-            pd.concat([self.frame, pd.DataFrame(rows)]) if len(self.frame) else pd.DataFrame(rows)
+    def add(self, rows: Iterable[dict]) -> None:
+        """Keep rows, on disk as well; one whose key is there already takes the old one's place."""
+        if self.run is not None:
+            if not self.runs or self.runs[-1] is not self.run:
+                self.runs.append(self.run)
+            rows = [{**row, "run": len(self.runs) - 1} for row in rows]
+        for row in rows:
+            place = self._places.setdefault(self.key_of(row), len(self.rows))
+            self.rows[place : place + 1] = [row]
+        self._write()
+
+    @property
+    def _is_table(self) -> bool:
+        return self.path.suffix != ".json"
+
+    def _write(self) -> None:
+        if self._is_table:
+            write_table(self.path, self.rows)
+        else:
+            write_json(self.path, self.settings, self.rows, self.runs)
+
+
+def read(path: Path) -> dict:
+    """{"settings", "runs", "rows"} of a file.
+
+    Raises:
+        OSError: there is no such file.
+        ValueError: it is none that a `Store` wrote, or a table without its settings.
+    """
+    if path.suffix == ".json":
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict) or not {"settings", "rows"} <= found.keys():
+            raise ValueError(f"{path} holds no rows of an experiment: give another file")
+        return {"runs": [], **found}
+    about = path.with_name(SETTINGS)
+    if not about.exists():
+        raise ValueError(
+            f"{path.parent} holds {path.name} without {SETTINGS}, which says what it was made "
+            "with: give another folder, or remove that one"
         )
-        self.frame = grown.drop_duplicates(list(KEY), keep="last", ignore_index=True)
-        write_whole(self.folder / TABLE, to_csv(self.frame))
+    return {
+        "settings": json.loads(about.read_text(encoding="utf-8")),
+        "runs": [],
+        "rows": read_table(path),
+    }
 
 
-def read_table(path: str | Path):
-    """The rows of a compare.csv as a pandas frame."""
-    return _pandas().read_csv(path, dtype={"text": str, "method": str, "configuration": str})
+def read_table(path: Path) -> list[dict]:
+    """The rows of a .csv or .csv.gz: whole numbers as int, others as float, the rest as text."""
+    data = path.read_bytes()
+    text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
+    return [
+        {name: _value(word) for name, word in row.items()}
+        for row in csv.DictReader(text.splitlines())
+    ]
 
 
-def to_csv(frame) -> str:
-    """CSV with six digits, which is more than the measures repeat on another machine."""
-    return frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+def _value(word: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(word)
+        except ValueError:
+            continue
+    return word
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_table(path: Path, rows: Sequence[dict]) -> None:
+    """Rows as .csv or .csv.gz, with six digits: more than measures repeat on another machine."""
+    out = io.StringIO()
+    table = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
+    table.writeheader()
+    for row in rows:
+        table.writerow({n: f"{x:.6g}" if isinstance(x, float) else x for n, x in row.items()})
+    if path.suffix == ".gz":
+        # No time of its own in the file: the same rows are the same bytes.
+        write_whole(path, gzip.compress(out.getvalue().encode(), mtime=0))
+    else:
+        write_whole(path, out.getvalue())
+
+
+def write_json(
+    path: Path, settings: dict, rows: Sequence[dict], runs: Sequence[dict] = ()
+) -> None:
+    """A file of rows, one on each line, so that a diff shows which changed."""
+
+    def lines(found: Sequence[dict]) -> str:
+        return ",\n".join("  " + json.dumps(one, ensure_ascii=False) for one in found)
+
+    about = json.dumps(settings, indent=1, ensure_ascii=False).replace("\n", "\n ")
+    told = f' "runs": [\n{lines(runs)}\n ],\n' if runs else ""
+    write_whole(path, f'{{\n "settings": {about},\n{told} "rows": [\n{lines(rows)}\n ]\n}}\n')
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file: an interruption leaves the old one or the new one, never half of it."""
     new = path.with_name(path.name + ".new")
-    new.write_text(text, encoding="utf-8")
+    new.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
     new.replace(path)
 
 
-def check_settings(path: Path, wanted: dict) -> None:
+def check_settings(path: Path, found: dict, wanted: dict) -> None:
     """Results of other settings are neither used nor written over.
 
     Args:
-        path: of the settings that the results beside it were made with, JSON.
+        path: of the results.
+        found: settings that they were made with.
         wanted: those of this run.
 
     Raises:
         ValueError: they differ; the message names the first that does.
     """
-    found = json.loads(path.read_text(encoding="utf-8"))
     for name in {**found, **wanted}:
         if found.get(name) != wanted.get(name):
             raise ValueError(
-                f"{path.parent} holds results made with {name} {found.get(name)!r}, this run has "
-                f"{wanted.get(name)!r}: give another folder, or remove that one"
+                f"{path} holds results made with {name} {found.get(name)!r}, this run has "
+                f"{wanted.get(name)!r}: write to another place, or remove that file"
             )
 
 
@@ -111,16 +194,4 @@ def check_own(path: Path, wanted: dict) -> None:
     except ValueError:  # no JSON, or no text
         found = None
     if not (isinstance(found, dict) and found.keys() & wanted.keys()):
-        raise ValueError(f"{path} is not of a comparison: give another folder")
-
-
-def _empty():
-    return _pandas().DataFrame(columns=list(KEY))
-
-
-def _pandas():
-    try:
-        import pandas
-    except ImportError as error:
-        raise ImportError("tables of results need pandas: pip install '.[lab]'") from error
-    return pandas
+        raise ValueError(f"{path} is not of an experiment: give another folder")

@@ -1,0 +1,95 @@
+"""What an experiment is to the one command that runs them all, `python -m anchor_lab NAME`."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from anchor_lab.experiments.environment import lacks_cuda
+from anchor_lab.experiments.store import read, write_whole
+
+RESULTS = Path("results")  # of the repository, where its commands are run
+
+
+def no_options(parser: argparse.ArgumentParser) -> None:
+    """An experiment that needs no options of its own."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A question: how its numbers are measured, drawn and written up.
+
+    Attributes:
+        name: of its folder, and what the command calls it.
+        about: docstring of the module that measures; its first line is the title.
+        measure: fills the file `options.out`; returns 0, or the exit status of what went wrong.
+        page: the numbers as Markdown, given what `read` found and the page's path.
+        file: where the numbers go, below `results`: "NAME/NAME.json".
+        draw: the numbers as a figure; None for an experiment without one.
+        options: adds what `measure` reads besides --device, --quick and --out.
+        read: the numbers of a file.
+        needs_cuda: whether measuring needs a CUDA device, --quick included.
+    """
+
+    name: str
+    about: str
+    measure: Callable[[argparse.Namespace], int]
+    page: Callable[[dict, Path], str]
+    file: str
+    draw: Callable[[dict], Any] | None = None
+    options: Callable[[argparse.ArgumentParser], None] = no_options
+    read: Callable[[Path], dict] = read
+    needs_cuda: bool = False
+
+    @property
+    def title(self) -> str:
+        return self.about.splitlines()[0]
+
+    def run(self, arguments: Sequence[str]) -> int:
+        """Measure, then write page and figure; returns the exit status."""
+        options = self.parser().parse_args(arguments)
+        if not options.table:
+            if self.needs_cuda and lacks_cuda(f"anchor_lab {self.name}"):
+                return 2
+            if status := self.measure(options):
+                return status
+        self.write_page(options.out)
+        return 0
+
+    def write_page(self, out: Path) -> None:
+        """NAME.md and NAME.png beside the file of numbers."""
+        results, page = self.read(out), _beside(out, ".md")
+        if self.draw is not None:
+            from matplotlib import pyplot as plt
+
+            figure = self.draw(results)
+            figure.savefig(_beside(out, ".png"))
+            plt.close(figure)
+        write_whole(page, self.page(results, page))
+        print(f"{page} is written")
+
+    def parser(self) -> argparse.ArgumentParser:
+        """--device, --table, --quick, --out and the experiment's own."""
+        made = argparse.ArgumentParser(
+            prog=f"python -m anchor_lab {self.name}",
+            description=self.about,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        made.add_argument("--device", default=device, help=f"default here: {device}")
+        made.add_argument(
+            "--table", action="store_true", help="no measuring, only page and figure"
+        )
+        made.add_argument("--quick", action="store_true", help="small sizes: a look, no result")
+        default = RESULTS / self.file
+        made.add_argument("--out", type=Path, default=default, help=f"default: {default}")
+        self.options(made)
+        return made
+
+
+def _beside(out: Path, ending: str) -> Path:
+    """The page or picture of a file of numbers, .json, .csv or .csv.gz."""
+    return out.with_name(out.name.removesuffix(".gz").rpartition(".")[0] + ending)

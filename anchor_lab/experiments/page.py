@@ -1,0 +1,69 @@
+"""A page of results: a template that lies beside its experiment, filled with numbers.
+
+results -> values (a dict, tested for its numbers) -> page.md.j2 -> results/NAME/NAME.md
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from math import isnan
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+
+
+def render(template: str, **values: object) -> str:
+    """A page as Markdown.
+
+    Args:
+        template: a file below this folder, such as "ablations/page.md.j2".
+        values: the names that it uses; a name that is missing is an error, not a gap.
+
+    Raises:
+        jinja2.UndefinedError: the template uses a name that is not among `values`.
+    """
+    return _environment().get_template(template).render(values)
+
+
+def markdown(
+    header: Sequence[object], rows: Sequence[Sequence[object]], align: str = "---"
+) -> str:
+    """A table: a line of headings, a line of `align`, a line for each row."""
+    lines = [header, [align] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def digits(value: float | None, count: int) -> str:
+    """A number with so many decimals, or a dash for None and for NaN, which nothing reaches."""
+    return "–" if value is None or isnan(value) else f"{value:.{count}f}"
+
+
+def number(value: float) -> str:
+    """Three digits; whole numbers from 100 on."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def percent(share: float) -> str:
+    """A share in percent, three digits."""
+    return f"{100 * share:.3g} %"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a row; "none" for none."""
+    return ", ".join(names) or "none"
+
+
+@cache
+def _environment():
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    found = Environment(
+        loader=FileSystemLoader(FOLDER),
+        undefined=StrictUndefined,
+        autoescape=False,  # Markdown, not HTML
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    found.globals |= {"table": markdown}
+    found.filters |= {"digits": digits, "number": number, "percent": percent, "listed": listed}
+    return found
