@@ -145,14 +145,13 @@ def test_ci_runs_what_a_reader_runs():
 
 def sources() -> set[str]:
     """Every file that the wheel must hold, as it is named there."""
-    code = [
-        path.relative_to(folder).as_posix()
-        for folder in (ROOT, ROOT / "kernels")
-        for package in ("anchor_ref", "anchor_kernels")
-        for path in (folder / package).rglob("*.py")
-    ]
-    model = ROOT / "anchor_ref" / "activations" / "model"
-    return {*code, *(path.relative_to(ROOT).as_posix() for path in model.iterdir())}
+    kinds = ("*.py", "*.j2", "*.ipynb", "model/*")
+    return {
+        path.relative_to(package.parent).as_posix()
+        for package in (*ROOT.glob("anchor_*"), *ROOT.glob("kernels/anchor_*"))
+        for kind in kinds
+        for path in package.rglob(kind)
+    }
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +160,7 @@ def wheel(tmp_path_factory) -> Path:
     copy, out = tmp_path_factory.mktemp("copy"), tmp_path_factory.mktemp("wheel")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
-    for name in ("anchor_ref", "kernels", "training", "tests", "tools"):
+    for name in ("anchor_ref", "anchor_models", "anchor_lab", "kernels", "training", "tests", "tools"):
         if (ROOT / name).exists():
             ignored = shutil.ignore_patterns("__pycache__", "data", "runs")
             shutil.copytree(ROOT / name, copy / name, ignore=ignored)
