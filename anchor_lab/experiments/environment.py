@@ -1,6 +1,7 @@
 """On what an experiment ran: device, versions, code. Recorded with the numbers, read by the page."""
 
 import hashlib
+import platform
 import subprocess
 import sys
 import time
@@ -18,14 +19,23 @@ def environment(device: str | torch.device, packages: Iterable[str] = ("torch",)
     """Date, device and versions.
 
     Args:
-        device: where the work is done.
+        device: where the work is done; of the CPU its name is recorded, as of a GPU.
         packages: whose versions are recorded, each under its own name.
     """
+    device = torch.device(device)
     return {
         "date": time.strftime("%Y-%m-%d"),
-        "device": device_name(torch.device(device)),
+        "device": _processor() if device.type == "cpu" else device_name(device),
         **{package: _version(package) for package in packages},
     }
+
+
+def _processor() -> str:
+    """The CPU's name where the system tells it, else its kind."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _version(package: str) -> str:
