@@ -6,13 +6,14 @@ A notebook that fails is left as it was.
 """
 
 import copy
-import hashlib
 import math
 import re
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from hashlib import sha256
+from itertools import count
 from pathlib import Path
 from typing import TextIO
 
@@ -20,6 +21,8 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellControlSignal, CellExecutionError, DeadKernelError
 from nbformat import NotebookNode
+
+from tools.prose import one_sentence_a_line
 
 ROOT = Path(__file__).resolve().parent.parent
 CELL_SECONDS = 300  # a cell that takes longer hangs
@@ -32,6 +35,7 @@ LANGUAGE = {
     "pygments_lexer": "ipython3",
 }
 TIME_ROW = re.compile(r"^\| time \|.*\|$", re.MULTILINE)  # of the table in a notebook's first cell
+CELL_ID = re.compile(r"[\w-]{1,64}", re.ASCII)  # as nbformat wants it
 CELL_METADATA = {"tags", "jupyter"}  # what an author sets; editors and kernels add the rest
 
 
@@ -188,22 +192,32 @@ def is_code(cell: NotebookNode) -> bool:
 
 
 def normalised(notebook: NotebookNode) -> NotebookNode:
-    """A copy whose bytes depend on its cells and outputs alone, so that a diff shows real changes.
+    """A copy in the form that is committed, whose diff shows real changes alone.
 
-    Cell ids come from the cells' text; metadata of editors, kernels and machines goes; outputs,
-    counts and tags stay.
+    Prose has one sentence a line. A cell keeps its id however its text changes; one without an id,
+    or with that of an earlier cell, gets a new one. Metadata of editors, kernels and machines
+    goes; outputs, counts and tags stay.
     """
     notebook = copy.deepcopy(notebook)
     notebook.metadata = nbformat.from_dict({"kernelspec": KERNELSPEC, "language_info": LANGUAGE})
     notebook.nbformat, notebook.nbformat_minor = 4, 5
-    seen: dict[str, int] = {}
-    for cell in notebook.cells:
-        digest = hashlib.sha256(f"{cell.cell_type}\n{cell.source}".encode()).hexdigest()[:10]
-        seen[digest] = seen.get(digest, 0) + 1
-        cell.id = digest if seen[digest] == 1 else f"{digest}-{seen[digest]}"
+    given = {cell.get("id") for cell in notebook.cells}
+    used: set[str] = set()
+    for place, cell in enumerate(notebook.cells):
+        if not CELL_ID.fullmatch(cell.get("id") or "") or cell.id in used:
+            text = f"{place}\n{cell.cell_type}\n{cell.source}"
+            cell.id = next(new for new in _ids(text) if new not in given | used)
+        used.add(cell.id)
+        if cell.cell_type == "markdown":
+            cell.source = one_sentence_a_line(cell.source)
         kept = {key: value for key, value in cell.metadata.items() if key in CELL_METADATA}
         cell.metadata = nbformat.from_dict(kept)
     return notebook
+
+
+def _ids(text: str) -> Iterator[str]:
+    """Ids for a new cell, the same in every run: digits of the hash of where and what it was."""
+    return (sha256(f"{text}\n{again}".encode()).hexdigest()[:10] for again in count())
 
 
 def main(paths: Iterable[str]) -> int:

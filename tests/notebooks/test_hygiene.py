@@ -12,10 +12,10 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from tools import notebooks
 from tools.notebooks import ROOT
 from tools.page import markdown_to_html
+from tools.prose import one_sentence_a_line
 
 LARGEST_FILE = 400_000  # bytes
 LONGEST_CELL = 30  # lines
-LONGEST_LINE = 120  # characters of prose
 # A path from the root of a file system with at least one folder, but no URL and no closing tag.
 ABSOLUTE_PATH = re.compile(
     r"(?<![\w<:/.~)\]}-])/(?:[\w.+-]+/)+[\w.+-]*|\b[A-Za-z]:\\\w+|ipykernel_\d+"
@@ -55,14 +55,12 @@ def counts(notebook: NotebookNode) -> list[str]:
     ]
 
 
-def long_lines(notebook: NotebookNode) -> list[str]:
-    """Prose that no diff can show; tables, headings and ways to other notebooks are one line."""
+def not_a_sentence_a_line(notebook: NotebookNode) -> list[str]:
+    """A diff shows which sentence changed, where each has a line of its own."""
     return [
-        f"cell {i}: {len(line)} characters in a line, at most {LONGEST_LINE} allowed: {line[:40]}"
-        for i, cell in enumerate(notebook.cells)
-        if cell.cell_type == "markdown"
-        for line in cell.source.splitlines()
-        if len(line) > LONGEST_LINE and not line.lstrip().startswith(("|", "#", "[←", "$$"))
+        f"cell {i}: {line[:60]!r} does not hold one sentence, run `make notebooks`"
+        for i, text in prose(notebook)
+        for line in sorted({*text.splitlines()} - {*one_sentence_a_line(text).splitlines()})
     ]
 
 
@@ -142,7 +140,7 @@ def long_cells(notebook: NotebookNode) -> list[str]:
 
 
 def not_normalised(notebook: NotebookNode) -> list[str]:
-    """Ids made from the cells' text, no metadata of a machine or an editor."""
+    """An id of its own for each cell, no metadata of a machine or an editor."""
     clean = notebooks.normalised(notebook)
     faults = [
         f"cell {i}: id {was.get('id')!r} or metadata {dict(was.metadata)}, run `make notebooks`"
@@ -228,7 +226,7 @@ CHECKS = [
     absolute_paths,
     vector_pictures,
     long_cells,
-    long_lines,
+    not_a_sentence_a_line,
     not_normalised,
     formulas,
     headings,
@@ -329,8 +327,11 @@ FAULTS = [
     (vector_pictures, say(new_output("display_data", {"image/svg+xml": "<svg/>"}))),
     (long_cells, change_cell(1, source=LONG)),
     (long_cells, change_cell(0, source=LONG)),
-    (long_lines, change_cell(0, source="# Title\n\n" + "word " * 25)),
-    (not_normalised, change_cell(1, id="1a2b3c")),
+    (not_a_sentence_a_line, change_cell(0, source="# Title\n\nOne sentence. And another.")),
+    (not_a_sentence_a_line, change_cell(0, source="# Title\n\nA sentence that\ngoes on.")),
+    (not_normalised, change_cell(1, id="")),
+    (not_normalised, change_cell(1, id="a.b")),
+    (not_normalised, lambda notebook: notebook.cells[2].update(id=notebook.cells[1].id)),
     (not_normalised, change_cell(1, metadata={"execution": {"iopub.execute_input": "2026"}})),
     (not_normalised, lambda notebook: notebook.metadata.language_info.update(version="3.11.7")),
     (formulas, change_cell(0, source=r"$\unheardof{x}$")),

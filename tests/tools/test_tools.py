@@ -121,9 +121,8 @@ def test_progress_is_one_line_on_a_terminal(tmp_path):
 
 def test_normalising_forgets_the_machine_and_is_idempotent(tmp_path):
     path = tmp_path / "course.ipynb"
-    texts = []
+    texts, notebook = [], course("print(1)", "print(1)")
     for metadata in ({"execution": {"iopub.status.busy": "2026"}}, {"tags": ["kept"]}):
-        notebook = course("print(1)", "print(1)")
         notebook.cells[1].metadata.update(metadata)
         notebook.metadata["language_info"] = {"version": "3.11.7"}
         nbformat.write(notebook, path)
@@ -131,12 +130,27 @@ def test_normalising_forgets_the_machine_and_is_idempotent(tmp_path):
         texts.append(path.read_text(encoding="utf-8"))
     first, second = (nbformat.reads(text, as_version=4) for text in texts)
     assert [cell.id for cell in first.cells] == [cell.id for cell in second.cells]
-    assert len({cell.id for cell in first.cells}) == 3, "equal cells need different ids"
     assert first.cells[1].metadata == {}
     assert second.cells[1].metadata == {"tags": ["kept"]}
     assert "3.11.7" not in texts[0]
     assert [cell.execution_count for cell in first.cells[1:]] == [1, 2]
     assert notebooks.normalised(first) == first
+
+
+def test_a_cell_keeps_its_id_and_a_new_one_gets_its_own():
+    notebook = notebooks.normalised(course("1", "2", "3"))
+    notebook.cells[1].source = "4"
+    assert notebooks.normalised(notebook) == notebook, "an edit changes the source alone"
+    old = [cell.id for cell in notebook.cells]
+    notebook.cells[2].id = old[1]
+    notebook.cells[3].id = "no id"
+    del notebook.cells[0]["id"]
+    twice = [notebooks.normalised(notebook) for _ in range(2)]
+    assert twice[0] == twice[1]
+    new = [cell.id for cell in twice[0].cells]
+    assert new[1] == old[1]
+    assert len({*new, *old}) == 4 + 3
+    nbformat.validate(twice[0])
 
 
 def test_a_notebook_that_fails_is_left_as_it_was(tmp_path, capsys):
