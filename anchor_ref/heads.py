@@ -38,11 +38,18 @@ def product(
         return torch.matmul(a, b)
 
 
+def attention_scores(
+    q: Float[Tensor, "B Hq R D"], k: Float[Tensor, "B Hkv M D"], scale: float
+) -> Float[Tensor, "B Hq R M"]:
+    """s_ij of every query and the keys of the kv head it shares, nothing hidden."""
+    return unstack_heads(scaled_scores(stack_heads(q, k.shape[1]), k, scale), q.shape[1])
+
+
 def causal_scores(
     q: Float[Tensor, "B Hq R D"], k: Float[Tensor, "B Hkv M D"], scale: float
 ) -> Float[Tensor, "B Hq R M"]:
     """s_ij of queries that are the last R of M tokens, -inf where key j comes after query i."""
-    scores = unstack_heads(scaled_scores(stack_heads(q, k.shape[1]), k, scale), q.shape[1])
+    scores = attention_scores(q, k, scale)
     rows = q.shape[2]
     later = torch.ones(rows, rows, dtype=torch.bool, device=q.device).triu(1)
     scores[..., -rows:].masked_fill_(later, -torch.inf)

@@ -10,17 +10,18 @@ All are streamed over query blocks: no N x N matrix is ever stored.
 """
 
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from anchor_ref.anchor import compute_anchor
 from anchor_ref.attention import anchor_attention
 from anchor_ref.config import AnchorConfig
-from anchor_ref.heads import causal_scores, product
+from anchor_ref.heads import causal_scores
 from anchor_ref.inputs import (
     INPUT_DTYPES,
     check_compute_dtype,
@@ -34,19 +35,19 @@ from anchor_ref.regions import Group, groups
 
 
 @dataclass(frozen=True, eq=False)
-class Measurement:
-    """Everything the metric contract asks for, of one call on one layer.
+class Evaluation:
+    """What a selection keeps, costs and loses on one layer.
 
     Attributes:
         recall: of every row, `[B, Hq, Nq]`, in [0, 1].
         density: of every head, `[B, Hq]`, in (0, 1].
-        executed_density: `[B, Hq]`; above `density`, since tiles are computed whole.
+        executed_density: `[B, Hq]`; above `density` where tiles are computed whole.
         identification_cost: `[B, Hq]`, half of the pairs scored to choose, as a share of all
             causal pairs.
         output_error: `[B, Hq]`, relative L2 distance to dense attention, rounding of the output to
             q's dtype included.
-        seconds: wall time of the AnchorAttention call.
-        trace: anchors and stripes.
+
+    All but `recall` are float64.
     """
 
     recall: Float[Tensor, "B Hq Nq"]
@@ -54,6 +55,25 @@ class Measurement:
     executed_density: Float[Tensor, "B Hq"]
     identification_cost: Float[Tensor, "B Hq"]
     output_error: Float[Tensor, "B Hq"]
+
+    def recall_summary(self) -> dict[str, Float[Tensor, "B Hq"]]:
+        """Recall over the rows of each head: "mean", "p10" (10th percentile) and "min"."""
+        return {
+            "mean": self.recall.mean(-1),
+            "p10": self.recall.quantile(0.1, dim=-1),
+            "min": self.recall.amin(-1),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Measurement(Evaluation):
+    """An `Evaluation` of one call of AnchorAttention, with what the call saw and took.
+
+    Attributes:
+        seconds: wall time of the AnchorAttention call.
+        trace: anchors and stripes.
+    """
+
     seconds: float
     trace: AnchorTrace
 
@@ -148,22 +168,53 @@ def recall(
     """
     scale = check_inputs(q, k, None, scale, cu_seqlens)
     dtype = check_compute_dtype(compute_dtype, q.dtype)
-    all_groups = groups(config, q.shape[2], k.shape[2], cu_seqlens)
-    check_plan(stripes, [group.candidates for group in all_groups], q)
+    layout = groups(config, q.shape[2], k.shape[2], cu_seqlens)
+    check_plan(stripes, [group.candidates for group in layout], q)
     found = torch.empty(q.shape[:3], dtype=dtype, device=q.device)
     k = k.to(dtype)
-    for g, group in enumerate(all_groups):
-        dropped = dropped_candidates(stripes, g, group)  # [B, Hq, C]
-        first = group.init.start
-        candidates = slice(group.candidates.start - first, group.candidates.stop - first)
-        for rows in group.blocks:
-            q_rows = q[:, :, rows.start : rows.stop].to(dtype)
-            keys = k[:, :, first : rows.stop + group.shift]
-            weights = causal_scores(q_rows, keys, scale).softmax(-1)
-            lost = product(weights[..., candidates], dropped.unsqueeze(-1).to(dtype))
-            found[:, :, rows.start : rows.stop] = 1 - lost.squeeze(-1)
-    # Rounding may carry 1 − lost past either end by an ulp.
-    return found.clamp_(0, 1)
+    for g, group in enumerate(layout):
+        kept = stripes.kept(g, group.candidates).unsqueeze(2)  # [B, Hq, 1, C]
+        for rows, scores in block_scores(q, k, group, scale):
+            # Of the other keys none is dropped.
+            weights = scores.softmax(-1)[..., group.candidate_columns]
+            found[:, :, rows] = kept_mass(weights, kept)
+    return found
+
+
+def block_scores(
+    q: Float[Tensor, "B Hq Nq D"], k: Float[Tensor, "B Hkv Nk D"], group: Group, scale: float
+) -> Iterator[tuple[slice, Float[Tensor, "B Hq b M"]]]:
+    """(rows, scores) of each query block of a group, over all keys up to the block's last.
+
+    Args:
+        q: queries.
+        k: keys, in the dtype to compute in.
+        group: one of `regions.groups`.
+        scale: factor of q·k.
+
+    Yields:
+        The block's rows of q, and s_ij, -inf for a later key. Columns are counted from the first
+        key of the initial region, see `Group.candidate_columns`.
+    """
+    for rows in group.blocks:
+        block = slice(rows.start, rows.stop)
+        keys = k[:, :, group.init.start : rows.stop + group.shift]
+        yield block, causal_scores(q[:, :, block].to(k.dtype), keys, scale)
+
+
+def kept_mass(
+    weights: Float[Tensor, "*batch M"], kept: Bool[Tensor, "*#batch M"]
+) -> Float[Tensor, "*batch"]:
+    """Recall of a row: 1 − Σ_{j dropped} softmax(s)_j.
+
+    What is lost is summed up, not what is found: near 1 that keeps more digits.
+
+    Args:
+        weights: dense softmax weights; keys that nobody drops may be left out.
+        kept: which of these keys are kept.
+    """
+    # A product, so that a row of NaN stays one. Rounding may carry 1 − lost past either end by an ulp.
+    return (1 - (weights * ~kept).sum(-1)).clamp_(0, 1)
 
 
 def density(
@@ -178,15 +229,23 @@ def density(
     Raises:
         TypeError, ValueError: see `regions.groups` and `inputs.check_plan`.
     """
-    all_groups = groups(config, n_queries, n_keys, cu_seqlens)
-    check_plan(stripes, [group.candidates for group in all_groups])
-    rows = torch.tensor([len(group.rows) for group in all_groups])
-    causal = sum(causal_pairs(group, group.init.start) for group in all_groups)
-    always = sum(
-        len(group.rows) * len(group.init) + causal_pairs(group, group.window_start)
-        for group in all_groups
-    )
-    return (always + (stripes.counts.cpu() * rows).sum(-1).double()) / causal
+    layout = groups(config, n_queries, n_keys, cu_seqlens)
+    check_plan(stripes, [group.candidates for group in layout])
+    always = sum(group.always_pairs for group in layout)
+    return causal_share(always + stripe_pairs(stripes, layout).double(), layout)
+
+
+def stripe_pairs(stripes: StripePlan, layout: Sequence[Group]) -> Int[Tensor, "B Hq"]:
+    """Pairs of a query and a stripe of its group, for each head: int64, on the CPU."""
+    rows = torch.tensor([len(group.rows) for group in layout])
+    return (stripes.counts.cpu() * rows).sum(-1)
+
+
+def causal_share(
+    pairs: Float[Tensor, "*heads"], layout: Sequence[Group]
+) -> Float[Tensor, "*heads"]:
+    """A number of pairs as a share of all causal pairs: the unit of every cost."""
+    return pairs / sum(group.causal_pairs for group in layout)
 
 
 def executed_density(
@@ -215,18 +274,17 @@ def executed_density(
     if gather < 1:
         raise ValueError(f"gather must be at least 1, got {gather}")
     block = config.block_size
-    all_groups = groups(config, n_queries, n_keys, cu_seqlens)
-    check_plan(stripes, [group.candidates for group in all_groups])
-    tile_rows = torch.tensor([len(group.blocks) * block for group in all_groups])
+    layout = groups(config, n_queries, n_keys, cu_seqlens)
+    check_plan(stripes, [group.candidates for group in layout])
+    tile_rows = torch.tensor([len(group.blocks) * block for group in layout])
     always = 0
-    for group in all_groups:
+    for group in layout:
         for rows in group.blocks:
             window = rows.stop + group.shift - group.window_start
             # The initial region is made of whole blocks already.
             always += block * (len(group.init) + _whole(window, block))
     gathered = (stripes.counts.cpu().double() / gather).ceil() * gather
-    causal = sum(causal_pairs(group, group.init.start) for group in all_groups)
-    return (always + (gathered * tile_rows).sum(-1)) / causal
+    return causal_share(always + (gathered * tile_rows).sum(-1), layout)
 
 
 def identification_cost(
@@ -242,10 +300,9 @@ def identification_cost(
     Returns:
         Share of the causal pairs, a float64 scalar, the same for each head.
     """
-    all_groups = groups(config, n_queries, n_keys, cu_seqlens)
-    scored = sum(len(group.blocks) * len(group.candidates) for group in all_groups)
-    causal = sum(causal_pairs(group, group.init.start) for group in all_groups)
-    return torch.tensor(scored / 2 / causal, dtype=torch.float64)
+    layout = groups(config, n_queries, n_keys, cu_seqlens)
+    scored = sum(group.pooled_pairs for group in layout)
+    return causal_share(torch.tensor(scored / 2, dtype=torch.float64), layout)
 
 
 def output_error(
@@ -272,25 +329,6 @@ def output_error(
 def _finish_queued_work(q: Tensor) -> None:
     if q.is_cuda:
         torch.cuda.synchronize(q.device)
-
-
-def dropped_candidates(stripes: StripePlan, g: int, group: Group) -> Tensor:
-    """Candidates of group g that no stripe holds, `[B, Hq, C]`."""
-    batch, heads = stripes.counts.shape[:2]
-    dropped = torch.ones(
-        batch, heads, len(group.candidates), dtype=torch.bool, device=stripes.indices.device
-    )
-    for b in range(batch):
-        for h in range(heads):
-            dropped[b, h, stripes.keys(b, h, g).long() - group.candidates.start] = False
-    return dropped
-
-
-def causal_pairs(group: Group, first_key: int) -> int:
-    """Pairs (row, key) of a group with first_key <= key <= the row's own."""
-    least = group.rows.start + group.shift - first_key + 1
-    most = group.rows.stop + group.shift - first_key
-    return (least + most) * len(group.rows) // 2
 
 
 def _whole(keys: int, tile: int) -> int:

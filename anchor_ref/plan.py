@@ -1,6 +1,8 @@
 """What the stages hand to each other: plain data, read by the reference and the kernels alike."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from math import prod
 
 import torch
@@ -51,6 +53,24 @@ class StripePlan:
         )
 
     @classmethod
+    def from_candidates(
+        cls, kept: Sequence[Bool[Tensor, "B Hq _"]], candidates: Sequence[range]
+    ) -> "StripePlan":
+        """The plan that keeps some candidates of each group.
+
+        Args:
+            kept: for each group which of its candidates are stripes, `[B, Hq, C_g]`.
+            candidates: of each group, as `regions.groups` has them.
+        """
+        batch, heads, _ = kept[0].shape
+        lists = [
+            keys.start + of_group[b, h].nonzero().flatten()
+            for b, h in product(range(batch), range(heads))
+            for of_group, keys in zip(kept, candidates, strict=True)
+        ]
+        return cls.from_lists(lists, (batch, heads, len(kept)))
+
+    @classmethod
     def from_mask(cls, mask: Bool[Tensor, "B Hq G N"]) -> "StripePlan":
         """The plan whose `to_mask` is `mask`."""
         counts = mask.sum(-1)
@@ -61,6 +81,16 @@ class StripePlan:
         """The stripes of one batch entry, head and group: ascending key positions, int32."""
         start = int(self.offsets[b, h, g])
         return self.indices[start : start + int(self.counts[b, h, g])]
+
+    def kept(self, g: int, candidates: range) -> Bool[Tensor, "B Hq C"]:
+        """Which candidates of group g are stripes."""
+        batch, heads, _ = self.counts.shape
+        mask = torch.zeros(
+            batch, heads, len(candidates), dtype=torch.bool, device=self.indices.device
+        )
+        for b, h in product(range(batch), range(heads)):
+            mask[b, h, self.keys(b, h, g).long() - candidates.start] = True
+        return mask
 
     def to_mask(self, n_keys: int) -> Bool[Tensor, "B Hq G N"]:
         """The plan as a mask over keys; its size is B·Hq·G·N, so for small N only."""

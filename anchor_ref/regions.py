@@ -43,6 +43,38 @@ class Group:
     window_start: int
     blocks: tuple[range, ...]
 
+    @property
+    def candidate_columns(self) -> slice:
+        """The candidates among keys counted from the first of the initial region."""
+        return slice(len(self.init), len(self.init) + len(self.candidates))
+
+    @property
+    def causal_pairs(self) -> int:
+        """Pairs of a query of the group and a key up to its own."""
+        return causal_pairs(len(self.rows), self.rows.stop + self.shift - self.init.start)
+
+    @property
+    def always_pairs(self) -> int:
+        """Pairs that are kept whatever is selected: initial region and window."""
+        window = causal_pairs(len(self.rows), self.rows.stop + self.shift - self.window_start)
+        return len(self.rows) * len(self.init) + window
+
+    @property
+    def pooled_pairs(self) -> int:
+        """Pairs of a block's mean query and a candidate: what stage 2 scores."""
+        return len(self.blocks) * len(self.candidates)
+
+
+def causal_pairs(n_queries: int, n_keys: int | None = None) -> int:
+    """Pairs (query, key) with the key no later than the query: N(N + 1) / 2 for N of each.
+
+    Args:
+        n_queries: Nq, at least 0; the queries are the last Nq tokens.
+        n_keys: Nk, at least Nq; None means Nq.
+    """
+    earlier = 0 if n_keys is None else n_keys - n_queries
+    return n_queries * earlier + n_queries * (n_queries + 1) // 2
+
 
 def groups(
     config: AnchorConfig,

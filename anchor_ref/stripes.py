@@ -5,15 +5,17 @@ anchor stands in for the largest score, and the mean query of a block for all it
 small matrix product per group decides which of the keys in between still matter.
 """
 
+from collections.abc import Sequence
+
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from anchor_ref.config import AnchorConfig
-from anchor_ref.heads import scaled_scores, stack_heads, unstack_heads
+from anchor_ref.heads import attention_scores
 from anchor_ref.inputs import check_inputs, check_tensor
 from anchor_ref.plan import StripePlan
-from anchor_ref.regions import groups
+from anchor_ref.regions import Group, groups
 
 
 def identify_stripes(
@@ -51,28 +53,65 @@ def identify_stripes(
     scale = check_inputs(q, k, None, scale, cu_seqlens)
     wide = (torch.float32, torch.float64)
     check_tensor("row_anchor", row_anchor, q.shape[:3], wide, q.device)
-    q_heads, kv_heads, dtype = q.shape[1], k.shape[1], row_anchor.dtype
-    all_groups = groups(config, q.shape[2], k.shape[2], cu_seqlens)
-    lists = {}
-    for g, group in enumerate(all_groups):
-        candidates = slice(group.candidates.start, group.candidates.stop)
-        pooled_q = torch.stack([_mean(q, rows, dtype) for rows in group.blocks], 2)
-        anchor = torch.stack([_mean(row_anchor, rows, dtype) for rows in group.blocks], 2)
-        scores = scaled_scores(
-            stack_heads(pooled_q, kv_heads), k[:, :, candidates].to(dtype), scale
-        )
-        difference = anchor.unsqueeze(-1) - unstack_heads(scores, q_heads)  # [B, Hq, blocks, C]
-        keep = ~(difference > config.theta)
-        for (b, h), kept in _each_head(keep.any(2)):
-            lists[b, h, g] = group.candidates.start + kept.nonzero().flatten()
-    shape = (q.shape[0], q_heads, len(all_groups))
-    return StripePlan.from_lists([lists[bhg] for bhg in sorted(lists)], shape)
+    layout = groups(config, q.shape[2], k.shape[2], cu_seqlens)
+    differences = (pooled_difference(q, k, row_anchor, group, scale) for group in layout)
+    kept = [passes_difference_test(found, config.theta).any(2) for found in differences]
+    return StripePlan.from_candidates(kept, [group.candidates for group in layout])
 
 
-def _mean(x: Tensor, rows: range, dtype: torch.dtype) -> Tensor:
-    return x[:, :, rows.start : rows.stop].to(dtype).mean(2)
+def passes_difference_test(
+    difference: Float[Tensor, "*pairs"], theta: float
+) -> Bool[Tensor, "*pairs"]:
+    """Is a key at most θ below? Inclusive, and true for NaN."""
+    return ~(difference > theta)
 
 
-def _each_head(x: Tensor):
-    """((b, h), x[b, h]) for every batch entry and head."""
-    return (((b, h), x[b, h]) for b in range(x.shape[0]) for h in range(x.shape[1]))
+def pooled_difference(
+    q: Float[Tensor, "B Hq Nq D"],
+    k: Float[Tensor, "B Hkv Nk D"],
+    row_anchor: Float[Tensor, "B Hq Nq"],
+    group: Group,
+    scale: float,
+) -> Float[Tensor, "B Hq T C"]:
+    """How far each candidate of a group lies below the anchor, for each of its query blocks.
+
+    ā_t − s̄_tj,   see `pooled_scores`
+
+    Args:
+        q, k, row_anchor: as in `identify_stripes`.
+        group: one of `regions.groups`, of T blocks and C candidates.
+        scale: factor of q·k.
+
+    Returns:
+        `[B, Hq, T, C]` in the dtype of `row_anchor`, natural-log units.
+    """
+    anchor = block_means(row_anchor, group.blocks, row_anchor.dtype)  # [B, Hq, T]
+    return anchor.unsqueeze(-1) - pooled_scores(q, k, group, scale, row_anchor.dtype)
+
+
+def pooled_scores(
+    q: Float[Tensor, "B Hq Nq D"],
+    k: Float[Tensor, "B Hkv Nk D"],
+    group: Group,
+    scale: float,
+    dtype: torch.dtype,
+) -> Float[Tensor, "B Hq T C"]:
+    """Scores of each block's mean query with the candidates of its group.
+
+    s̄_tj = scale · <q̄_t, k_j>
+
+    It is the mean of s_ij over the queries i of block t, for one product in place of b.
+
+    Args:
+        q, k, group, scale: as in `pooled_difference`.
+        dtype: to compute in.
+    """
+    candidates = k[:, :, group.candidates.start : group.candidates.stop].to(dtype)
+    return attention_scores(block_means(q, group.blocks, dtype), candidates, scale)
+
+
+def block_means(
+    x: Float[Tensor, "B H N *D"], blocks: Sequence[range], dtype: torch.dtype
+) -> Float[Tensor, "B H T *D"]:
+    """Mean over the tokens of each of T blocks: q̄_t of queries, ā_t of anchors."""
+    return torch.stack([x[:, :, rows.start : rows.stop].to(dtype).mean(2) for rows in blocks], 2)

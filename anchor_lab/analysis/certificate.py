@@ -11,9 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from anchor_ref.config import AnchorConfig
-from anchor_ref.heads import causal_scores
 from anchor_ref.inputs import check_inputs, check_plan
-from anchor_ref.measure import causal_pairs, dropped_candidates
+from anchor_ref.measure import block_scores, causal_share
 from anchor_ref.plan import StripePlan
 from anchor_ref.regions import groups
 
@@ -65,17 +64,16 @@ def certify(
     for name, x in (("q", q), ("k", k)):
         if not x.isfinite().all():
             raise ValueError(f"{name} must be finite to be certified, got inf or NaN in it")
-    all_groups = groups(config, q.shape[2], k.shape[2], cu_seqlens)
-    check_plan(stripes, [group.candidates for group in all_groups], q)
+    layout = groups(config, q.shape[2], k.shape[2], cu_seqlens)
+    check_plan(stripes, [group.candidates for group in layout], q)
     q, k = q.double() * scale, k.double()
     found = torch.empty(q.shape[:3], dtype=torch.float64, device=q.device)
-    for g, group in enumerate(all_groups):
-        dropped = dropped_candidates(stripes, g, group)  # [B, Hq, C]
-        for rows in group.blocks:
-            block = slice(rows.start, rows.stop)
-            keys = k[:, :, group.init.start : rows.stop + group.shift]
-            hidden = dropped, group.candidates.start - group.init.start
-            found[:, :, block] = _log_kept(q[:, :, block], keys, *hidden)
+    for g, group in enumerate(layout):
+        dropped = ~stripes.kept(g, group.candidates)  # [B, Hq, C]
+        for rows, scores in block_scores(q, k, group, 1.0):
+            candidates = scores[..., group.candidate_columns]
+            candidates.masked_fill_(dropped.unsqueeze(2), -torch.inf)
+            found[:, :, rows] = scores.logsumexp(-1)  # ln K_i
         rows = slice(group.rows.start, group.rows.stop)
         for (b, h), place in _places(dropped):
             k_dropped = k[b, h * k.shape[1] // q.shape[1], place + group.candidates.start]
@@ -106,14 +104,13 @@ def certificate_cost(
         rank, pool: as in `certify`.
     """
     _check_effort(rank, pool, dim)
-    all_groups = groups(config, n_queries, n_keys, cu_seqlens)
-    check_plan(stripes, [group.candidates for group in all_groups])
-    causal = sum(causal_pairs(group, group.init.start) for group in all_groups)
+    layout = groups(config, n_queries, n_keys, cu_seqlens)
+    check_plan(stripes, [group.candidates for group in layout])
     pairs = torch.zeros(stripes.counts.shape[:2], dtype=torch.float64)
-    for g, group in enumerate(all_groups):
-        for (b, h), place in _places(dropped_candidates(stripes, g, group)):
+    for g, group in enumerate(layout):
+        for (b, h), place in _places(~stripes.kept(g, group.candidates)):
             pairs[b, h] += _pairs(len(group.rows), place, dim, rank, pool)
-    return pairs / 2 / causal
+    return causal_share(pairs / 2, layout)
 
 
 def _places(dropped: Tensor) -> Iterator[tuple[tuple[int, int], Tensor]]:
@@ -175,13 +172,6 @@ def _means(x: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
     """Mean of each block's vectors, `[blocks, D]`, and for each vector its block's row."""
     _, owner, size = block.unique(return_inverse=True, return_counts=True)
     return x.new_zeros(len(size), x.shape[1]).index_add_(0, owner, x) / size[:, None], owner
-
-
-def _log_kept(q: Tensor, k: Tensor, dropped: Tensor, at: int) -> Tensor:
-    """log Σ exp(s_ij) over the keys each row keeps, `[B, Hq, b]`; the queries are the last."""
-    scores = causal_scores(q, k, 1.0)
-    scores[..., at : at + dropped.shape[-1]].masked_fill_(dropped.unsqueeze(2), -torch.inf)
-    return scores.logsumexp(-1)
 
 
 def _check_effort(rank: int, pool: int, dim: int) -> None:

@@ -10,10 +10,10 @@ from torch import Tensor
 from anchor_models.capture import Captured
 from anchor_ref.anchor import compute_anchor
 from anchor_ref.config import AnchorConfig
-from anchor_ref.heads import causal_scores, scaled_scores, stack_heads, unstack_heads
 from anchor_ref.inputs import check_inputs
-from anchor_ref.measure import causal_pairs
-from anchor_ref.regions import Group, groups
+from anchor_ref.measure import block_scores, causal_share
+from anchor_ref.regions import groups
+from anchor_ref.stripes import pooled_difference
 
 THETAS = tuple(float(theta) for theta in range(33))
 
@@ -66,25 +66,22 @@ def theta_curve(
     anchor = compute_anchor(q, k, k, config, scale, cu_seqlens).max
     steps = torch.tensor(thetas, dtype=dtype, device=q.device)
     n_bins = len(thetas) + 1  # the last holds what no threshold keeps
-    all_groups = groups(config, q.shape[2], k.shape[2], cu_seqlens)
+    layout = groups(config, q.shape[2], k.shape[2], cu_seqlens)
     recall = torch.empty(len(thetas), *q.shape[:3], dtype=dtype, device=q.device)
     kept = torch.zeros(len(thetas), *q.shape[:2], dtype=torch.float64, device=q.device)
-    for group in all_groups:
-        kept += len(group.rows) * len(group.init) + causal_pairs(group, group.window_start)
-        before = len(group.init)
-        candidates = slice(before, before + len(group.candidates))
-        bins = torch.searchsorted(steps, _least_difference(q, k, anchor, group, scale))
+    for group in layout:
+        kept += group.always_pairs
+        difference = pooled_difference(q, k, anchor, group, scale)
+        # A NaN passes the test at every threshold.
+        least = difference.nan_to_num(-torch.inf, torch.inf, -torch.inf).amin(2)  # [B, Hq, C]
+        bins = torch.searchsorted(steps, least)
         one_hot = torch.nn.functional.one_hot(bins, n_bins).to(dtype)  # [B, Hq, C, T + 1]
         kept += len(group.rows) * one_hot.sum(2)[..., :-1].cumsum(-1).movedim(-1, 0)
-        for rows in group.blocks:
-            block = slice(rows.start, rows.stop)
-            keys = k[:, :, group.init.start : rows.stop + group.shift]
-            weights = causal_scores(q[:, :, block], keys, scale).softmax(-1)
-            mass = weights[..., candidates] @ one_hot  # [B, Hq, b, T + 1]
+        for rows, scores in block_scores(q, k, group, scale):
+            mass = scores.softmax(-1)[..., group.candidate_columns] @ one_hot  # [B, Hq, b, T + 1]
             lost = mass.flip(-1).cumsum(-1).flip(-1)[..., 1:]
-            recall[:, :, :, block] = (1 - lost).clamp(0, 1).movedim(-1, 0)
-    causal = sum(causal_pairs(group, group.init.start) for group in all_groups)
-    return ThetaCurve(tuple(thetas), recall, kept / causal)
+            recall[:, :, :, rows] = (1 - lost).clamp(0, 1).movedim(-1, 0)
+    return ThetaCurve(tuple(thetas), recall, causal_share(kept, layout))
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,15 +141,3 @@ def mean_curves(
         {layer: recall / rows for layer, (recall, _, rows, _) in sums.items()},
         {layer: kept / pairs for layer, (_, kept, _, pairs) in sums.items()},
     )
-
-
-def _least_difference(q: Tensor, k: Tensor, anchor: Tensor, group: Group, scale: float) -> Tensor:
-    """The threshold from which each candidate is kept, `[B, Hq, C]`, as stage 2 computes it."""
-    blocks = [slice(rows.start, rows.stop) for rows in group.blocks]
-    pooled_q = torch.stack([q[:, :, rows].mean(2) for rows in blocks], 2)
-    pooled_anchor = torch.stack([anchor[:, :, rows].mean(2) for rows in blocks], 2)
-    candidates = k[:, :, group.candidates.start : group.candidates.stop]
-    scores = scaled_scores(stack_heads(pooled_q, k.shape[1]), candidates, scale)
-    difference = pooled_anchor.unsqueeze(-1) - unstack_heads(scores, q.shape[1])
-    # NaN is kept at every threshold.
-    return difference.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf).amin(2)

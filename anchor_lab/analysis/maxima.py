@@ -7,8 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from anchor_ref.config import AnchorConfig
-from anchor_ref.heads import causal_scores
 from anchor_ref.inputs import check_inputs
+from anchor_ref.measure import block_scores
 from anchor_ref.regions import groups
 
 REGIONS = ("initial region", "window", "candidates")
@@ -67,18 +67,13 @@ def locate_maxima(
     for group in groups(config, q.shape[2], k.shape[2], cu_seqlens):
         if group.candidates:
             open_rows += group.rows
-        for rows in group.blocks:
-            block = slice(rows.start, rows.stop)
-            keys = k[:, :, group.init.start : rows.stop + group.shift]
-            scores = causal_scores(q[:, :, block].to(dtype), keys, scale)  # [B, Hq, b, M]
-            sizes = [len(group.init), len(group.candidates)]
-            initial, candidates, window = scores.tensor_split(
-                torch.tensor(sizes).cumsum(0).tolist(), -1
-            )
+        between = group.candidate_columns
+        for rows, scores in block_scores(q, k, group, scale):
+            initial, candidates, window = scores.tensor_split((between.start, between.stop), -1)
             # In the order of REGIONS: `max` names the first of equals.
             largest = torch.stack([_row_max(x) for x in (initial, window, candidates)])
-            best[:, :, block], region[:, :, block] = largest.max(0)
-            gap[:, :, block] = best[:, :, block] - largest[:2].amax(0)
+            best[:, :, rows], region[:, :, rows] = largest.max(0)
+            gap[:, :, rows] = best[:, :, rows] - largest[:2].amax(0)
     return Maxima(region, best, gap, torch.tensor(open_rows, dtype=torch.int64, device=q.device))
 
 

@@ -9,10 +9,10 @@ from torch import Tensor
 from anchor_lab.analysis.maxima import locate_maxima
 from anchor_ref.anchor import compute_anchor
 from anchor_ref.config import AnchorConfig
-from anchor_ref.heads import causal_scores, scaled_scores, stack_heads, unstack_heads
 from anchor_ref.inputs import check_inputs
-from anchor_ref.measure import causal_pairs
-from anchor_ref.regions import Group, groups
+from anchor_ref.measure import block_scores, causal_share, kept_mass
+from anchor_ref.regions import groups
+from anchor_ref.stripes import passes_difference_test, pooled_difference
 
 # What is compared with θ, and who keeps the key.
 TESTS = {
@@ -64,61 +64,31 @@ def compare_tests(
     row_max = locate_maxima(q, k, config, scale, cu_seqlens).largest
     recall = {name: torch.empty_like(anchor) for name in TESTS}
     pairs = {name: anchor.new_zeros(q.shape[:2], dtype=torch.float64) for name in TESTS}
-    all_groups = groups(config, q.shape[2], k.shape[2], cu_seqlens)
-    for group in all_groups:
-        before = len(group.init)
-        candidates = slice(before, before + len(group.candidates))
-        always = len(group.rows) * before + causal_pairs(group, group.window_start)
-        kept = {
-            "shared": _any_row(q, k, row_max, group, config.theta, scale),
-            "pooled": _any_block(q, k, row_max, group, config.theta, scale),
-            "method": _any_block(q, k, anchor, group, config.theta, scale),
-        }  # [B, Hq, 1, C]
-        for name in TESTS:
-            pairs[name] += always
-        for rows in group.blocks:
-            block = slice(rows.start, rows.stop)
-            keys = k[:, :, group.init.start : rows.stop + group.shift]
-            scores = causal_scores(q[:, :, block], keys, scale)  # [B, Hq, b, M]
-            weights = scores.softmax(-1)[..., candidates]
-            scores = scores[..., candidates]
-            kept["exact"] = row_max[:, :, block, None] - scores <= config.theta
-            kept["anchor"] = anchor[:, :, block, None] - scores <= config.theta
-            for name, keep in kept.items():
-                lost = weights.masked_fill(keep, 0).sum(-1)
-                recall[name][:, :, block] = (1 - lost).clamp(0, 1)
-                pairs[name] += keep.expand_as(scores).sum((-2, -1))
-    causal = sum(causal_pairs(group, group.init.start) for group in all_groups)
-    return {name: Kept(recall[name], pairs[name] / causal) for name in TESTS}
-
-
-def _any_row(
-    q: Tensor, k: Tensor, row_max: Tensor, group: Group, theta: float, scale: float
-) -> Tensor:
-    """Is the key within θ of some row's maximum? `[B, Hq, 1, C]`."""
-    before = len(group.init)
-    candidates = slice(before, before + len(group.candidates))
-    found = torch.zeros(*q.shape[:2], 1, len(group.candidates), dtype=torch.bool, device=q.device)
-    for rows in group.blocks:
-        block = slice(rows.start, rows.stop)
-        # The same product as the maximum's, key for key: a row's largest score must equal itself.
-        keys = k[:, :, group.init.start : rows.stop + group.shift]
-        scores = causal_scores(q[:, :, block], keys, scale)[..., candidates]
-        found |= (row_max[:, :, block, None] - scores <= theta).any(2, keepdim=True)
-    return found
-
-
-def _any_block(
-    q: Tensor, k: Tensor, largest: Tensor, group: Group, theta: float, scale: float
-) -> Tensor:
-    """Is the mean score of some block within θ of its mean `largest`? `[B, Hq, 1, C]`."""
-    keys = k[:, :, group.candidates.start : group.candidates.stop]
-    blocks = [slice(rows.start, rows.stop) for rows in group.blocks]
-    pooled_q = torch.stack([q[:, :, rows].mean(2) for rows in blocks], 2)
-    pooled = torch.stack([largest[:, :, rows].mean(2) for rows in blocks], 2)
-    difference = pooled.unsqueeze(-1) - _scores(pooled_q, keys, scale)
-    return (difference <= theta).any(2, keepdim=True)
-
-
-def _scores(q: Tensor, k: Tensor, scale: float) -> Tensor:
-    return unstack_heads(scaled_scores(stack_heads(q, k.shape[1]), k, scale), q.shape[1])
+    layout = groups(config, q.shape[2], k.shape[2], cu_seqlens)
+    for group in layout:
+        columns = group.candidate_columns
+        by_group = {
+            # The same products as the maximum's: a row's largest score must equal itself.
+            "shared": torch.stack(
+                [
+                    (row_max[:, :, rows, None] - scores[..., columns]).amin(2)
+                    for rows, scores in block_scores(q, k, group, scale)
+                ],
+                2,
+            ),
+            "pooled": pooled_difference(q, k, row_max, group, scale),
+            "method": pooled_difference(q, k, anchor, group, scale),
+        }  # [B, Hq, T, C]
+        least = {name: found.amin(2, keepdim=True) for name, found in by_group.items()}
+        for rows, scores in block_scores(q, k, group, scale):
+            weights, scores = scores.softmax(-1)[..., columns], scores[..., columns]
+            by_row = {
+                "exact": row_max[:, :, rows, None] - scores,
+                "anchor": anchor[:, :, rows, None] - scores,
+            }  # [B, Hq, b, C]
+            for name, difference in (least | by_row).items():
+                kept = passes_difference_test(difference, config.theta)
+                recall[name][:, :, rows] = kept_mass(weights, kept)
+                pairs[name] += kept.expand_as(weights).sum((-2, -1))
+    always = sum(group.always_pairs for group in layout)
+    return {name: Kept(recall[name], causal_share(always + pairs[name], layout)) for name in TESTS}

@@ -8,9 +8,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from anchor_ref.config import AnchorConfig
-from anchor_ref.heads import scaled_scores, stack_heads, unstack_heads
+from anchor_ref.heads import attention_scores
 from anchor_ref.inputs import check_inputs, check_plan
-from anchor_ref.measure import dropped_candidates
+from anchor_ref.measure import kept_mass
 from anchor_ref.plan import StripePlan
 from anchor_ref.regions import groups
 
@@ -77,28 +77,25 @@ def sampled_recall(
         raise ValueError(f"n_rows must be an integer in 2..Nq = {q.shape[2]}, got {n_rows!r}")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be in (0, 1), got {confidence}")
-    all_groups = groups(config, q.shape[2], k.shape[2], cu_seqlens)
-    check_plan(stripes, [group.candidates for group in all_groups], q)
+    layout = groups(config, q.shape[2], k.shape[2], cu_seqlens)
+    check_plan(stripes, [group.candidates for group in layout], q)
     random = torch.Generator().manual_seed(seed)
     rows = torch.randperm(q.shape[2], generator=random)[:n_rows].sort().values
     dtype = torch.promote_types(q.dtype, torch.float32)
     parts = []
-    for g, group in enumerate(all_groups):
+    for g, group in enumerate(layout):
         inside = rows[(rows >= group.rows.start) & (rows < group.rows.stop)].to(q.device)
         if not len(inside):
             continue
-        dropped = dropped_candidates(stripes, g, group).to(dtype)  # [B, Hq, C]
+        kept = stripes.kept(g, group.candidates).unsqueeze(2)  # [B, Hq, 1, C]
         keys = k[:, :, group.init.start : group.rows.stop + group.shift].to(dtype)
-        candidates = slice(len(group.init), len(group.init) + len(group.candidates))
         position = torch.arange(keys.shape[2], device=q.device)
         for part in inside.split(ROWS_AT_ONCE):
-            q_rows = stack_heads(q[:, :, part].to(dtype), k.shape[1])
-            scores = unstack_heads(scaled_scores(q_rows, keys, scale), q.shape[1])
+            scores = attention_scores(q[:, :, part].to(dtype), keys, scale)
             own = part + group.shift - group.init.start
             scores.masked_fill_(position > own[:, None], -torch.inf)
-            lost = scores.softmax(-1)[..., candidates] @ dropped.unsqueeze(-1)
-            parts.append(1 - lost.squeeze(-1))
-    recall = torch.cat(parts, -1).clamp_(0, 1)
+            parts.append(kept_mass(scores.softmax(-1)[..., group.candidate_columns], kept))
+    recall = torch.cat(parts, -1)
     mean = recall.double().mean(-1)
     x = math.log(4 / (1 - confidence))
     spread = (2 * recall.double().var(-1) * x / n_rows).sqrt() + 7 * x / (3 * (n_rows - 1))

@@ -12,10 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from anchor_lab.methods.method import check_prompt
-from anchor_lab.methods.selection import Selection, causal_mask, causal_pairs
+from anchor_lab.methods.selection import Selection, causal_mask
 from anchor_ref.heads import causal_scores, product, stack_heads, unstack_heads
 from anchor_ref.inputs import check_compute_dtype, check_inputs, check_type
 from anchor_ref.measure import output_error
+from anchor_ref.regions import causal_pairs
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from anchor_lab.methods.method import Method
-from anchor_lab.methods.selection import Selection, causal_pairs
+from anchor_lab.methods.selection import Selection
 from anchor_models.interface import BEYOND_QKV, beyond_causal, replaced_attention
+from anchor_ref.regions import causal_pairs
 
 # What a layer may be given besides q, k and v, and no method knows of.
 _BEYOND = {"sliding_window": "a sliding window", **BEYOND_QKV}

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from anchor_lab.methods.selection import causal_pairs
 from anchor_ref.heads import causal_scores
 from anchor_ref.inputs import check_compute_dtype
+from anchor_ref.regions import causal_pairs
 
 SHARES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999)  # of mass, in the sweeps
 

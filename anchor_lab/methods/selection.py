@@ -137,8 +137,3 @@ def largest_share(weights: Float[Tensor, "*batch M"], share: float) -> Bool[Tens
     sums = ranked.cumsum(-1)
     reached = pad(sums[..., :-1], (1, 0)) >= share * sums[..., -1:]
     return torch.empty_like(reached).scatter_(-1, order, ~reached)
-
-
-def causal_pairs(n: int) -> int:
-    """Pairs (query, key) with key <= query: N(N+1)/2."""
-    return n * (n + 1) // 2

@@ -8,18 +8,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from anchor_lab.methods.selection import (
-    Selection,
-    causal_mask,
-    causal_pairs,
-)
+from anchor_lab.methods.selection import Selection, causal_mask
 from anchor_ref.anchor import compute_anchor
 from anchor_ref.config import AnchorConfig
 from anchor_ref.heads import scaled_scores, stack_heads, unstack_heads
 from anchor_ref.inputs import check_compute_dtype
 from anchor_ref.measure import executed_density, identification_cost
 from anchor_ref.plan import StripePlan
-from anchor_ref.regions import Group, groups
+from anchor_ref.regions import Group, causal_pairs, groups
 
 THETAS = (1.0, 2.0, 3.0, 5.0, 7.0, 9.0, 11.0, 13.0, 15.0, 17.0)
 GATHER = 64  # stripes that stage 3 loads at a time

@@ -18,9 +18,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from anchor_lab.methods.method import Method, check_count
-from anchor_lab.methods.selection import Selection, causal_mask, causal_pairs, largest
+from anchor_lab.methods.selection import Selection, causal_mask, largest
 from anchor_ref.heads import causal_scores
 from anchor_ref.inputs import check_compute_dtype
+from anchor_ref.regions import causal_pairs
 
 LAST = 64  # queries that speak for all
 FIRST = 30  # columns always kept

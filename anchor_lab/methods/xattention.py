@@ -20,9 +20,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from anchor_lab.methods.method import Method, check_count, check_number
-from anchor_lab.methods.selection import Selection, block_selection, causal_pairs
+from anchor_lab.methods.selection import Selection, block_selection
 from anchor_ref.heads import causal_scores
 from anchor_ref.inputs import check_compute_dtype
+from anchor_ref.regions import causal_pairs
 
 
 @dataclass(frozen=True)

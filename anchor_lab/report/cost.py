@@ -18,8 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from anchor_ref.config import AnchorConfig
-from anchor_ref.measure import causal_pairs
-from anchor_ref.regions import groups
+from anchor_ref.regions import causal_pairs, groups
 
 STAGES = ("stage1", "stage2", "stage3")
 NEEDED = ("anchor", "sdpa-cudnn", *STAGES)
@@ -137,12 +136,9 @@ def estimate(
         config: sizes of the regions; None means `AnchorConfig()`.
     """
     found = groups(AnchorConfig() if config is None else config, n, n)
-    causal = n * (n + 1) // 2
-    always = sum(
-        len(group.rows) * len(group.init) + causal_pairs(group, group.window_start)
-        for group in found
-    )
-    pooled = sum(len(group.blocks) * len(group.candidates) for group in found)
+    causal = causal_pairs(n)
+    always = sum(group.always_pairs for group in found)
+    pooled = sum(group.pooled_pairs for group in found)
     heads = density.numel()
     stripes = float(density.double().sum()) * causal - heads * always
     tera = 1e9  # operations of a rate of 1 TFLOP/s in 1 ms

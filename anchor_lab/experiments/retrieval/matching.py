@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import fields, is_dataclass, replace
 
 from anchor_lab.methods.method import Method
-from anchor_lab.methods.selection import ROWS, Selection, causal_pairs
+from anchor_lab.methods.selection import ROWS, Selection
 from anchor_models import Captured
+from anchor_ref.regions import causal_pairs
 
 SAMPLED_BLOCKS = 16  # blocks of query rows that a density is estimated from
 HALVINGS = 5  # between two configurations of a sweep

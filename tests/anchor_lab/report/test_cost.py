@@ -10,7 +10,6 @@ import torch
 
 from anchor_lab.report.cost import H100, Rates, estimate, read_rates
 from anchor_ref import AnchorConfig
-from anchor_ref.measure import causal_pairs
 from anchor_ref.regions import groups
 from tests.tree import RESULTS
 
@@ -54,8 +53,7 @@ def test_regions_are_those_of_the_configuration():
     n, config = 1000, AnchorConfig(100, 2, init_blocks=2)
     layout = groups(config, n, n)
     always = sum(
-        len(group.rows) * len(group.init) + causal_pairs(group, group.window_start)
-        for group in layout
+        len(group.init) + row + 1 - group.window_start for group in layout for row in group.rows
     )
     pooled = sum(len(group.blocks) * len(group.candidates) for group in layout)
     rates = replace(FREE, stage1=1.0, stage2=1.0)

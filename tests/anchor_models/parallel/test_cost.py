@@ -15,7 +15,6 @@ from anchor_models.parallel.cost import (
     work,
 )
 from anchor_ref import AnchorConfig
-from anchor_ref.measure import causal_pairs
 from anchor_ref.regions import groups
 from tests.tree import ROOT
 
@@ -87,8 +86,9 @@ def test_work_counts_the_pairs_that_are_kept():
     n, config = 8192, AnchorConfig()
     layout = groups(config, n, n)
     always = sum(
-        len(group.rows) * len(group.init) + causal_pairs(group, group.window_start)
+        len(group.init) + row + group.shift - group.window_start + 1
         for group in layout
+        for row in group.rows
     )
     pooled = sum(len(group.blocks) * len(group.candidates) for group in layout)
     flop = work(ModelShape(1, 1, 1, 1, 1, 1, 1), n, 0.0)
