@@ -44,7 +44,7 @@ def _version(package: str) -> str:
 
 
 def cuda_facts() -> dict:
-    """The current CUDA device and what drives it."""
+    """Date, the current CUDA device, and what drives it."""
     import triton
 
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
@@ -53,6 +53,7 @@ def cuda_facts() -> dict:
     except (OSError, subprocess.CalledProcessError, IndexError):
         driver = "unknown"
     return {
+        "date": time.strftime("%Y-%m-%d"),
         "device": torch.cuda.get_device_name(),
         "torch": str(torch.__version__),
         "triton": triton.__version__,

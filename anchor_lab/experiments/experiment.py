@@ -1,6 +1,8 @@
 """What an experiment is to the one command that runs them all, `python -m anchor_lab NAME`."""
 
 import argparse
+import shlex
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +13,20 @@ import torch
 from anchor_lab.experiments.environment import lacks_cuda
 from anchor_lab.experiments.store import read, write_whole
 
-RESULTS = Path("results")  # of the repository, where its commands are run
+# Of the repository, where its commands are run.
+RESULTS = Path("results")
+QUICK = Path("build") / "quick"  # what is no result leaves the results alone
 
 
 def no_options(parser: argparse.ArgumentParser) -> None:
     """An experiment that needs no options of its own."""
+
+
+def progress(left: list, **more):
+    """What is left to do, with progress on stderr where that is a terminal; `more` is tqdm's."""
+    from tqdm import tqdm
+
+    return tqdm(left, file=sys.stderr, disable=None, **more)
 
 
 @dataclass(frozen=True)
@@ -29,7 +40,8 @@ class Experiment:
         page: the numbers as Markdown, given what `read` found and the page's path.
         file: where the numbers go, below `results`: "NAME/NAME.json".
         draw: the numbers as a figure; None for an experiment without one.
-        options: adds what `measure` reads besides --device, --quick and --out.
+        options: adds what `measure` reads besides --device, --quick and --out; --device is left
+            out where a CUDA device is needed.
         read: the numbers of a file.
         needs_cuda: whether measuring needs a CUDA device, --quick included.
     """
@@ -51,6 +63,8 @@ class Experiment:
     def run(self, arguments: Sequence[str]) -> int:
         """Measure, then write page and figure; returns the exit status."""
         options = self.parser().parse_args(arguments)
+        options.command = self.command_line(arguments)
+        options.out = options.out or (QUICK if options.quick else RESULTS) / self.file
         if not options.table:
             if self.needs_cuda and lacks_cuda(f"anchor_lab {self.name}"):
                 return 2
@@ -58,6 +72,14 @@ class Experiment:
                 return status
         self.write_page(options.out)
         return 0
+
+    def command_line(self, arguments: Sequence[str]) -> str:
+        """The command for the record; of absolute paths the last part, which is no folder of ours.
+
+        `measure` finds it as `options.command`.
+        """
+        short = [Path(word).name if Path(word).is_absolute() else word for word in arguments]
+        return shlex.join(["python", "-m", "anchor_lab", self.name, *short])
 
     def write_page(self, out: Path) -> None:
         """NAME.md and NAME.png beside the file of numbers."""
@@ -78,14 +100,15 @@ class Experiment:
             description=self.about,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        made.add_argument("--device", default=device, help=f"default here: {device}")
+        if not self.needs_cuda:  # those take the current CUDA device
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            made.add_argument("--device", default=device, help=f"default here: {device}")
         made.add_argument(
             "--table", action="store_true", help="no measuring, only page and figure"
         )
-        made.add_argument("--quick", action="store_true", help="small sizes: a look, no result")
-        default = RESULTS / self.file
-        made.add_argument("--out", type=Path, default=default, help=f"default: {default}")
+        made.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
+        default = f"default: {RESULTS / self.file}, or {QUICK / self.file} with --quick"
+        made.add_argument("--out", type=Path, help=default)
         self.options(made)
         return made
 

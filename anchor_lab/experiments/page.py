@@ -11,17 +11,18 @@ from pathlib import Path
 FOLDER = Path(__file__).parent
 
 
-def render(template: str, **values: object) -> str:
+def render(template: str, folder: Path = FOLDER, **values: object) -> str:
     """A page as Markdown.
 
     Args:
-        template: a file below this folder, such as "ablations/page.md.j2".
+        template: a file below `folder`, such as "ablations/page.md.j2".
+        folder: where templates lie; this one unless given.
         values: the names that it uses; a name that is missing is an error, not a gap.
 
     Raises:
         jinja2.UndefinedError: the template uses a name that is not among `values`.
     """
-    return _environment().get_template(template).render(values)
+    return _environment(folder).get_template(template).render(values)
 
 
 def markdown(
@@ -52,12 +53,17 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names) or "none"
 
 
+def line(words: str) -> str:
+    """Words that a template breaks anywhere as one line: a paragraph, a picture's description."""
+    return " ".join(words.split())
+
+
 @cache
-def _environment():
+def _environment(folder: Path):
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     found = Environment(
-        loader=FileSystemLoader(FOLDER),
+        loader=FileSystemLoader(folder),
         undefined=StrictUndefined,
         autoescape=False,  # Markdown, not HTML
         trim_blocks=True,
@@ -65,5 +71,5 @@ def _environment():
         keep_trailing_newline=True,
     )
     found.globals |= {"table": markdown}
-    found.filters |= {"digits": digits, "number": number, "percent": percent, "listed": listed}
+    found.filters |= {x.__name__: x for x in (digits, line, listed, number, percent)}
     return found

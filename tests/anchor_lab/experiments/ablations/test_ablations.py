@@ -1,6 +1,5 @@
 """The paper's ablations: each replaces one choice, and what must follow from that does."""
 
-import json
 from dataclasses import replace
 from itertools import pairwise
 
@@ -10,8 +9,9 @@ import torch
 
 from anchor_lab.experiments.ablations import measure as ablations
 from anchor_lab.experiments.ablations.measure import QUESTIONS, STEPS, ablate_layer, variants
-from anchor_lab.experiments.ablations.page import table
+from anchor_lab.experiments.ablations.page import EXPERIMENT
 from anchor_lab.experiments.compare.equal import mean_curves
+from anchor_lab.experiments.store import read, write_json
 from anchor_lab.methods import AnchorAttention, AnchorBlocks, evaluate
 from anchor_models import Captured
 from anchor_ref import AnchorConfig
@@ -53,7 +53,7 @@ def rows(qk):
     q, k = qk
     x = Captured(q.float(), k.float(), k.float(), 0.25, layer=2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ablations, "THETAS", (1.0, 6.0))
+        patch.setattr(ablations, "ABLATED_THETAS", (1.0, 6.0))
         return pd.DataFrame(ablate_layer(x, CONFIG))
 
 
@@ -163,7 +163,49 @@ def test_an_odd_block_cannot_be_halved():
 
 
 def test_the_committed_table_is_that_of_the_committed_numbers():
-    results = json.loads((FOLDER / "ablations.json").read_text())
-    assert (FOLDER / "ablations.md").read_text() == table(results)
-    found = {(row["ablation"], row["method"]) for row in results["means"]}
+    results, page = read(FOLDER / "ablations.json"), FOLDER / "ablations.md"
+    assert page.read_text() == EXPERIMENT.page(results, page)
+    found = {(row["ablation"], row["method"]) for row in results["rows"]}
     assert found == {(a, v) for a, sweeps in variants(AnchorConfig()).items() for v in sweeps}
+    assert AnchorConfig(**results["settings"]["config"]) == AnchorConfig()
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    out = tmp_path_factory.mktemp("quick") / "ablations.json"
+    assert EXPERIMENT.run(["--quick", "--device", "cpu", "--out", str(out)]) == 0
+    return out
+
+
+def test_a_quick_run_writes_numbers_page_and_picture(quick):
+    assert {x.name for x in quick.parent.iterdir()} == {
+        *("ablations.json", "ablations.md", "ablations.png")
+    }
+    rows = read(quick)["rows"]
+    sweeps = variants(AnchorConfig(32, 4))
+    assert len(rows) == sum(len(x) for named in sweeps.values() for x in named.values())
+    assert {row["heads"] for row in rows} == {2}
+    page = quick.with_suffix(".md").read_text()
+    assert "made-up prose of 1024 tokens, layers 1, heads 0 and 4" in page
+    assert "answers nothing" in page
+    assert "What stands out" not in page
+
+
+def test_an_interrupted_run_goes_on_with_the_ablation_it_lacks(quick, tmp_path, monkeypatch):
+    found = read(quick)
+    out = tmp_path / "ablations.json"
+    rows = [row for row in found["rows"] if row["ablation"] != "block"]
+    write_json(out, found["settings"], rows, found["runs"])
+    measured = []
+
+    def look(captured, *given, ablations, **more):
+        measured.append((captured.layer, ablations))
+        return ablate_layer(captured, *given, ablations=ablations, **more)
+
+    monkeypatch.setattr(ablations, "ablate_layer", look)
+    for _ in range(2):
+        assert EXPERIMENT.run(["--quick", "--device", "cpu", "--out", str(out)]) == 0
+    assert measured == [(1, ["block"])]
+    again = read(out)
+    assert [row | {"run": 0} for row in again["rows"]] == found["rows"]
+    assert {row["run"] for row in again["rows"] if row["ablation"] == "block"} == {1}
