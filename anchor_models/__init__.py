@@ -7,6 +7,7 @@ is `anchor_attention` here, which chooses between kernels and reference, or
 
 from anchor_models.backend import BACKENDS, BackendChoice, anchor_attention, choose_backend
 from anchor_models.bundled import bundled_model_path, load_bundled
+from anchor_models.calibration import Calibration
 from anchor_models.capture import Captured, capture_qkv, load_capture, save_capture
 from anchor_models.documents import Document, make_document
 from anchor_models.planted import Planted, planted_stripes
@@ -14,6 +15,7 @@ from anchor_models.planted import Planted, planted_stripes
 __all__ = [
     "BACKENDS",
     "BackendChoice",
+    "Calibration",
     "Captured",
     "Document",
     "Planted",

@@ -1,8 +1,8 @@
 """The comparison lab: questions about sparse attention, each a function one can call."""
 
-from anchor_lab.analysis.calibration import Calibration, calibrate, choose_thetas
+from anchor_lab.analysis.calibration import calibrate, choose_thetas
 from anchor_lab.analysis.certificate import certificate_cost, certify
-from anchor_lab.analysis.curves import THETAS, MeanCurves, ThetaCurve, mean_curves, theta_curve
+from anchor_lab.analysis.curves import THETAS, MeanCurves, ThetaCurve, average_curves, theta_curve
 from anchor_lab.analysis.maxima import REGIONS, Maxima, locate_maxima
 from anchor_lab.analysis.pooling import TESTS, Kept, compare_tests
 from anchor_lab.analysis.sampled import SampledRecall, sampled_recall
@@ -11,19 +11,18 @@ __all__ = [
     "REGIONS",
     "TESTS",
     "THETAS",
-    "Calibration",
     "Kept",
     "Maxima",
     "MeanCurves",
     "SampledRecall",
     "ThetaCurve",
+    "average_curves",
     "calibrate",
     "certificate_cost",
     "certify",
     "choose_thetas",
     "compare_tests",
     "locate_maxima",
-    "mean_curves",
     "sampled_recall",
     "theta_curve",
 ]

@@ -101,7 +101,7 @@ class MeanCurves:
     density: dict[int, Float[Tensor, "T Hq"]]
 
 
-def mean_curves(
+def average_curves(
     captures: Iterable[Mapping[int, Captured]],
     config: AnchorConfig | None = None,
     thetas: Sequence[float] = THETAS,
@@ -109,7 +109,7 @@ def mean_curves(
     """Look at each text once; `choose_thetas` then serves any target.
 
     Args:
-        captures: of each text, by layer, what `activations.capture_qkv` returned.
+        captures: of each text, by layer, what `capture.capture_qkv` returned.
         config: block and group sizes; None means `AnchorConfig()`.
         thetas: ascending.
 

@@ -19,12 +19,12 @@ import torch
 from anchor_lab.analysis import (
     TESTS,
     THETAS,
+    average_curves,
     certificate_cost,
     certify,
     choose_thetas,
     compare_tests,
     locate_maxima,
-    mean_curves,
     theta_curve,
 )
 from anchor_lab.experiments.questions.page import draw, table
@@ -88,7 +88,7 @@ def look(layer: int, x: Captured, ranks: tuple[int, ...] = RANKS) -> list[dict]:
 
 def calibration(n: int) -> list[dict]:
     """Recall and density on the held-out text, for thresholds by head, by layer and for all."""
-    curves = mean_curves((capture(n, seed) for seed in CALIBRATION_SEEDS), CONFIG, THETAS)
+    curves = average_curves((capture(n, seed) for seed in CALIBRATION_SEEDS), CONFIG, THETAS)
     held_out = {
         layer: theta_curve(x.q, x.k, CONFIG, THETAS, x.scaling)
         for layer, x in capture(n, HELD_OUT_SEED).items()

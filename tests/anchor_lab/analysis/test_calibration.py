@@ -11,15 +11,14 @@ import torch
 from hypothesis import given, settings
 
 from anchor_lab.analysis import (
-    Calibration,
     MeanCurves,
+    average_curves,
     calibrate,
     calibration,
     choose_thetas,
-    mean_curves,
     theta_curve,
 )
-from anchor_models import Captured, capture_qkv, load_bundled, make_document
+from anchor_models import Calibration, Captured, capture_qkv, load_bundled, make_document
 from anchor_ref import AnchorConfig, compute_anchor, identify_stripes
 from anchor_ref.measure import density, recall
 from tests.brute_force import cases
@@ -77,7 +76,7 @@ def test_what_is_not_finite_is_kept_where_stage_2_keeps_it(value):
         stripes = identify_stripes(x.q, x.k, anchor, alone)
         assert torch.equal(curve.density[i], density(stripes, alone, 90, 90))
     with pytest.raises(ValueError, match="reached of layer 0 must be numbers"):
-        choose_thetas(mean_curves([{0: x}], config), 0.9)
+        choose_thetas(average_curves([{0: x}], config), 0.9)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -101,7 +100,7 @@ def test_the_smallest_threshold_that_reaches_the_recall_is_chosen(per):
     config, target = AnchorConfig(8, 2), 0.9
     fine = tuple(i / 8 for i in range(-24, 40))
     texts = [{0: sample(1), 3: sample(2)}, {0: sample(3, 60), 3: sample(4, 60)}]
-    found = choose_thetas(mean_curves(texts, replace(config, theta=1.0), fine), target, per)
+    found = choose_thetas(average_curves(texts, replace(config, theta=1.0), fine), target, per)
     assert (found.config, found.target_recall) == (config, target)  # its θ played no part
     for layer in (0, 3):
         curves = [
@@ -139,14 +138,14 @@ def test_a_recall_that_is_met_exactly_is_enough():
 def test_each_prompt_of_a_batch_counts_as_a_text():
     one, two, three = sample(1), sample(2), sample(3)
     both = {part: torch.cat([getattr(one, part), getattr(two, part)]) for part in "qkv"}
-    together = mean_curves([{0: replace(one, **both)}, {0: three}], AnchorConfig(8, 2), GRID)
-    apart = mean_curves([{0: x} for x in (one, two, three)], AnchorConfig(8, 2), GRID)
+    together = average_curves([{0: replace(one, **both)}, {0: three}], AnchorConfig(8, 2), GRID)
+    apart = average_curves([{0: x} for x in (one, two, three)], AnchorConfig(8, 2), GRID)
     torch.testing.assert_close(together.recall[0], apart.recall[0])
     torch.testing.assert_close(together.density[0], apart.density[0])
 
 
 def test_what_no_threshold_reaches_gets_the_last_and_says_so():
-    found = choose_thetas(mean_curves([{0: sample(1)}], AnchorConfig(8, 2), (-9.0, -8.0)), 0.9999)
+    found = choose_thetas(average_curves([{0: sample(1)}], AnchorConfig(8, 2), (-9, -8)), 0.9999)
     assert set(found.thetas[0]) == {-8.0}
     assert max(found.reached[0]) < 0.9999
 
@@ -161,10 +160,10 @@ def test_a_model_is_calibrated_on_strings_and_tokens_alike():
     assert all(len(heads) == 8 for heads in found.thetas.values())
     assert found == calibrate(model, [tokens[0], tokens[1][0]], 0.9, config)
     captures = [capture_qkv(model, ids, dtype=torch.float32) for ids in tokens]
-    assert found == choose_thetas(mean_curves(captures, config), 0.9)
+    assert found == choose_thetas(average_curves(captures, config), 0.9)
     few = (0.0, 4.0, 9.0)
     asked = {"per": "layer", "thetas": few}
-    expected = choose_thetas(mean_curves(captures[:1], config, few), 0.9, "layer")
+    expected = choose_thetas(average_curves(captures[:1], config, few), 0.9, "layer")
     assert calibrate(model, tokens[:1], 0.9, config, **asked) == expected
     with pytest.raises(TypeError, match="tokenizer must be given for strings, and text 1 is one"):
         calibrate(model, [tokens[0], texts[1]], 0.9, config)
@@ -190,7 +189,7 @@ def test_texts_are_read_one_after_the_other_and_leave_nothing(monkeypatch):
     monkeypatch.setattr(calibration, "capture_qkv", capture)
     model = SimpleNamespace(device=torch.device("cpu"))
     found = calibrate(model, texts(), 0.9, AnchorConfig(8, 2))
-    curves = mean_curves([{0: sample(seed)} for seed in (1, 2, 3)], AnchorConfig(8, 2))
+    curves = average_curves([{0: sample(seed)} for seed in (1, 2, 3)], AnchorConfig(8, 2))
     assert found == choose_thetas(curves, 0.9)
     assert len(folders) == 3
     assert not Path(folders[-1]).exists()
@@ -206,21 +205,21 @@ def test_a_text_that_every_threshold_keeps_whole_is_refused():
     with pytest.raises(
         ValueError, match=r"texts must be longer than a group, 96 tokens.*one of 90"
     ):
-        mean_curves([{0: sample(1)}], AnchorConfig(16, 6))
+        average_curves([{0: sample(1)}], AnchorConfig(16, 6))
     with pytest.raises(ValueError, match=r"96 tokens.*one of 96"):
-        mean_curves([{0: sample(1, 96)}], AnchorConfig(16, 6))
+        average_curves([{0: sample(1, 96)}], AnchorConfig(16, 6))
     with pytest.raises(ValueError, match=r"2048 tokens.*one of 90"):
-        mean_curves([{0: sample(1)}])
+        average_curves([{0: sample(1)}])
 
 
 def test_a_layer_that_is_no_plain_causal_attention_is_refused():
     with pytest.raises(ValueError, match="sees a window of 30 keys"):
-        mean_curves([{0: replace(sample(1), sliding_window=30)}], AnchorConfig(8, 2))
+        average_curves([{0: replace(sample(1), sliding_window=30)}], AnchorConfig(8, 2))
 
 
 def test_a_calibration_is_read_as_it_was_written(tmp_path):
     captured = [{0: sample(1), 7: sample(2)}]
-    found = choose_thetas(mean_curves(captured, AnchorConfig(8, 2, init_blocks=2)), 0.9)
+    found = choose_thetas(average_curves(captured, AnchorConfig(8, 2, init_blocks=2)), 0.9)
     found = replace(found, thetas=found.thetas | {7: (math.inf, 2.0, -math.inf, 1.0)})
     found.save(tmp_path / "thetas.json")
     assert Calibration.load(tmp_path / "thetas.json") == found
@@ -257,7 +256,7 @@ def test_a_calibration_is_read_as_it_was_written(tmp_path):
 )
 def test_a_file_that_was_changed_is_refused(tmp_path, change, message, unchecked_annotations):
     path = tmp_path / "thetas.json"
-    choose_thetas(mean_curves([{0: sample(1)}], AnchorConfig(8, 2)), 0.9).save(path)
+    choose_thetas(average_curves([{0: sample(1)}], AnchorConfig(8, 2)), 0.9).save(path)
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
     with pytest.raises(ValueError, match=message):
         Calibration.load(path)
@@ -274,9 +273,9 @@ def test_a_file_that_was_changed_is_refused(tmp_path, change, message, unchecked
 )
 def test_bad_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
-        choose_thetas(mean_curves([{0: sample(1)}], AnchorConfig(8, 2)), **arguments)
+        choose_thetas(average_curves([{0: sample(1)}], AnchorConfig(8, 2)), **arguments)
     with pytest.raises(ValueError, match="texts must hold at least one captured layer"):
-        mean_curves([])
+        average_curves([])
 
 
 def test_a_target_out_of_range_is_refused_before_any_text_is_read():

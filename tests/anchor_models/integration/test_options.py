@@ -8,8 +8,8 @@ import threading
 import pytest
 import torch
 
-from anchor_lab.analysis import Calibration
 from anchor_models import anchor_attention
+from anchor_models.calibration import Calibration
 from anchor_models.transformers import options, record
 from anchor_ref import AnchorConfig
 from tests.anchor_models.integration.tiny import ROUNDING, SIZES, THETA, build, far, logits, tokens
