@@ -5,128 +5,92 @@
 Planted stripes (3 %), 8 query and 2 kv heads of 64, float32. Dense attention is
 `scaled_dot_product_attention` on the same tensors in the same process, the two taking turns. Peak
 memory is the growth of the resident set of a process that runs AnchorAttention once, its inputs
-and output included. Writes `reference.json` and `reference.md` beside this file.
+and output included. A minute on two cores.
 """
 
 import argparse
-import json
-import platform
-import resource
-import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 
 import torch
 import torch.nn.functional as F
 
+from anchor_lab.experiments.environment import environment
+from anchor_lab.experiments.store import Store
 from anchor_models import planted_stripes
 from anchor_ref import AnchorConfig, anchor_attention
 from anchor_ref.measure import density
 
-HERE = Path("results") / "reference"
+LENGTHS, QUICK_LENGTHS = (8192, 16_384, 32_768), (512, 1024)
 
 
-def seconds(run, repeats: int) -> list[float]:
-    """Wall times, ascending."""
-    taken = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        run()
-        taken.append(time.perf_counter() - started)
-    return sorted(taken)
+def options(parser: argparse.ArgumentParser) -> None:
+    """--lengths, --repeats"""
+    parser.add_argument("--lengths", type=int, nargs="+", help=f"tokens; default {LENGTHS}")
+    parser.add_argument("--repeats", type=int, default=3, help="of each time; default 3")
+
+
+def measure(options: argparse.Namespace) -> int:
+    """A row for each length; returns the exit status, 0."""
+    run = environment("cpu") | {"threads": torch.get_num_threads()}
+    store = Store(options.out, ["n"], {"repeats": options.repeats}, run)
+    for n in options.lengths or (QUICK_LENGTHS if options.quick else LENGTHS):
+        if not store.holds(n=n):
+            times = measure_time(n, options.repeats)
+            store.add([{"n": n, **times, "mib": round(measure_memory(n), 1)}])
+    return 0
 
 
 def measure_time(n: int, repeats: int) -> dict:
-    """Times of one length; the two methods take turns, so that both see the same machine."""
+    """Seconds of each method, ascending; they take turns, so that both see the same machine."""
     inputs, config = planted_stripes(n), AnchorConfig()
     q, k, v = inputs.q, inputs.k, inputs.v
     _, trace = anchor_attention(q, k, v, config, return_trace=True)  # also warms up
     dense, anchor = [], []
     for _ in range(repeats):
-        dense += seconds(
-            lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True), 1
+        dense.append(
+            seconds(
+                lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+            )
         )
-        anchor += seconds(lambda: anchor_attention(q, k, v, config), 1)
-    ratio = statistics.median(anchor) / statistics.median(dense)
+        anchor.append(seconds(lambda: anchor_attention(q, k, v, config)))
     return {
-        "n": n,
         "density": round(float(density(trace.stripes, config, n, n).mean()), 4),
         "dense_s": [round(x, 3) for x in sorted(dense)],
         "anchor_s": [round(x, 3) for x in sorted(anchor)],
-        "ratio": round(ratio, 3),
+        "ratio": round(median(anchor) / median(dense), 3),
     }
+
+
+def seconds(run: Callable[[], object]) -> float:
+    """Wall time of one call."""
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
 
 
 def measure_memory(n: int) -> float:
     """MiB by which one call raises the peak resident set, measured in a process of its own."""
-    code = f"from anchor_lab.experiments.reference.measure import peak; print(peak({n}))"
+    code = f"from {__name__} import peak; print(peak({n}))"
     return float(subprocess.check_output([sys.executable, "-c", code], text=True))
 
 
 def peak(n: int) -> float:
-    """Growth of this process's peak resident set by inputs and one call, MiB."""
+    """Growth of this process's peak resident set by inputs and one call, MiB; on Linux."""
     small = planted_stripes(256)
     anchor_attention(small.q, small.k, small.v)  # libraries are loaded before the count begins
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _most_resident()
     inputs = planted_stripes(n)
     anchor_attention(inputs.q, inputs.k, inputs.v)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return (_most_resident() - before) / 1024
 
 
-def table(results: dict) -> str:
-    """The results as Markdown."""
-    lines = [
-        "# The reference on a CPU",
-        "",
-        f"Made by `python -m anchor_lab reference` on {results['date']}: "
-        f"{results['cpu']}, {results['threads']} threads, torch {results['torch']}, float32, "
-        "8 query / 2 kv heads, D = 64, 3 % planted stripes, θ = 12. Medians of "
-        f"{results['repeats']}; SDPA and AnchorAttention took turns.",
-        "",
-        "| N | density | SDPA, s | AnchorAttention, s | ratio |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for row in results["time"]:
-        dense, anchor = statistics.median(row["dense_s"]), statistics.median(row["anchor_s"])
-        lines.append(
-            f"| {row['n']} | {row['density']:.3f} | {dense:.2f} | {anchor:.2f} | "
-            f"{row['ratio']:.2f} |"
-        )
-    lines += ["", "| N | peak memory, MiB | per token, KiB |", "| --- | --- | --- |"]
-    for row in results["memory"]:
-        lines.append(f"| {row['n']} | {row['mib']:.0f} | {row['mib'] * 1024 / row['n']:.1f} |")
-    return "\n".join(lines) + "\n"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--lengths", type=int, nargs="+", default=[8192, 16384, 32768])
-    parser.add_argument("--repeats", type=int, default=3)
-    options = parser.parse_args()
-    results = {
-        "date": time.strftime("%Y-%m-%d"),
-        "cpu": _cpu_name(),
-        "threads": torch.get_num_threads(),
-        "torch": str(torch.__version__),
-        "repeats": options.repeats,
-        "memory": [{"n": n, "mib": round(measure_memory(n), 1)} for n in options.lengths],
-        "time": [measure_time(n, options.repeats) for n in options.lengths],
-    }
-    (HERE / "reference.json").write_text(json.dumps(results, indent=1) + "\n")
-    (HERE / "reference.md").write_text(table(results))
-    print(table(results))
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":")[1].strip()
-    return platform.processor() or platform.machine()
-
-
-if __name__ == "__main__":
-    main()
+def _most_resident() -> int:
+    """Peak resident set so far, KiB."""
+    # `resource.getrusage` would start at the peak of the process that began this one.
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))

@@ -9,7 +9,6 @@ from matplotlib import pyplot as plt
 from anchor_lab.experiments.attention import figure
 from anchor_lab.experiments.attention import measure as bench
 from anchor_lab.experiments.attention import page as tables
-from anchor_lab.experiments.reference import measure as reference
 from tests.anchor_lab.experiments.attention.test_measure import ABOUT, RATES
 from tests.tree import RESULTS
 
@@ -267,8 +266,3 @@ def test_the_figure_can_be_drawn_whatever_is_missing(results, kept):
 def test_the_committed_pages_are_what_the_committed_results_give(name):
     assert (FOLDER / f"{name}.md").read_text() == tables.page(FOLDER / f"{name}.json")
     assert (FOLDER / f"{name}.png").exists()
-
-
-def test_the_committed_reference_table_is_what_the_committed_results_give():
-    results = json.loads((FOLDER / "reference.json").read_text())
-    assert (FOLDER / "reference.md").read_text() == reference.table(results)
