@@ -27,6 +27,13 @@ class BackendChoice:
     reason: str
 
 
+def check_backend(backend: str) -> None:
+    """Refuse what is none of `BACKENDS` with a ValueError."""
+    if backend not in BACKENDS:
+        allowed = ", ".join(repr(name) for name in BACKENDS)
+        raise ValueError(f"backend must be one of {allowed}, got {backend!r}")
+
+
 def choose_backend(q: Tensor, backend: str = "auto") -> BackendChoice:
     """What `anchor_attention` would run for queries like q.
 
@@ -40,9 +47,7 @@ def choose_backend(q: Tensor, backend: str = "auto") -> BackendChoice:
         RuntimeError: "triton" was asked for and cannot run here or on such queries; the message
             says why. Nothing else is run in its place.
     """
-    if backend not in BACKENDS:
-        allowed = ", ".join(repr(name) for name in BACKENDS)
-        raise ValueError(f"backend must be one of {allowed}, got {backend!r}")
+    check_backend(backend)
     if backend == "torch":
         return BackendChoice("torch", "backend='torch' was asked for")
     obstacle = _why_no_kernels(q)
@@ -89,13 +94,12 @@ def anchor_attention(
         import anchor_kernels as implementation
     else:
         implementation = anchor_ref
-    if theta_by_head is not None:
-        more = (scale, cu_seqlens)
-        out, trace = _by_head(implementation, q, k, v, config, theta_by_head, *more)
-        return (out, trace) if return_trace else out
-    return implementation.anchor_attention(
-        q, k, v, config, scale, cu_seqlens, return_trace=return_trace
-    )
+    if theta_by_head is None:
+        return implementation.anchor_attention(
+            q, k, v, config, scale, cu_seqlens, return_trace=return_trace
+        )
+    out, trace = _by_head(implementation, q, k, v, config, theta_by_head, scale, cu_seqlens)
+    return (out, trace) if return_trace else out
 
 
 def _by_head(implementation, q, k, v, config, thetas, scale, cu_seqlens):

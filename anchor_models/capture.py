@@ -1,5 +1,6 @@
 """Queries, keys and values of any transformers causal model, as its attention sees them."""
 
+import json
 import operator
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -11,9 +12,14 @@ from torch import Tensor
 
 from anchor_models.interface import BEYOND_QKV, beyond_causal, replaced_attention
 
-# Capped scores a capture can tell of; all else it does not hold, so attention computed from it
-# would not be the model's.
+# A capture holds whether scores are capped, and nothing else of this kind: attention computed from
+# it would not be the model's.
 _BEYOND = {name: what for name, what in BEYOND_QKV.items() if name != "softcap"}
+
+
+# What a file says of a layer: tensors by name, numbers as JSON.
+_TENSORS = ("q", "k", "v")
+_NUMBERS = ("scaling", "sliding_window", "softcap", "heads")
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,8 +124,7 @@ def capture_qkv(
         FileExistsError: `save_to` already holds a capture.
     """
     config = _text_config(model)
-    _check_tensors(input_ids, attention_mask, position_ids)
-    _check_vocabulary(model, input_ids)
+    _check_tensors(model, input_ids, attention_mask, position_ids)
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise TypeError(f"dtype must be a floating-point torch.dtype or None, got {dtype!r}")
     wanted = _indices("layers", layers, config.num_hidden_layers)
@@ -163,8 +168,10 @@ def capture_qkv(
                 **_switched_off(config),
             )
         # Reached only when a wanted layer has not called attention.
-        if missing := sorted(wanted - captured.keys()):
-            _refuse_missing(missing, sorted(captured), all_wanted=layers is None)
+        if layers is None and not captured:
+            raise ValueError("model must have layers that compute attention, none did")
+        if layers is not None and (missing := sorted(wanted - captured.keys())):
+            raise ValueError(f"layers must be layers that compute attention, got {missing}")
     except _AllCapturedError:
         pass
     except BaseException:
@@ -183,13 +190,8 @@ def save_capture(captured: dict[int, Captured], path: str | Path) -> None:
 
     tensors, about = {}, {}
     for layer, found in captured.items():
-        for name in ("q", "k", "v"):
-            tensors[f"{layer}.{name}"] = getattr(found, name).contiguous()
-        for name in ("scaling", "sliding_window", "softcap"):
-            if getattr(found, name) is not None:
-                about[f"{layer}.{name}"] = repr(getattr(found, name))
-        if found.heads is not None:
-            about[f"{layer}.heads"] = " ".join(str(head) for head in found.heads)
+        tensors |= {f"{layer}.{name}": getattr(found, name).contiguous() for name in _TENSORS}
+        about[str(layer)] = json.dumps({name: getattr(found, name) for name in _NUMBERS})
     save_file(tensors, path, metadata=about)
 
 
@@ -224,20 +226,11 @@ def _text_config(model):
     return model.config.get_text_config()
 
 
-def _check_vocabulary(model, input_ids: Tensor) -> None:
-    size = getattr(model.get_input_embeddings(), "num_embeddings", None)
-    if size is None:
-        return
-    least, largest = (int(end) for end in input_ids.aminmax())
-    if least < 0 or largest >= size:
-        wrong = least if least < 0 else largest
-        raise ValueError(f"input_ids must be in 0..{size - 1}, the vocabulary, got {wrong}")
-
-
-def _check_tensors(input_ids, attention_mask, position_ids) -> None:
+def _check_tensors(model, input_ids, attention_mask, position_ids) -> None:
     given = {"attention_mask": attention_mask, "position_ids": position_ids}
-    given = {"input_ids": input_ids} | {n: x for n, x in given.items() if x is not None}
-    for name, tensor in given.items():
+    for name, tensor in {"input_ids": input_ids, **given}.items():
+        if tensor is None and name in given:
+            continue
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
         if tensor.is_floating_point() or tensor.is_complex():
@@ -252,6 +245,11 @@ def _check_tensors(input_ids, attention_mask, position_ids) -> None:
             "input_ids must have shape (batch, tokens) with at least one token, "
             f"got {tuple(input_ids.shape)}"
         )
+    size = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    least, largest = (int(end) for end in input_ids.aminmax())
+    if size is not None and (least < 0 or largest >= size):
+        wrong = least if least < 0 else largest
+        raise ValueError(f"input_ids must be in 0..{size - 1}, the vocabulary, got {wrong}")
 
 
 def _indices(name: str, asked: Iterable[int] | None, available: int) -> set[int]:
@@ -318,13 +316,6 @@ def _refuse_other_attention(module, layer: int, attention_mask, kwargs: dict) ->
         )
 
 
-def _refuse_missing(missing: list[int], captured: list[int], all_wanted: bool) -> None:
-    if not captured and all_wanted:
-        raise ValueError("model must have layers that compute attention, none did")
-    if not all_wanted:
-        raise ValueError(f"layers must be layers that compute attention, got {missing}")
-
-
 def _layer_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("layer_*.safetensors"))
 
@@ -346,22 +337,13 @@ def _load_file(path: Path) -> dict[int, Captured]:
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
-        about = file.metadata() or {}
-        names = [name for name in about if name.endswith(".scaling")]
-        if not names:
+        about = {name: x for name, x in (file.metadata() or {}).items() if name.isdecimal()}
+        if not about:
             raise ValueError(f"path must hold a capture, got other tensors in {path}")
-        return {
-            layer: Captured(
-                *(file.get_tensor(f"{layer}.{name}") for name in ("q", "k", "v")),
-                float(about[f"{layer}.scaling"]),
-                _read(int, about.get(f"{layer}.sliding_window")),
-                _read(float, about.get(f"{layer}.softcap")),
-                layer,
-                _read(lambda text: tuple(map(int, text.split())), about.get(f"{layer}.heads")),
-            )
-            for layer in sorted(int(name.split(".")[0]) for name in names)
-        }
-
-
-def _read(kind, text: str | None):
-    return None if text is None else kind(text)
+        found = {}
+        for layer in sorted(about, key=int):
+            numbers = json.loads(about[layer])
+            numbers["heads"] = numbers["heads"] and tuple(numbers["heads"])
+            tensors = (file.get_tensor(f"{layer}.{name}") for name in _TENSORS)
+            found[int(layer)] = Captured(*tensors, layer=int(layer), **numbers)
+    return found

@@ -6,57 +6,14 @@ built from words that training never uses.
 """
 
 import random
+import tomllib
 from dataclasses import dataclass
+from pathlib import Path
 
-NAMES = """Alma Bruno Celia Dario Edith Felix Greta Hugo Irene Jonas Karla Leopold Mina Nestor
-Olive Percy Quinn Rosa Stefan Thea Ulric Vera Walter Xenia Yorick Zelda Amos Beatrix Conrad
-Dora""".split()
-PEOPLE = """baker captain doctor farmer gardener judge merchant miller painter pilot porter sailor
-scholar shepherd soldier tailor teacher weaver widow clerk cook driver guard hunter nurse
-priest printer servant singer smith""".split()
-THINGS = """basket bell blanket book bottle box candle cart chair clock coat cup door drum fence
-gate glass hammer hat key knife ladder lamp letter map mirror net picture plate purse ring
-rope saddle sail sword table tower wagon wall wheel window boat bridge chest stone""".split()
-PLACES = """bank barn bay castle chapel church city coast corner cottage court farm field forest
-garden hall harbour hill house inn island kitchen lake market meadow mill mountain orchard
-park path port river road school shop shore square stable station street tavern theatre town
-valley village wood yard""".split()
-QUALITIES = """bright broken busy clean cold curious dark deep dry early empty fair famous fine
-gentle grey heavy high honest large late light little long loud low narrow new old open
-pleasant poor proud quick rich rough round sharp short simple slow small soft steep strange
-strong sweet tall thick thin warm weary wet white wide wild wise young""".split()
-ACTIONS = """bought carried cleaned described drew examined fetched found hid kept left lifted lost
-mended moved needed noticed painted praised remembered repaired saw sold took wanted watched
-borrowed brought chose counted""".split()
-TIMES = """in the morning|before dinner|after the rain|at noon|late at night|in the spring|during
-the war|that evening|a year later|on the third day|at last|without a word|for the first time|in
-spite of the cold|by the light of the moon|with great care|as usual|in the winter""".replace(
-    "\n", " "
-).split("|")
-OPINIONS = """nobody knew why|it was hard to say|there was nothing to be done|the reason was
-plain|all of them laughed|it did not matter|the wind had turned|so the story goes|few people
-believed it|the matter was soon forgotten|everything was quiet|that was the custom""".replace(
-    "\n", " "
-).split("|")
-
+_lists = tomllib.loads((Path(__file__).parent / "words.toml").read_text("utf-8"))
+WORDS = {name: x.split() if isinstance(x, str) else x for name, x in _lists.items()}
 # Keys: the two lists are split, and the held-out parts are for evaluation only.
-KEY_FIRST = """amber ancient arctic autumn bitter blue brass brave brown calm cedar civil clever
-coral copper crimson crystal dusty eager eastern elder emerald fancy fatal fertile fierce foreign
-frozen gallant giant gilded golden grand green hidden hollow humble idle inner iron ivory jolly
-kindly lazy leather linen lively lonely lucky marble mellow merry middle mighty misty modern
-mossy naked nimble noble northern olive orange outer pale paper patient perfect plain polar
-purple quiet rapid rare royal rural rusty sacred salty scarlet secret shady silent silver
-sober solid southern spare stately steady sunny tender thirsty tidy timid upper urban velvet
-violet vivid wealthy western wicked wooden yellow""".split()
-KEY_SECOND = """acorn anchor apple arrow badger banner barrel beacon beaver bishop blossom bucket
-button cabin camel canal candle canyon carpet cherry circle cliff cloud comet cradle cricket crown
-dagger desert dragon eagle engine falcon feather ferry finger flag flute forest fountain fox
-garden garland goose grove hammer harvest hawk hazel helmet heron horse island jewel jungle kettle
-ladder lantern lemon lily lion maple marsh meadow melon mirror monkey needle nest oak ocean onion
-orchid otter owl palace parrot pearl pepper pigeon pillow planet plough pony prairie prince pump
-quarry rabbit raven ribbon robin rocket rose sail salmon shield sparrow spider spoon squirrel
-statue stove sugar summit swan temple thistle thunder ticket tiger tulip tunnel turtle valley
-violin wagon walnut whale willow wolf""".split()
+KEY_FIRST, KEY_SECOND = WORDS["key_first"], WORDS["key_second"]
 HELD_OUT = 20  # the last words of each list
 
 STATEMENTS = (
@@ -96,34 +53,35 @@ class Document:
 
 def filler_sentence(rng: random.Random) -> str:
     """One English sentence about nothing in particular."""
-    pick = rng.choice
+
+    def a(kind: str) -> str:
+        return rng.choice(WORDS[kind])
 
     def person() -> str:
-        return pick((pick(NAMES), f"the {pick(QUALITIES)} {pick(PEOPLE)}", f"the {pick(PEOPLE)}"))
+        return rng.choice(
+            (a("names"), f"the {a('qualities')} {a('people')}", f"the {a('people')}")
+        )
 
     def thing() -> str:
-        return pick((f"the {pick(THINGS)}", f"a {pick(QUALITIES)} {pick(THINGS)}"))
+        return rng.choice((f"the {a('things')}", f"a {a('qualities')} {a('things')}"))
 
     def place() -> str:
-        return pick((f"the {pick(PLACES)}", f"the {pick(QUALITIES)} {pick(PLACES)}"))
+        return rng.choice((f"the {a('places')}", f"the {a('qualities')} {a('places')}"))
 
-    frame = rng.randrange(8)
-    if frame == 0:
-        text = f"{person()} {pick(ACTIONS)} {thing()} near {place()} {pick(TIMES)}"
-    elif frame == 1:
-        text = f"{pick(TIMES)}, {person()} {pick(ACTIONS)} {thing()}"
-    elif frame == 2:
-        text = f"there was {thing()} in {place()}, and {pick(OPINIONS)}"
-    elif frame == 3:
-        text = f"{person()} went to {place()} with {person()}, but {pick(OPINIONS)}"
-    elif frame == 4:
-        text = f"the {pick(PLACES)} was {pick(QUALITIES)} and the {pick(PLACES)} was not"
-    elif frame == 5:
-        text = f'"where is {thing()}?" asked {person()}, who stood by {place()}'
-    elif frame == 6:
-        text = f"when {person()} {pick(ACTIONS)} {thing()}, {person()} {pick(ACTIONS)} {thing()}"
-    else:
-        text = f"from {place()} to {place()} it is a {pick(QUALITIES)} way, and {pick(OPINIONS)}"
+    def deed() -> str:
+        return f"{person()} {a('actions')} {thing()}"
+
+    frames = (
+        lambda: f"{deed()} near {place()} {a('times')}",
+        lambda: f"{a('times')}, {deed()}",
+        lambda: f"there was {thing()} in {place()}, and {a('opinions')}",
+        lambda: f"{person()} went to {place()} with {person()}, but {a('opinions')}",
+        lambda: f"the {a('places')} was {a('qualities')} and the {a('places')} was not",
+        lambda: f'"where is {thing()}?" asked {person()}, who stood by {place()}',
+        lambda: f"when {deed()}, {deed()}",
+        lambda: f"from {place()} to {place()} it is a {a('qualities')} way, and {a('opinions')}",
+    )
+    text = rng.choice(frames)()
     start = 1 if text[0] == '"' else 0
     return text[:start] + text[start].upper() + text[start + 1 :] + "."
 
@@ -193,18 +151,16 @@ def make_document(
     needles = [
         Needle(key, make_value(rng), depth) for key, depth in zip(keys, depths, strict=True)
     ]
-    parts, done = [], 0
-    for needle in sorted(needles, key=lambda needle: needle.depth):
-        at = _sentence_end(text, round(needle.depth * len(text)))
-        statement = rng.choice(STATEMENTS).format(key=needle.key, value=needle.value)
-        parts += [text[done : max(at, done)], statement]
-        done = max(at, done)
     wanted = needles[asked]
-    question = QUESTION.format(key=wanted.key, value="\0").split("\0")[0]
-    in_order = tuple(sorted(needles, key=lambda needle: needle.depth))
-    return Document(
-        "".join([*parts, text[done:], question]), wanted.value, in_order, in_order.index(wanted)
-    )
+    needles.sort(key=lambda needle: needle.depth)
+    parts, done = [], 0
+    for needle in needles:
+        at = max(done, _sentence_end(text, round(needle.depth * len(text))))
+        statement = rng.choice(STATEMENTS).format(key=needle.key, value=needle.value)
+        parts += [text[done:at], statement]
+        done = at
+    parts += [text[done:], QUESTION.partition("{value}")[0].format(key=wanted.key)]
+    return Document("".join(parts), wanted.value, tuple(needles), needles.index(wanted))
 
 
 def make_prompt(

@@ -53,11 +53,8 @@ def replaced_attention(model, make: Callable[[Callable], Callable]) -> Iterator[
             f"{type(model).__name__} with attention implementation "
             f"{model.config._attn_implementation!r}"
         )
-    # A name of its own for each use, so that uses can be nested.
-    number = next(_numbers)
-    names = {
-        old: f"anchor_ref_{number}_{place}" for place, old in enumerate(dict.fromkeys(before))
-    }
+    number = next(_numbers)  # a name of its own for each use, so that uses can be nested
+    names = {old: f"anchor_ref_{number}_{n}" for n, old in enumerate(dict.fromkeys(before))}
     masks = AttentionMaskInterface()
     try:
         for implementation, name in names.items():
@@ -103,10 +100,8 @@ def _original(implementation: str) -> Callable:
     from transformers import AttentionInterface
 
     def original(module, *args, **kwargs):
-        if implementation == "eager":
-            function = _eager(module)
-        else:
-            function = AttentionInterface()[implementation]
+        eager = implementation == "eager"
+        function = _eager(module) if eager else AttentionInterface()[implementation]
         # Flash attention looks up there which of its kernels to call.
         replaced = module.config._attn_implementation
         module.config._attn_implementation_internal = implementation
@@ -128,9 +123,5 @@ def _eager(module) -> Callable:
 
 def _configs(model) -> list:
     """The configurations that name an attention implementation, each once."""
-    found = {id(module.config): module.config for module in model.modules() if _has_config(module)}
-    return list(found.values())
-
-
-def _has_config(module) -> bool:
-    return hasattr(getattr(module, "config", None), "_attn_implementation")
+    found = {id(config): config for x in model.modules() if (config := getattr(x, "config", None))}
+    return [config for config in found.values() if hasattr(config, "_attn_implementation")]

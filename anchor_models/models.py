@@ -35,7 +35,8 @@ def load_model(
             weights, or computes attention without transformers' AttentionInterface; `dtype` or
             `device` cannot be had.
     """
-    _check_dtype(dtype)
+    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ValueError(f"dtype must be a floating-point torch.dtype, got {dtype!r}")
     device = check_device(device)
     if name_or_path is None or name_or_path == BUNDLED:
         return load_bundled(dtype, device)
@@ -56,16 +57,14 @@ def load_model(
             f"model {name!r} must be {BUNDLED!r}, a folder, or a name on the Hugging Face hub "
             f"that is cached here or can be reached; it could not be read: {error}"
         ) from error
-    if getattr(config, "is_encoder_decoder", False):
-        raise ValueError(
-            f"model must be a causal language model, got {name!r}, an encoder-decoder "
-            f"({config.model_type})"
-        )
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise ValueError(
-            f"model must be a causal language model, got {name!r} of type {config.model_type!r}"
-        )
-    tokenizer = _load_tokenizer(AutoTokenizer, name)
+    two_parts = getattr(config, "is_encoder_decoder", False)
+    if two_parts or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        kind = f"encoder-decoder ({config.model_type})" if two_parts else repr(config.model_type)
+        raise ValueError(f"model must be a causal language model, got {name!r} of type {kind}")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise OSError(f"model {name!r} must come with a tokenizer, none was found") from error
     model, found = AutoModelForCausalLM.from_pretrained(
         name, config=config, dtype=dtype, output_loading_info=True
     )
@@ -93,18 +92,6 @@ def _check_name(name_or_path: str | Path) -> str:
             f"model must be {BUNDLED!r}, a folder, or a name on the Hugging Face hub, got {name!r}"
         )
     return name
-
-
-def _load_tokenizer(auto, name: str):
-    try:
-        return auto.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise OSError(f"model {name!r} must come with a tokenizer, none was found") from error
-
-
-def _check_dtype(dtype: torch.dtype) -> None:
-    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise ValueError(f"dtype must be a floating-point torch.dtype, got {dtype!r}")
 
 
 def check_device(device: str | torch.device) -> torch.device:

@@ -86,10 +86,8 @@ def _packed_texts(asked: dict) -> Tensor | None:
     rows, starts = max(1, STRIP // (batch * n_keys)), []
     padding = asked.get("attention_mask")
     for first in range(0, n_keys, rows):
-        seen = sdpa_mask(**_strip(asked, first, min(first + rows, n_keys))).expand(
-            batch, 1, -1, -1
-        )
-        seen = seen[:, 0]  # [B, R, Nk]
+        strip = sdpa_mask(**_strip(asked, first, min(first + rows, n_keys)))
+        seen = strip[:, 0].expand(batch, -1, -1)  # [B, R, Nk]
         key = torch.arange(n_keys, device=seen.device)
         own = key[first : first + seen.shape[1], None]
         start = seen.int().argmax(-1, keepdim=True)  # the first key that the row sees
@@ -124,13 +122,10 @@ def _strip(asked: dict, first: int, end: int) -> dict:
     return asked | rows | whole
 
 
+# transformers 4 names the places of the queries one by one.
 def _query_length(asked: dict) -> int:
-    if "q_length" in asked:
-        return asked["q_length"]
-    return asked["cache_position"].shape[0]  # transformers 4
+    return asked["q_length"] if "q_length" in asked else asked["cache_position"].shape[0]
 
 
 def _query_offset(asked: dict) -> int:
-    if "q_length" in asked:
-        return int(asked["q_offset"])
-    return int(asked["cache_position"][0])
+    return int(asked["q_offset"] if "q_length" in asked else asked["cache_position"][0])

@@ -10,10 +10,12 @@ from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
 
-from anchor_lab.analysis.calibration import Calibration
-from anchor_models.backend import BACKENDS
+from anchor_models.backend import check_backend
+from anchor_models.calibration import Calibration
 from anchor_ref.config import AnchorConfig
 
+# A further option is a name here, an argument of `options`, and a field of `Options` that
+# `_complete` fills; one more size needs no more than the name and the argument.
 SIZES = ("block_size", "step", "init_blocks", "window_blocks")
 FIELDS = ("theta", "dense_layers", "backend", *SIZES)
 CONFIG_FIELD = "anchor_attention"
@@ -107,14 +109,7 @@ def options(
         ValueError: a value is outside what is described.
         OSError: there is no such calibration file.
     """
-    named = dict(
-        zip(
-            FIELDS,
-            (theta, dense_layers, backend, block_size, step, init_blocks, window_blocks),
-            strict=True,
-        )
-    )
-    named = {field: value for field, value in named.items() if value is not None}
+    named = {field: value for field, value in locals().items() if value is not None}
     changes = _changes.get() | _spelled_out(named)
     completed = _complete(changes)
     token = _changes.set(changes)
@@ -184,9 +179,7 @@ def _complete(named: Mapping) -> Options:
         _check_sizes(theta, named)  # a `with` further in may have named others
         theta = theta.thetas
     backend = named.get("backend", "auto")
-    if backend not in BACKENDS:
-        allowed = ", ".join(repr(name) for name in BACKENDS)
-        raise ValueError(f"backend must be one of {allowed}, got {backend!r}")
+    check_backend(backend)
     dense = frozenset(_layer("dense_layers", layer) for layer in named.get("dense_layers", ()))
     sizes = {field: named[field] for field in SIZES if field in named}
     return Options(_by_layer(theta), dense, backend, AnchorConfig(**sizes))

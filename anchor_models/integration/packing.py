@@ -1,6 +1,6 @@
 """The texts of a call, looked at in the first layer and remembered for the others."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 from weakref import ref
 
 from torch import Tensor
@@ -15,24 +15,16 @@ from anchor_models.integration.sequences import (
 )
 
 
-@dataclass(frozen=True, eq=False)
-class _Seen:
+class _Seen(NamedTuple):
     """Texts, and what they were read from: the same tensors, unchanged, hold the same texts."""
 
     sizes: tuple[int, ...]
     tensors: list[ref | None]
-    versions: list[int]
+    versions: list[int | None]
     texts: list[Tokens]
 
-    def is_of(self, sizes: tuple[int, ...], tensors: list[Tensor | None]) -> bool:
-        same = all(  # a tensor that is gone is not the same as none
-            x is None if seen is None else x is not None and x is seen()
-            for seen, x in zip(self.tensors, tensors, strict=True)
-        )
-        return same and (self.sizes, self.versions) == (sizes, _versions(tensors))
 
-
-_last: _Seen | None = None
+_last = _Seen((), [], [], [])
 
 
 def texts_of(query: Tensor, key: Tensor, mask: Tensor | None, kwargs: dict) -> list[Tokens] | None:
@@ -53,19 +45,21 @@ def texts_of(query: Tensor, key: Tensor, mask: Tensor | None, kwargs: dict) -> l
     names = ("position_ids", "cu_seq_lens_q", "cu_seq_lens_k")
     tensors = [mask, *(kwargs.get(name) for name in names)]
     sizes = (query.shape[0], query.shape[2], key.shape[2])
+    versions = [None if x is None else _version(x) for x in tensors]
     last = _last
-    if last is not None and last.is_of(sizes, tensors):
+    if (sizes, versions) == (last.sizes, last.versions) and all(
+        x is None or x is seen() for x, seen in zip(tensors, last.tensors, strict=True)
+    ):
         return last.texts
     texts = _read(query, key, *tensors)
     if texts is not None:
-        seen = [None if x is None else ref(x) for x in tensors]
-        _last = _Seen(sizes, seen, _versions(tensors), texts)
+        _last = _Seen(sizes, [None if x is None else ref(x) for x in tensors], versions, texts)
     return texts
 
 
-def _versions(tensors: list[Tensor | None]) -> list[int]:
-    """How often each tensor was written to; tensors of inference mode do not count."""
-    return [0 if x is None or x.is_inference() else x._version for x in tensors]
+def _version(x: Tensor) -> int:
+    """How often a tensor was written to; tensors of inference mode do not count it."""
+    return 0 if x.is_inference() else x._version
 
 
 def _read(query, key, mask, positions, bounds, key_bounds) -> list[Tokens] | None:

@@ -8,9 +8,10 @@ from torch import Tensor
 from anchor_models.backend import anchor_attention, choose_backend
 from anchor_models.integration.options import Options, current_options
 from anchor_models.integration.packing import texts_of
-from anchor_models.integration.record import Part, now, running_record, take_down
+from anchor_models.integration.record import Part, call_of, now, running_record
 from anchor_models.integration.sequences import Tokens
 from anchor_ref.measure import density
+from anchor_ref.regions import causal_pairs
 
 # Entries of a mask that dense attention is given at once; sdpa copies grouped k and v each time.
 STRIP = 2**27
@@ -46,24 +47,22 @@ def prefill(module, query, key, value, mask, given: dict, kwargs: dict) -> Tenso
         why_dense = why_dense or _why_short(query.shape[2], key.shape[2], chosen)
         _check_served(mask, why_dense, layer)
         out = dense(module, query, key, value, mask, given)
-        parts = [Part("dense", why_dense, _causal_pairs(query, key), _all_heads(query, torch.nan))]
+        parts = [_dense_part(why_dense, query, key, torch.nan)]
     else:
         found, parts = [], []
         for text in texts:
             q = query[text.rows][:, :, text.queries]
             k, v = (x[text.rows][:, :, text.keys] for x in (key, value))
-            why = why_dense or _why_short(text.n_queries, text.n_keys, chosen)
-            if why is None:
-                out, part = _sparse(q, k, v, theta, chosen, given, counted=stats is not None)
+            if why := why_dense or _why_short(q.shape[2], k.shape[2], chosen):
+                out, part = _dense_causal(module, q, k, v, given), _dense_part(why, q, k, 1.0)
             else:
-                out = _dense_causal(module, q, k, v, given)
-                part = Part("dense", why, _causal_pairs(q, k), _all_heads(q, 1.0))
+                out, part = _sparse(q, k, v, theta, chosen, given, counted=stats is not None)
             found.append(out)
             parts.append(part)
         out = _together(found, texts, query, value)
     if stats is not None and parts:
-        sizes = (layer, query.shape[2], key.shape[2])
-        stats.calls.append(take_down(*sizes, parts, now(query) - started))
+        seconds = now(query) - started
+        stats.calls.append(call_of(parts, layer, query.shape[2], key.shape[2], seconds))
     return out
 
 
@@ -128,7 +127,7 @@ def _sparse(
     if trace is not None:
         choice = choose_backend(q, chosen.backend)
         kept = density(trace.stripes, config, q.shape[2], k.shape[2]).mean(0)
-        part = Part("anchor", f"{choice.name}: {choice.reason}", _causal_pairs(q, k), kept)
+        part = Part("anchor", f"{choice.name}: {choice.reason}", _pairs(q, k), kept)
     return out.transpose(1, 2), part
 
 
@@ -182,10 +181,9 @@ def _why_short(n_queries: int, n_keys: int, chosen: Options) -> str | None:
     return None
 
 
-def _causal_pairs(q: Tensor, k: Tensor) -> int:
-    n_queries, n_keys = q.shape[2], k.shape[2]
-    return q.shape[0] * (n_queries * n_keys - n_queries * (n_queries - 1) // 2)
+def _dense_part(why: str, q: Tensor, k: Tensor, share: float) -> Part:
+    return Part("dense", why, _pairs(q, k), torch.full((q.shape[1],), share, dtype=torch.float64))
 
 
-def _all_heads(q: Tensor, share: float) -> Tensor:
-    return torch.full((q.shape[1],), share, dtype=torch.float64)
+def _pairs(q: Tensor, k: Tensor) -> int:
+    return q.shape[0] * causal_pairs(q.shape[2], k.shape[2])

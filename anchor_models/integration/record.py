@@ -1,7 +1,7 @@
 """What each layer of a model kept of its attention, and how long it took."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -19,9 +19,10 @@ class Part:
 
     Attributes:
         ran: "anchor" or "dense".
-        why: one sentence.
-        pairs: causal pairs.
-        density: as in `LayerCall`.
+        why: one sentence: what ran, or why it was dense.
+        pairs: causal pairs, a weight for means.
+        density: share of the causal pairs that was kept, for each query head, `[Hq]` float64; NaN
+            where a mask that AnchorAttention has no part in says what is kept.
     """
 
     ran: str
@@ -31,28 +32,20 @@ class Part:
 
 
 @dataclass(frozen=True, eq=False)
-class LayerCall:
-    """One call of one layer with more than one query.
+class LayerCall(Part):
+    """One call of one layer with more than one query, all its texts together.
+
+    `ran` is "anchor" where AnchorAttention ran for at least one text, and `why` tells of that one.
 
     Attributes:
         layer: the layer's index.
         queries, keys: Nq and Nk of the call, padding included.
-        ran: "anchor" where AnchorAttention ran for at least one sequence of the batch, else
-            "dense".
-        why: one sentence: what ran, or why it was dense.
-        pairs: causal pairs of the call, a weight for means over calls.
-        density: share of the causal pairs that was kept, for each query head, `[Hq]` float64; NaN
-            where a mask that AnchorAttention has no part in says what is kept.
         seconds: wall time of the attention alone.
     """
 
     layer: int
     queries: int
     keys: int
-    ran: str
-    why: str
-    pairs: int
-    density: Float[Tensor, "Hq"]
     seconds: float
 
 
@@ -82,10 +75,8 @@ class Record:
     @property
     def layers(self) -> dict[int, LayerSummary]:
         """What each layer did, by its index, in ascending order."""
-        found: dict[int, list[LayerCall]] = {}
-        for call in self.calls:
-            found.setdefault(call.layer, []).append(call)
-        return {layer: _summary(found[layer]) for layer in sorted(found)}
+        layers = sorted({call.layer for call in self.calls})
+        return {n: _summary([call for call in self.calls if call.layer == n]) for n in layers}
 
     @property
     def density(self) -> float:
@@ -146,12 +137,13 @@ def running_record() -> Record | None:
     return _running.get()
 
 
-def take_down(layer: int, queries: int, keys: int, parts: list[Part], seconds: float) -> LayerCall:
+def call_of(
+    parts: Sequence[Part], layer: int, queries: int, keys: int, seconds: float
+) -> LayerCall:
     """The call that these parts make up."""
     told = next((part for part in parts if part.ran == "anchor"), parts[0])
-    pairs = sum(part.pairs for part in parts)
-    kept = sum(part.density * part.pairs for part in parts) / pairs
-    return LayerCall(layer, queries, keys, told.ran, told.why, pairs, kept, seconds)
+    pairs, kept = _together(parts)
+    return LayerCall(told.ran, told.why, pairs, kept, layer, queries, keys, seconds)
 
 
 def now(q: Tensor) -> float:
@@ -163,10 +155,11 @@ def now(q: Tensor) -> float:
 
 def _summary(calls: list[LayerCall]) -> LayerSummary:
     kinds = {call.ran for call in calls}
-    pairs = sum(call.pairs for call in calls)
-    return LayerSummary(
-        kinds.pop() if len(kinds) == 1 else "both",
-        sum(call.density * call.pairs for call in calls) / pairs,
-        sum(call.seconds for call in calls),
-        len(calls),
-    )
+    ran = kinds.pop() if len(kinds) == 1 else "both"
+    return LayerSummary(ran, _together(calls)[1], sum(x.seconds for x in calls), len(calls))
+
+
+def _together(parts: Sequence[Part]) -> tuple[int, Tensor]:
+    """Causal pairs of all parts, and the mean density by them."""
+    pairs = sum(part.pairs for part in parts)
+    return pairs, sum(part.density * part.pairs for part in parts) / pairs

@@ -37,14 +37,11 @@ class Tokens:
         rows: the rows of the batch.
         keys: its places among the keys, ascending.
         queries: its places among the queries: those of its last keys.
-        n_keys, n_queries: how many there are.
     """
 
     rows: slice
     keys: slice | Int[Tensor, "n"]
     queries: slice | Int[Tensor, "m"]
-    n_keys: int
-    n_queries: int
 
 
 def is_segments(mask: Tensor | None) -> bool:
@@ -63,7 +60,7 @@ def from_segments(segments: Int[Tensor, "B 1 2 Nk"]) -> list[Tokens]:
 def whole(batch: int, n_tokens: int) -> list[Tokens]:
     """One text in every row, nothing padded, every key a query."""
     every = slice(0, n_tokens)
-    return [Tokens(slice(0, batch), every, every, n_tokens, n_tokens)]
+    return [Tokens(slice(0, batch), every, every)]
 
 
 def packed(
@@ -97,7 +94,6 @@ def packed(
         )
     ends = check_cu_seqlens(bounds, query.shape[2], key.shape[2])
     spans = [slice(start, end) for start, end in pairwise(ends) if end > start]
-    apart = [Tokens(slice(0, 1), s, s, s.stop - s.start, s.stop - s.start) for s in spans]
     if texts is None:
         text_of = torch.bucketize(torch.arange(ends[-1]), bounds.cpu(), right=True)
         across = (text_of[:, None] != text_of).to(query.device)
@@ -107,7 +103,7 @@ def packed(
         return None
     if len(texts) > 1 and [text.keys for text in texts] != spans:
         raise ValueError(_ACROSS.format(ends))
-    return apart
+    return [Tokens(slice(0, 1), span, span) for span in spans]
 
 
 def refuse_restarts(positions: Tensor | None, texts: list[Tokens]) -> None:
@@ -125,9 +121,8 @@ def refuse_restarts(positions: Tensor | None, texts: list[Tokens]) -> None:
     if positions is None or positions.ndim != 2:
         return
     for text in texts:
-        if (
-            positions[text.rows if len(positions) > 1 else slice(0, 1), text.queries][:, 1:] == 0
-        ).any():
+        rows = text.rows if len(positions) > 1 else slice(0, 1)
+        if (positions[rows, text.queries][:, 1:] == 0).any():
             raise ValueError(
                 "position_ids must not begin again inside a text, got packed texts that the "
                 "attention mask does not know of: pass use_cache=False and no attention_mask, or "
@@ -142,7 +137,7 @@ def _texts(rows: slice, text_of: Tensor, query_of: Tensor) -> Iterator[Tokens]:
         queries = query_of[keys]
         queries = queries[queries != HIDDEN].long()
         if len(queries):
-            yield Tokens(rows, _range(keys), _range(queries), len(keys), len(queries))
+            yield Tokens(rows, _range(keys), _range(queries))
 
 
 def _range(places: Tensor) -> slice | Tensor:

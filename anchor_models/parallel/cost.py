@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from anchor_models.memory import choice_bytes
 from anchor_ref.config import AnchorConfig
 from anchor_ref.measure import identification_cost
-from anchor_ref.regions import groups
+from anchor_ref.regions import causal_pairs, groups
 
 GIB = 2**30
 MODES = ("sequence", "tensor")
@@ -148,7 +148,7 @@ def work(shape: ModelShape, n: int, selected: float) -> dict[str, float]:
     """
     config = AnchorConfig()
     layout = groups(config, n, n)
-    causal = n * (n + 1) / 2
+    causal = causal_pairs(n)
     dropped = (1 - selected) * sum(len(group.candidates) * len(group.rows) for group in layout)
     choosing = float(identification_cost(config, n, n))
     dense = 4 * shape.head_dim * shape.layers * shape.q_heads * causal
@@ -161,34 +161,34 @@ def work(shape: ModelShape, n: int, selected: float) -> dict[str, float]:
 
 def tables(n: int = 2**20, ranks: int = 8, selected: float = 0.05) -> str:
     """The tables of the page, as Markdown: an 8B Llama in bf16 on H100s."""
-    one = memory(LLAMA_8B, "sequence", n, 1, selected)
-    split = [memory(LLAMA_8B, mode, n, ranks, selected) for mode in MODES]
+    held = [
+        memory(LLAMA_8B, "sequence", n, 1, selected),
+        *(memory(LLAMA_8B, mode, n, ranks, selected) for mode in MODES),
+    ]
+    sent = [LLAMA_8B.layers * bytes_sent(LLAMA_8B, mode, ranks) for mode in MODES]
+    share = n / ranks
     lines = [
         f"| GiB on each GPU | 1 GPU | {ranks}, sequence parallel | {ranks}, tensor parallel |",
         "| --- | --- | --- | --- |",
-    ]
-    for part, size in one.items():
-        sizes = [size, *(found[part] for found in split)]
-        lines.append(f"| {part} | " + " | ".join(f"{x / GIB:.2f}" for x in sizes) + " |")
-    lines += [
+        *(_row(part, [found[part] / GIB for found in held]) for part in held[0]),
         "",
         "| sent | sequence parallel | tensor parallel |",
         "| --- | --- | --- |",
+        _row("a token and layer, all GPUs, KiB", [x / LLAMA_8B.layers / 1024 for x in sent]),
+        _row("a token, all layers, all GPUs, KiB", [x / 1024 for x in sent]),
+        _row("the prompt, each GPU, GiB", [x * share / GIB for x in sent]),
+        _row("the same at 450 GB/s, s", [x * share / LINK for x in sent]),
+        "",
+        f"| work of the prompt | PFLOP | s on {ranks} GPUs |",
+        "| --- | --- | --- |",
     ]
-    sent = [bytes_sent(LLAMA_8B, mode, ranks) for mode in MODES]
-    rows = (
-        ("a token and layer, all GPUs, KiB", [x / 1024 for x in sent]),
-        ("a token, all layers, all GPUs, KiB", [x * LLAMA_8B.layers / 1024 for x in sent]),
-        ("the prompt, each GPU, GiB", [x * LLAMA_8B.layers * n / ranks / GIB for x in sent]),
-        ("the same at 450 GB/s, s", [x * LLAMA_8B.layers * n / ranks / LINK for x in sent]),
-    )
-    lines += [
-        f"| {name} | " + " | ".join(f"{x:.2f}" for x in found) + " |" for name, found in rows
-    ]
-    lines += ["", f"| work of the prompt | PFLOP | s on {ranks} GPUs |", "| --- | --- | --- |"]
     for part, flop in work(LLAMA_8B, n, selected).items():
         lines.append(f"| {part} | {flop / 1e15:.1f} | {flop / ranks / PEAK:.2f} |")
     return "\n".join(lines) + "\n"
+
+
+def _row(name: str, numbers: list[float]) -> str:
+    return f"| {name} | " + " | ".join(f"{x:.2f}" for x in numbers) + " |"
 
 
 if __name__ == "__main__":

@@ -5,11 +5,16 @@
 
 Between the two exchanges a rank holds whole heads, and whatever attention works on one head works.
 Shares need not be equal: what is sent is as long as it is, nothing is padded.
+
+No library does this for inference with an attention of one's own. transformers 5.23 reserves
+`DistributedConfig(enable_sequence_parallel=...)` but does not use it yet. accelerate 1.15 has
+Ulysses through DeepSpeed and for training alone; its other way, PyTorch's context parallelism,
+replaces the attention by a ring. DeepSpeed 0.19.8 (`UlyssesSPAttentionHF`) wants equal shares of
+the prompt, and its `DistributedAttention` a kv head for every rank. PyTorch 2.13's DTensor pads
+shares that differ, and gathers everything where the ranks are CPU processes.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from math import prod
 
 import torch
 import torch.distributed as dist
@@ -18,23 +23,7 @@ from torch import Tensor
 
 from anchor_models.backend import anchor_attention
 from anchor_ref.config import AnchorConfig
-from anchor_ref.inputs import INPUT_DTYPES, check_inputs
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Who holds what, before and after the exchange; the same on every rank.
-
-    Attributes:
-        rank: this rank's number in the group.
-        lengths: tokens of each rank while tokens are split.
-        q_heads, kv_heads: heads of each rank while heads are split.
-    """
-
-    rank: int
-    lengths: tuple[int, ...]
-    q_heads: tuple[range, ...]
-    kv_heads: tuple[range, ...]
+from anchor_ref.inputs import check_inputs
 
 
 def shard_rows(n: int, rank: int, ranks: int) -> range:
@@ -109,13 +98,14 @@ def ulysses(
             than the number of tokens. What all can see, all raise.
     """
     check_inputs(q, k, v)
-    layout = agree(q, k, group)
+    lengths = _agreed_lengths(q, k, group)
+    q_heads, kv_heads = split_heads(q.shape[1], k.shape[1], len(lengths))
     whole = (
-        _to_heads(q, layout.q_heads, layout, group),
-        _to_heads(k, layout.kv_heads, layout, group),
-        _to_heads(v, layout.kv_heads, layout, group),
+        _exchange([x[:, h.start : h.stop] for h in heads], lengths, 2, group)
+        for x, heads in ((q, q_heads), (k, kv_heads), (v, kv_heads))
     )
-    return _to_tokens(attention(*whole), layout, group)
+    out = attention(*whole)  # [B, Hq / P, N, D]
+    return _exchange(out.split(lengths, 2), [q.shape[2]] * len(lengths), 1, group)
 
 
 def ulysses_attention(
@@ -132,13 +122,13 @@ def ulysses_attention(
 
     Args:
         q, k, v, group: as in `ulysses`.
-        config, scale, backend: as in `integrations.anchor_attention`, the same on every rank.
+        config, scale, backend: as in `backend.anchor_attention`, the same on every rank.
 
     Returns:
         The rows of `anchor_attention` on the whole prompt that belong to this rank's tokens.
 
     Raises:
-        TypeError, ValueError, RuntimeError: see `ulysses` and `integrations.anchor_attention`.
+        TypeError, ValueError, RuntimeError: see `ulysses` and `backend.anchor_attention`.
     """
 
     def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -147,54 +137,41 @@ def ulysses_attention(
     return ulysses(attention, q, k, v, group)
 
 
-def agree(q: Tensor, k: Tensor, group: dist.ProcessGroup | None) -> Layout:
-    """The layout that follows from what every rank holds.
-
-    Raises:
-        ValueError: ranks differ in more than the number of tokens; or see `split_heads`.
-    """
-    fields = ("batch size", "number of query heads", "number of kv heads", "excess of keys")
-    fields += ("head size", "dtype")
-    mine = (*q.shape[:2], k.shape[1], k.shape[2] - q.shape[2], q.shape[3])
-    mine = torch.tensor([*mine, INPUT_DTYPES.index(q.dtype), q.shape[2]], device=q.device)
-    table = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(table, mine, group=group)
-    rows = torch.stack(table).tolist()
-    for field, values in zip(fields, zip(*rows, strict=True), strict=False):
-        if len(set(values)) > 1:
-            found = [INPUT_DTYPES[x] if field == "dtype" else x for x in values]
+def _agreed_lengths(q: Tensor, k: Tensor, group: dist.ProcessGroup | None) -> list[int]:
+    """How many tokens each rank holds; a ValueError on all ranks where they differ otherwise."""
+    mine = {
+        "batch size": q.shape[0],
+        "number of query heads": q.shape[1],
+        "number of kv heads": k.shape[1],
+        "excess of keys": k.shape[2] - q.shape[2],
+        "head size": q.shape[3],
+        "dtype": q.dtype,
+    }
+    everyone: list = [None] * dist.get_world_size(group)
+    dist.all_gather_object(everyone, (mine, q.shape[2]), group=group)
+    for field in mine:
+        found = [theirs[field] for theirs, _ in everyone]
+        if len(set(found)) > 1:
             raise ValueError(f"q, k and v must have one {field} on all ranks, got {found}")
-    _, q_heads, kv_heads, more_keys, *_ = rows[0]
-    if more_keys:
+    if more_keys := mine["excess of keys"]:
         raise ValueError(
             "k must have as many tokens as q on every rank: the exchange is for whole prompts, "
             f"not for chunks; got {more_keys} more"
         )
-    q_split, kv_split = split_heads(q_heads, kv_heads, len(rows))
-    lengths = tuple(row[-1] for row in rows)
-    return Layout(dist.get_rank(group), lengths, tuple(q_split), tuple(kv_split))
+    return [length for _, length in everyone]
 
 
-def _to_heads(x: Tensor, heads: Sequence[range], layout: Layout, group) -> Tensor:
-    """`[B, H, n, D]` to this rank's heads of all tokens, `[B, H_rank, N, D]`."""
-    batch, _, _, head_dim = x.shape
-    mine = len(heads[layout.rank])
-    shapes = [(batch, mine, n, head_dim) for n in layout.lengths]
-    return torch.cat(_all_to_all([x[:, h.start : h.stop] for h in heads], shapes, group), 2)
+def _exchange(parts: Sequence[Tensor], lengths: Sequence[int], dim: int, group) -> Tensor:
+    """Send the p-th part to rank p, and join along `dim` what each rank p sends here.
 
-
-def _to_tokens(x: Tensor, layout: Layout, group) -> Tensor:
-    """`[B, H_rank, N, D]` to all heads of this rank's tokens, `[B, H, n, D]`."""
-    batch, _, _, head_dim = x.shape
-    mine = layout.lengths[layout.rank]
-    shapes = [(batch, len(h), mine, head_dim) for h in layout.q_heads]
-    return torch.cat(_all_to_all(x.split(layout.lengths, 2), shapes, group), 1)
-
-
-def _all_to_all(parts: Sequence[Tensor], shapes: Sequence[tuple], group) -> list[Tensor]:
-    """Send the p-th part to rank p; what rank p sent here has the p-th shape."""
-    sent = torch.cat([part.reshape(-1) for part in parts])
-    sizes = [prod(shape) for shape in shapes]
+    Args:
+        parts: `[B, H, n, D]`, one for each rank; n may differ. They travel in one flat tensor,
+            since gloo has no all-to-all of lists.
+        lengths: tokens of what each rank sends here.
+    """
+    batch, heads, _, head_dim = parts[0].shape
+    sent = torch.cat([part.flatten() for part in parts])
+    sizes = [batch * heads * n * head_dim for n in lengths]
     received = sent.new_empty(sum(sizes))
     dist.all_to_all_single(received, sent, sizes, [part.numel() for part in parts], group=group)
-    return [x.view(shape) for x, shape in zip(received.split(sizes), shapes, strict=True)]
+    return torch.cat([x.view(batch, heads, -1, head_dim) for x in received.split(sizes)], dim)

@@ -49,10 +49,9 @@ def matrix(segments, shape):
     """Segments as the matrix they stand for, [B, Nq, Nk]."""
     seen = torch.zeros(shape, dtype=torch.bool)
     for text in from_segments(segments):
-        lower = torch.ones(text.n_queries, text.n_keys, dtype=torch.bool).tril(
-            text.n_keys - text.n_queries
-        )
         queries, keys = torch.arange(shape[1])[text.queries], torch.arange(shape[2])[text.keys]
+        lower = torch.ones(len(queries), len(keys), dtype=torch.bool)
+        lower = lower.tril(len(keys) - len(queries))
         for row in range(text.rows.start, text.rows.stop):
             seen[row, queries[:, None], keys] = lower
     return seen
