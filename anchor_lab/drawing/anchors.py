@@ -7,7 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from anchor_lab.analysis.maxima import REGIONS, Maxima
-from anchor_lab.drawing.style import ACCENT, INK, STRIPE
+from anchor_lab.drawing.shapes import label
+from anchor_lab.drawing.style import ACCENT, DIM, INK, STRIPE
 
 WIDTH = 0.25  # of a bar of the histogram, natural-log units
 
@@ -39,15 +40,8 @@ def draw_gaps(data: Mapping[str, Tensor | float], ax) -> None:
     edges = [*data["edge"].tolist(), float(data["edge"][-1]) + WIDTH]
     ax.stairs(data["share"].tolist(), edges, fill=True, color=STRIPE)
     ax.bar([-0.3], [data["exact"]], width=0.35, color=ACCENT)
-    ax.annotate(
-        f"exact: {data['exact']:.0%}",
-        (-0.1, max(data["exact"], 0.3)),
-        (3, 0),
-        textcoords="offset points",
-        color=ACCENT,
-        va="top",
-        weight="bold",
-    )
+    look = {"color": ACCENT, "va": "top", "weight": "bold"}
+    label(ax, f"exact: {data['exact']:.0%}", (-0.1, max(data["exact"], 0.3)), (3, 0), **look)
     ax.set(xlabel="true maximum − anchor", ylim=(0, 1), xlim=(-0.6, edges[-1]))
 
 
@@ -77,17 +71,8 @@ def data_missed(
 def draw_missed(lines: Mapping[str, dict[str, Tensor]], ax) -> None:
     """Where in a group does the anchor miss?"""
     for name, data in lines.items():
-        bold = name == "all layers"
-        colour = INK if bold else "#666666"
-        ax.plot(data["place"], data["share"], color=colour, lw=2 if bold else 0.8)
-        ax.annotate(
-            name,
-            (float(data["place"][-1]), float(data["share"][-1])),
-            (5, 0),
-            textcoords="offset points",
-            color=colour,
-            va="center",
-            weight="bold" if bold else "normal",
-        )
+        colour, width, weight = (INK, 2, "bold") if name == "all layers" else (DIM, 0.8, "normal")
+        ax.plot(data["place"], data["share"], color=colour, lw=width)
+        label(ax, name, (data["place"][-1], data["share"][-1]), color=colour, weight=weight)
     ax.set(xlabel="rows since the group's start", ylabel="share of rows", ylim=(0, None))
     ax.set_xlim(0, float(next(iter(lines.values()))["place"][-1]))

@@ -7,6 +7,7 @@ from jaxtyping import Int8
 from torch import Tensor
 
 from anchor_lab.analysis.discrepancies import RoundedTest, dense_share, memory
+from anchor_lab.drawing.shapes import label, mark, name_ticks, note
 from anchor_lab.drawing.style import ACCENT, INIT, INK, STRIPE
 
 # How often a key is counted, from "later key, not visible" on.
@@ -17,7 +18,7 @@ def data_counted(counted: Int8[Tensor, "N N"], pixels: int = 256) -> dict[str, T
     """How often each key is counted, as one pair in each square of the map.
 
     Args:
-        counted: c of one head, see `lab.discrepancies.times_counted`.
+        counted: c of one head, see `analysis.discrepancies.times_counted`.
         pixels: squares along each side, at most; N a multiple of the square's side.
 
     Returns:
@@ -40,26 +41,15 @@ def draw_counted(data: dict[str, Tensor], ax) -> None:
     """How often is each key counted?"""
     from matplotlib.colors import ListedColormap
 
-    index, cell = data["index"], int(data["cell"])
-    n = len(index) * cell
-    ax.imshow(
-        index,
-        cmap=ListedColormap(list(COUNTS.values())),
-        vmin=-0.5,
-        vmax=len(COUNTS) - 0.5,
-        extent=(0, n, n, 0),
-        interpolation="nearest",
-    )
+    n = len(data["index"]) * int(data["cell"])
+    colours = ListedColormap(list(COUNTS.values()))
+    look = {"vmin": -0.5, "vmax": len(COUNTS) - 0.5, "interpolation": "nearest"}
+    ax.imshow(data["index"], cmap=colours, extent=(0, n, n, 0), **look)
     named = zip(list(COUNTS.items())[1:], data["shares"].tolist(), strict=True)
     for line, ((name, colour), share) in enumerate(named):
-        ax.annotate(
-            f"{name}: {share:.0%}",
-            (0.97, 0.95 - 0.08 * line),
-            xycoords="axes fraction",
-            ha="right",
-            va="top",
-            bbox={"boxstyle": "square,pad=0.25", "fc": colour, "ec": "none"},
-        )
+        look = {"ha": "right", "va": "top", "transform": ax.transAxes}
+        frame = {"boxstyle": "square,pad=0.25", "fc": colour, "ec": "none"}
+        ax.text(0.97, 0.95 - 0.08 * line, f"{name}: {share:.0%}", bbox=frame, **look)
     ax.set(xlabel="key", ylabel="query")
 
 
@@ -84,15 +74,7 @@ def draw_theta_error(data: dict[str, list[float]], ax) -> None:
     x = data["x"]
     for (name, errors), colour in zip(list(data.items())[1:], (ACCENT, STRIPE), strict=True):
         ax.plot(x, errors, color=colour, marker="o", ms=4)
-        ax.annotate(
-            name,
-            (x[-1], errors[-1]),
-            (8, 2),
-            textcoords="offset points",
-            color=colour,
-            va="bottom",
-            weight="bold",
-        )
+        label(ax, name, (x[-1], errors[-1]), (8, 2), color=colour, va="bottom", weight="bold")
     ax.set_xticks(x, [*(f"{theta:g}" for theta in x[:-1]), "∞"])
     ax.set(xlabel="θ", ylabel="output error, mean over heads", ylim=(0, None))
     ax.set_xlim(x[0] - 0.5, x[-1] + 0.28 * (x[-1] - x[0]))
@@ -124,9 +106,7 @@ def draw_rounding(data: dict[str, dict[str, Tensor]], axes) -> None:
     """Which decisions does rounding turn over?"""
     for ax, (name, test) in zip(axes, data.items(), strict=True):
         flipped = test["flipped"]
-        for chosen, colour in ((~flipped, "#9A9A9A"), (flipped, STRIPE)):
-            points = test["exact"][chosen], test["rounded"][chosen]
-            ax.scatter(*points, s=5, lw=0, color=colour, alpha=0.7)
+        mark(ax, test["exact"], test["rounded"], flipped, sizes=(5, 5), alpha=0.7)
         ax.axhline(0, color=INK, lw=0.8)
         ax.axvline(0, color=INK, lw=0.8)
         ax.set_title(f"{name}: {int(flipped.sum())} of {len(flipped)} turned over", fontsize=10)
@@ -150,22 +130,14 @@ def draw_tail(data: dict[str, Tensor], ax) -> None:
     ax.plot(length, share, color=ACCENT)
     zeros = length[share.isnan()]
     ax.scatter(zeros, torch.zeros(len(zeros)), color=STRIPE, s=24, zorder=3, clip_on=False)
-    ax.annotate(
-        "dots: the output is zero",
-        (0.98, 0.95),
-        xycoords="axes fraction",
-        ha="right",
-        va="top",
-        color=STRIPE,
-        weight="bold",
-    )
+    note(ax, "dots: the output is zero", STRIPE, (0.98, 0.95))
     ax.set(xlabel="tokens", ylabel="share of pairs in dense rows", ylim=(0, 1))
 
 
 def data_memory(
     lengths: Sequence[int], q_heads: int, kv_heads: int, head_dim: int, selected: float
 ) -> dict[str, list[float]]:
-    """Bytes by length, see `lab.discrepancies.memory`.
+    """Bytes by length, see `analysis.discrepancies.memory`.
 
     Returns:
         length, and of "keys and values" and "selection" the bytes of each side.
@@ -186,20 +158,10 @@ def draw_memory(data: dict[str, list[float]], ax) -> None:
         dashed = "--" if name.startswith("keys") else "-"
         other = "selection" if name.startswith("keys") else "keys and values"
         upper = sizes[-1] >= data[f"{other}, {name.split(', ')[1]}"][-1]
-        ax.plot(length, sizes, color=colour, ls=dashed)
-        ax.annotate(
-            name,
-            (length[-1], sizes[-1]),
-            (6, 4 if upper else -4),  # the two of a side may lie close together
-            textcoords="offset points",
-            color=colour,
-            va="center",
-            annotation_clip=False,
-        )
-    ax.set_xscale("log", base=2)
-    ax.set_yscale("log", base=2)
-    ticks = length[::2]
-    ax.set_xticks(ticks, [f"{n / 1024:g}k" for n in ticks])
-    ax.set_yticks([2.0**p for p in range(20, 36, 5)], ["1 MiB", "32 MiB", "1 GiB", "32 GiB"])
-    ax.minorticks_off()
+        ax.loglog(length, sizes, base=2, color=colour, ls=dashed)
+        up = 4 if upper else -4  # the two of a side may lie close together
+        label(ax, name, (length[-1], sizes[-1]), (6, up), color=colour)
+    name_ticks(ax.xaxis, length[::2], [f"{n / 1024:g}k" for n in length[::2]])
+    powers = [2.0**p for p in range(20, 36, 5)]
+    name_ticks(ax.yaxis, powers, ["1 MiB", "32 MiB", "1 GiB", "32 GiB"])
     ax.set(xlabel="tokens", ylabel="bytes")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from anchor_lab.drawing.style import INIT, SKIPPED, STRIPE, WINDOW
 from anchor_ref.config import AnchorConfig
-from anchor_ref.heads import scaled_scores
+from anchor_ref.heads import causal_scores
 from anchor_ref.plan import StripePlan
 from anchor_ref.regions import groups
 
@@ -36,13 +36,11 @@ def data_attention_map(
     cell = -(-n // pixels)
     cells = -(-n // cell)
     heaviest, mass = torch.zeros(cells, cells), torch.zeros(cells, cells)
-    keys = torch.arange(n)
+    q, k = q[None, None].float(), k[None, None].float()
     for i in range(cells):
-        rows = slice(i * cell, min((i + 1) * cell, n))
-        scores = scaled_scores(q[rows].float(), k.float(), scale)
-        future = keys > torch.arange(n)[rows, None]
-        weights = scores.masked_fill(future, -torch.inf).softmax(-1)
-        weights = torch.nn.functional.pad(weights, (0, cells * cell - n))
+        end = min((i + 1) * cell, n)
+        weights = causal_scores(q[:, :, i * cell : end], k[:, :, :end], scale)[0, 0].softmax(-1)
+        weights = torch.nn.functional.pad(weights, (0, cells * cell - end))
         by_cell = weights.unflatten(1, (cells, cell))
         heaviest[i] = by_cell.amax((0, 2))
         mass[i] = by_cell.sum(2).mean(0)
@@ -55,40 +53,46 @@ def data_attention_map(
     }
 
 
-def data_kept_map(
-    stripes: StripePlan, head: int, config: AnchorConfig, n: int
-) -> dict[str, Tensor | list]:
-    """Rectangles of the always-kept regions and the stripes of one head.
-
-    Returns:
-        groups: for each group (first row, end row, end of the initial region, window start).
-        keys: for each group the stripe positions, from the plan itself.
-    """
+def region_bounds(config: AnchorConfig, n: int) -> list[tuple[int, int, int, int]]:
+    """Of each group of n tokens (first row, end row, end of the initial region, window start)."""
     found = groups(config, n, n)
-    return {
-        "groups": [(g.rows.start, g.rows.stop, g.init.stop, g.window_start) for g in found],
-        "keys": [stripes.keys(0, head, g).cpu() for g in range(len(found))],
-        "n": torch.tensor(n),
-    }
+    return [(g.rows.start, g.rows.stop, g.init.stop, g.window_start) for g in found]
 
 
-def draw_kept_pairs(data: dict[str, Tensor | list], ax) -> None:
-    """The pairs of `data_kept_map` as colours, without words."""
-    n = int(data["n"])
-    # Stripes are drawn from their own list: as cells of an image most would fall between pixels.
-    for (start, end, init, window), keys in zip(data["groups"], data["keys"], strict=True):
-        ax.fill_between([0, window], start, end, color=SKIPPED, lw=0)
-        ax.vlines(keys, start, end, color=STRIPE, lw=0.3)
-        if window:
-            ax.fill_between([0, init], start, end, color=INIT, lw=0)
-        ax.fill([window, start, end, window], [start, start, end, end], color=WINDOW, lw=0)
+def draw_regions(bounds: list[tuple[int, int, int, int]], ax, alpha: float = 1.0) -> None:
+    """Initial regions and windows of `region_bounds`, `alpha` strong, between them grey."""
+    n = bounds[-1][1]
+    for start, end, init, window in bounds:
+        ax.fill_between([init, window], start, end, color=SKIPPED, lw=0)
+        ax.fill_between([0, init], start, end, color=INIT, alpha=alpha, lw=0)
+        corners = [window, start, end, window], [start, start, end, end]
+        ax.fill(*corners, color=WINDOW, alpha=alpha, lw=0)
     ax.set(xlim=(0, n), ylim=(n, 0), xlabel="key position", ylabel="query position", aspect=1)
 
 
-def draw_kept_map(data: dict[str, Tensor | list], ax) -> None:
+def data_kept_map(stripes: StripePlan, head: int, config: AnchorConfig, n: int) -> dict[str, list]:
+    """Rectangles of the always-kept regions and the stripes of one head.
+
+    Returns:
+        groups: of each group what `region_bounds` gives.
+        keys: of each group the stripe positions, from the plan itself.
+    """
+    found = region_bounds(config, n)
+    return {"groups": found, "keys": [stripes.keys(0, head, g).cpu() for g in range(len(found))]}
+
+
+def draw_kept_pairs(data: dict[str, list], ax) -> None:
+    """The pairs of `data_kept_map` as colours, without words."""
+    draw_regions(data["groups"], ax)
+    # Stripes are drawn from their own list: as cells of an image most would fall between pixels.
+    for (start, end, *_), keys in zip(data["groups"], data["keys"], strict=True):
+        ax.vlines(keys, start, end, color=STRIPE, lw=0.3)
+
+
+def draw_kept_map(data: dict[str, list], ax) -> None:
     """Which keys does each query keep?"""
     draw_kept_pairs(data, ax)
-    n, middle = int(data["n"]), len(data["groups"]) // 2
+    n, middle = data["groups"][-1][1], len(data["groups"]) // 2
     start, end, init, window = data["groups"][middle]
     keys = data["keys"][middle]
     borders = torch.cat([keys.new_tensor([init - 1]), keys, keys.new_tensor([window])])

@@ -1,4 +1,4 @@
-"""Figures of notebook 05: the difference test for one row, for a group, for a block's mean."""
+"""What the rows of a group want of the candidates, and what the means of their blocks say."""
 
 from collections.abc import Mapping
 
@@ -6,25 +6,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from anchor_lab.drawing.style import ACCENT, INK, STRIPE
-
-
-def data_row_test(
-    scores: Float[Tensor, "N"], anchor: float, theta: float, candidates: range
-) -> dict[str, Tensor]:
-    """The difference test of one row, in the form that `stages.draw_difference` takes.
-
-    Args:
-        scores: of one query.
-        anchor: a_i.
-        theta: θ.
-        candidates: keys that are asked.
-
-    Returns:
-        key, difference: `[C]`; theta.
-    """
-    key = torch.arange(candidates.start, candidates.stop)
-    return {"key": key, "difference": anchor - scores[key], "theta": torch.tensor(theta)}
+from anchor_lab.drawing.shapes import label, mark, threshold
+from anchor_lab.drawing.style import ACCENT, DIM, INK, MUTED, STRIPE
+from anchor_ref.config import AnchorConfig
+from anchor_ref.heads import scaled_scores
+from anchor_ref.regions import groups
+from anchor_ref.stripes import passes_difference_test
 
 
 def data_union(difference: Float[Tensor, "R C"], theta: float) -> dict[str, Tensor]:
@@ -39,7 +26,7 @@ def data_union(difference: Float[Tensor, "R C"], theta: float) -> dict[str, Tens
         one: share of the candidates that each row wants, `[R]`.
         union: share that at least one of the rows so far wants, `[R]`.
     """
-    wants = difference <= theta
+    wants = passes_difference_test(difference, theta)
     first = torch.where(wants.any(0), wants.int().argmax(0), len(wants))  # row that brings a key
     brought = torch.bincount(first, minlength=len(wants) + 1)[:-1]
     return {
@@ -52,19 +39,18 @@ def data_union(difference: Float[Tensor, "R C"], theta: float) -> dict[str, Tens
 def draw_union(data: Mapping[str, Tensor], pooled: float, ax) -> None:
     """How many keys does a group need, if every row gets what it wants?"""
     rows = data["rows"]
-    ax.scatter(rows, data["one"], s=3, color="#9A9A9A", lw=0)
+    ax.scatter(rows, data["one"], s=3, color=MUTED, lw=0)
     ax.plot(rows, data["union"], color=ACCENT, lw=2)
     end, mean = float(rows[-1]), float(data["one"].mean())
-    ax.hlines(mean, 0, end, color="#6A6A6A", lw=1)
+    ax.hlines(mean, 0, end, color=DIM, lw=1)
     ax.hlines(pooled, 0, end, color=STRIPE, lw=1.5, ls=(0, (4, 2)))
     higher = 5 if mean > pooled else -5  # the labels of two low lines stay apart
     for text, height, up, colour in (
         ("wanted by some row", data["union"][-1], 0, ACCENT),
-        ("wanted by one row, mean", mean, higher, "#6A6A6A"),
+        ("wanted by one row, mean", mean, higher, DIM),
         ("kept by the method", pooled, -higher, STRIPE),
     ):
-        place = (end, float(height))
-        ax.annotate(text, place, (6, up), textcoords="offset points", color=colour, va="center")
+        label(ax, text, (end, float(height)), (6, up), color=colour)
     ax.set(xlabel="rows of the group", ylabel="share of the candidates", ylim=(-0.02, 1.03))
     ax.set_xlim(0, end)
 
@@ -90,16 +76,16 @@ def data_block(
         "difference": difference,
         "mean": float(difference.double().mean()),
         "theta": theta,
-        "share": float((difference <= theta).double().mean()),
+        "share": float(passes_difference_test(difference, theta).double().mean()),
     }
 
 
 def draw_block(data: Mapping[str, Tensor | float], ax) -> None:
     """What do the rows of a block say of one key, and what does their mean say?"""
     difference, theta, mean = data["difference"], data["theta"], data["mean"]
-    row, wants = torch.arange(len(difference)), difference <= theta
+    row, wants = torch.arange(len(difference)), passes_difference_test(difference, theta)
     ax.scatter(row[wants], difference[wants], s=22, color=STRIPE, marker="o", zorder=2)
-    ax.scatter(row[~wants], difference[~wants], s=16, color="#9A9A9A", marker="x", lw=0.9)
+    ax.scatter(row[~wants], difference[~wants], s=16, color=MUTED, marker="x", lw=0.9)
     ax.axhline(theta, color=INK, lw=1)
     ax.axhline(mean, color=ACCENT, lw=2)
     if not ax.yaxis_inverted():  # it is, where a neighbour shares the axis
@@ -110,6 +96,51 @@ def draw_block(data: Mapping[str, Tensor | float], ax) -> None:
         (f"θ = {theta:g}", theta, higher, {"color": INK}),
         (f"mean {mean:.1f}", mean, -higher, {"color": ACCENT, "weight": "bold"}),
     ):
-        place = (last, height)
-        ax.annotate(text, place, (4, up), textcoords="offset points", va="center", **look)
+        label(ax, text, (last, height), (4, up), **look)
     ax.set(xlabel="row of the block", ylabel="anchor − score", xlim=(-1, last))
+
+
+def data_asked(
+    q: Float[Tensor, "N D"],
+    k: Float[Tensor, "N D"],
+    row_anchor: Float[Tensor, "N"],
+    key: int,
+    config: AnchorConfig,
+    scale: float,
+) -> dict[str, Tensor]:
+    """How far one key lies below the anchor: for each row of the last group, and for the means.
+
+    Args:
+        q, k: one head's queries and keys, `[N, D]`.
+        row_anchor: a_i of the same head, `[N]`.
+        key: j, a candidate of the last group.
+        config: sizes of block and group.
+        scale: factor of q·k.
+
+    Returns:
+        row: `[rows]`; difference: a_i − s_ij, `[rows]`; start, mean: of each block its first row
+        and ā_t − s̄_tj, `[blocks]`.
+    """
+    group = groups(config, len(q), len(k))[-1]
+    rows = torch.arange(group.rows.start, group.rows.stop)
+    scores = scaled_scores(q[rows].float(), k[key : key + 1].float(), scale)[:, 0]
+    difference = row_anchor[rows] - scores
+    blocks = difference.split(config.block_size)
+    return {
+        "row": rows,
+        "difference": difference,
+        "start": torch.tensor([rows.start for rows in group.blocks]),
+        "mean": torch.stack([block.mean() for block in blocks]),
+    }
+
+
+def draw_asked(data: dict[str, Tensor], theta: float, ax) -> None:
+    """Who asks for this key, and does the mean?"""
+    ends = [*data["start"][1:].tolist(), int(data["row"][-1]) + 1]
+    asks = passes_difference_test(data["difference"], theta)
+    mark(ax, data["row"], data["difference"], asks, sizes=(3, 14))
+    ax.hlines(data["mean"], data["start"], ends, color=ACCENT, lw=2)
+    threshold(ax, theta)
+    ax.set(xlabel="query", ylabel="anchor − score of the key")
+    ax.text(0.01, 0.97, "mean of each block", color=ACCENT, transform=ax.transAxes, va="top")
+    ax.text(0.3, 0.97, "rows that ask", color=STRIPE, transform=ax.transAxes, va="top")

@@ -7,14 +7,18 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from anchor_lab.drawing.maps import draw_regions, region_bounds
+from anchor_lab.drawing.shapes import CENTRED, box, label
 from anchor_lab.drawing.style import ACCENT, INIT, INK, SKIPPED, STRIPE, WINDOW
 from anchor_ref.config import AnchorConfig
-from anchor_ref.heads import scaled_scores
+from anchor_ref.heads import causal_scores, scaled_scores
 from anchor_ref.regions import groups
 
 # The largest sum of weights that the kernels accept without a running maximum, as a power of two:
 # `anchor_kernels.online_softmax.weight_limit`.
 LIMITS = {"float16": 15, "bfloat16 and float32": 24}
+
+SMALL = {**CENTRED, "fontsize": 8}
 
 
 def data_stage1_loads(
@@ -32,61 +36,38 @@ def data_stage1_loads(
         tile: rows, and keys, to a tile; it divides the block size.
 
     Returns:
-        groups: for each group (first row, end row, end of the initial region, window start).
+        groups: of each group what `maps.region_bounds` gives.
         rows: first row of the program and the row after its last.
         tiles: (first key, end key, region) of each tile, region "initial" or "window".
-        n: number of tokens.
     """
-    found = groups(config, n, n)
-    own = next(group for group in found if first_row in group.rows)
+    own = next(group for group in groups(config, n, n) if first_row in group.rows)
     rows = first_row, min(first_row + tile, own.rows.stop)
     tiles = [(key, key + tile, "initial") for key in own.init[::tile]]
     tiles += [
         (key, min(key + tile, rows[1]), "window")
         for key in range(first_row, own.window_start - 1, -tile)
     ]
-    return {
-        "groups": [(g.rows.start, g.rows.stop, g.init.stop, g.window_start) for g in found],
-        "rows": torch.tensor(rows),
-        "tiles": tiles,
-        "n": torch.tensor(n),
-    }
+    return {"groups": region_bounds(config, n), "rows": torch.tensor(rows), "tiles": tiles}
 
 
 def draw_stage1_loads(data: dict[str, list | Tensor], ax) -> None:
     """What does one program load?"""
-    n, (top, bottom) = int(data["n"]), data["rows"].tolist()
-    for start, end, init, window in data["groups"]:
-        ax.fill_between([init, window], start, end, color=SKIPPED, lw=0)
-        ax.fill_between([0, init], start, end, color=INIT, alpha=0.3, lw=0)
-        ax.fill([window, start, end, window], [start, start, end, end], WINDOW, alpha=0.3, lw=0)
+    top, bottom = data["rows"].tolist()
+    draw_regions(data["groups"], ax, alpha=0.3)
     colours = {"initial": INIT, "window": WINDOW}
     for number, (first, end, region) in enumerate(data["tiles"], 1):
-        ax.add_patch(_box(first, top, end - first, bottom - top, colours[region]))
+        ax.add_patch(box(first, top, end - first, bottom - top, colours[region]))
         # The number stands where the diagonal does not hide the tile.
-        at = (2 * first + end) / 3, (top + 2 * bottom) / 3
-        ax.text(*at, str(number), ha="center", va="center", fontsize=8)
+        ax.text((2 * first + end) / 3, (top + 2 * bottom) / 3, str(number), **SMALL)
     first, end, _ = next(tile for tile in data["tiles"] if tile[0] == top)
     ax.fill([first, end, end], [top, top, bottom], fc="white", ec=INK, hatch="////", lw=0)
-    start, _, init, window = data["groups"][-1]
-    ax.text((init + window) / 2, (start + n) / 2, "skipped", ha="center", va="center")
+    start, n, init, window = data["groups"][-1]
+    ax.text((init + window) / 2, (start + n) / 2, "skipped", **CENTRED)
     ax.text(window + 2, n - 4, "window", va="bottom")
-    ax.annotate(
-        "initial region",
-        (init / 2, (start + top) / 2),
-        (30, 0),
-        textcoords="offset points",
-        va="center",
-        arrowprops={"arrowstyle": "-", "lw": 0.8, "shrinkB": 0},
-    )
-    ax.annotate(
-        "hidden: later keys",
-        (end, (top + bottom) / 2),
-        (14, 10),
-        textcoords="offset points",
-        arrowprops={"arrowstyle": "-", "lw": 0.8},
-    )
-    ax.set(xlim=(0, n), ylim=(n, 0), xlabel="key position", ylabel="query position", aspect=1)
+    line = {"arrowstyle": "-", "lw": 0.8}
+    to_edge = {"arrowprops": {**line, "shrinkB": 0}}
+    label(ax, "initial region", (init / 2, (start + top) / 2), (30, 0), **to_edge)
+    label(ax, "hidden: later keys", (end, (top + bottom) / 2), (14, 12), arrowprops=line)
 
 
 def data_headroom(
@@ -111,18 +92,15 @@ def data_headroom(
         position: query positions, `[N]`.
         headroom: log2 of each row's largest weight, at least 0, `[Hq, N]`.
     """
-    n, device = q.shape[1], q.device
-    key, row = torch.arange(n, device=device), torch.arange(n, device=device)[:, None]
-    seen, first = (torch.zeros(n, n, dtype=torch.bool, device=device) for _ in range(2))
-    for group in groups(config, n, n):
-        rows = slice(group.rows.start, group.rows.stop)
-        initial = key < group.init.stop
-        seen[rows] = initial | (key >= group.window_start)
-        first[rows] = initial | (key >= row[rows] // tile * tile)
-    causal = key <= row
-    scores = scaled_scores(q.float(), k.float().repeat_interleave(len(q) // len(k), 0), scale)
-    largest = scores.masked_fill(~(seen & causal), -torch.inf).amax(-1)
-    origin = scores.masked_fill(~(first & causal), -torch.inf).amax(-1)
+    n = q.shape[1]
+    bounds = [(g.init.stop, g.window_start) for g in groups(config, n, n) for _ in g.rows]
+    init, window = torch.tensor(bounds, device=q.device).T[..., None]  # [N, 1] each
+    key = torch.arange(n, device=q.device)
+    scores = causal_scores(q[None].float(), k[None].float(), scale)[0]  # [Hq, N, N]
+    largest, origin = (
+        scores.masked_fill((key >= init) & (key < start), -torch.inf).amax(-1)
+        for start in (window, key[:, None] // tile * tile)
+    )
     return {"position": key.cpu(), "headroom": (largest - origin).cpu() / math.log(2)}
 
 
@@ -132,16 +110,16 @@ def draw_headroom(data: dict[str, Tensor], ax) -> None:
     ax.scatter(position.expand_as(headroom), headroom, s=3, color=ACCENT, lw=0)
     for name, limit in LIMITS.items():
         ax.axhline(limit, color=STRIPE, lw=1)
-        label = f"{name}: beyond $2^{{{limit}}}$ the tile is done again"
-        at = len(position), limit
-        ax.annotate(label, at, (0, 3), textcoords="offset points", ha="right", color=STRIPE)
+        words = f"{name}: beyond $2^{{{limit}}}$ the tile is done again"
+        look = {"ha": "right", "va": "bottom", "color": STRIPE}
+        label(ax, words, (len(position), limit), (0, 3), **look)
     ax.set(xlabel="query position", ylabel="log₂ of the row's largest weight", ylim=(-0.8, 28))
     ax.set_xlim(0, len(position))
 
 
 def data_chunks(
     config: AnchorConfig, n: int, chunk: int, kept: list[Int[Tensor, "_"]]
-) -> dict[str, list | Tensor]:
+) -> dict[str, list]:
     """The candidates of each group, cut into chunks: one program of stage 2 for each.
 
     Args:
@@ -151,33 +129,24 @@ def data_chunks(
         kept: the stripes of each group, for one head.
 
     Returns:
-        groups: for each group (first row, end row, end of the initial region, window start).
+        groups: of each group what `maps.region_bounds` gives.
         chunks: (group, first key, end key) in the order of the programs.
         kept: for each group the stripe positions.
-        n: number of tokens.
     """
-    found = groups(config, n, n)
     chunks = [
         (g, key, min(key + chunk, group.candidates.stop))
-        for g, group in enumerate(found)
+        for g, group in enumerate(groups(config, n, n))
         for key in group.candidates[::chunk]
     ]
-    return {
-        "groups": [(g.rows.start, g.rows.stop, g.init.stop, g.window_start) for g in found],
-        "chunks": chunks,
-        "kept": [keys.cpu() for keys in kept],
-        "n": torch.tensor(n),
-    }
+    kept = [keys.cpu() for keys in kept]
+    return {"groups": region_bounds(config, n), "chunks": chunks, "kept": kept}
 
 
-def draw_chunks(data: dict[str, list | Tensor], ax) -> None:
+def draw_chunks(data: dict[str, list], ax) -> None:
     """Which keys does each program of stage 2 read?"""
     found, height = data["groups"], 0.62
     for g, ((_, end, init, window), keys) in enumerate(zip(found, data["kept"], strict=True)):
-        ax.add_patch(_box(0, g, init, height, INIT))
-        ax.add_patch(_box(window, g, end - window, height, WINDOW))
-        if window > init:
-            ax.add_patch(_box(init, g, window - init, height, SKIPPED))
+        _draw_band(init, window, end, ax, y=g, height=height)
         ax.vlines(keys + 0.5, g, g + height, color=STRIPE, lw=0.9)
     for number, (g, first, end) in enumerate(data["chunks"]):
         ax.plot([first + 1, end - 1], [g - 0.06] * 2, color=INK, lw=1.5, solid_capstyle="butt")
@@ -185,10 +154,11 @@ def draw_chunks(data: dict[str, list | Tensor], ax) -> None:
     _, end, init, window = found[-1]
     below = len(found) - 1 + height + 0.08
     ax.text(0, below, "initial region", va="top")
-    ax.text((window + end) / 2, below, "window", ha="center", va="top")
+    under = {"ha": "center", "va": "top"}
+    ax.text((window + end) / 2, below, "window", **under)
     text = "candidates: all read, some kept"
-    ax.text((init + window) / 2, below, text, ha="center", va="top", color=STRIPE)
-    ax.set(xlim=(-1, int(data["n"])), ylim=(below + 0.45, -0.4), xlabel="key position")
+    ax.text((init + window) / 2, below, text, color=STRIPE, **under)
+    ax.set(xlim=(-1, end), ylim=(below + 0.45, -0.4), xlabel="key position")
     ax.set_yticks([g + height / 2 for g in range(len(found))], range(len(found)))
     ax.set_ylabel("group")
 
@@ -225,16 +195,17 @@ def data_split_error(
 
 def draw_split_error(data: dict[str, Tensor], ax) -> None:
     """How wrong is a score made from rounded queries?"""
-    styles = {
-        "rounded": (STRIPE, "-", "q̄ rounded", "left"),
-        "split": (ACCENT, "-", "two parts", "left"),
-        "float32": (INK, ":", "float32", "right"),
+    import seaborn as sns
+
+    looks = {
+        "rounded": (STRIPE, "-", "q̄ rounded", 6, "left"),
+        "split": (ACCENT, "-", "two parts", 6, "left"),
+        "float32": (INK, ":", "float32", -6, "right"),
     }
-    for name, (colour, line, label, side) in styles.items():
-        share = torch.linspace(0, 1, len(data[name]))
-        ax.plot(data[name].clamp(min=1e-10), share, color=colour, ls=line)
-        at, gap = (data[name].quantile(0.4), 0.4), 6 if side == "left" else -6
-        ax.annotate(label, at, (gap, 0), textcoords="offset points", ha=side, color=colour)
+    for name, (colour, line, words, offset, side) in looks.items():
+        sns.ecdfplot(data[name].clamp(min=1e-10).numpy(), color=colour, ls=line, ax=ax)
+        at = data[name].quantile(0.4), 0.4
+        label(ax, words, at, (offset, 0), ha=side, va="baseline", color=colour)
     ax.set(xscale="log", xlim=(1e-9, 1), ylim=(0, 1.02))
     ax.set(xlabel="error of the score", ylabel="share of scores with less")
 
@@ -269,25 +240,24 @@ def draw_compaction(data: dict[str, Tensor], ax) -> None:
     """Where does each kept key go?"""
     lists, lanes = data["decisions"].shape
     base, total = 1.5 * lists + 0.6, int(data["counts"].sum())
+    left = {"ha": "right", "va": "center"}
     for at in range(total):
-        ax.add_patch(_box(at, base, 1, 0.8, STRIPE, alpha=0.25))
-        ax.text(at + 0.5, base + 1.15, str(at), ha="center", va="center", fontsize=8)
+        ax.add_patch(box(at, base, 1, 0.8, STRIPE, alpha=0.25))
+        ax.text(at + 0.5, base + 1.15, str(at), **SMALL)
     for row in range(lists):
         top = 1.5 * row
-        for lane in range(lanes):
-            place = int(data["places"][row, lane])
-            ax.add_patch(_box(lane, top, 1, 0.8, SKIPPED if place < 0 else STRIPE))
-            ax.text(lane + 0.5, top + 0.4, int(place >= 0), ha="center", va="center", fontsize=8)
+        for lane, place in enumerate(data["places"][row].tolist()):
+            ax.add_patch(box(lane, top, 1, 0.8, SKIPPED if place < 0 else STRIPE))
+            ax.text(lane + 0.5, top + 0.4, int(place >= 0), **SMALL)
             if place >= 0:
                 ax.plot([lane + 0.5, place + 0.5], [top + 0.8, base], color=STRIPE, lw=0.7)
-                text = str(lane)
-                ax.text(place + 0.5, base + 0.4, text, ha="center", va="center", fontsize=8)
+                ax.text(place + 0.5, base + 0.4, str(lane), **SMALL)
         word, count, start = (int(data[name][row]) for name in ("words", "counts", "starts"))
-        note = f"word {word}, count {count}, begins at {start}"
-        ax.text(lanes + 0.4, top + 0.4, note, va="center")
-        ax.text(-0.3, top + 0.4, f"list {row}", ha="right", va="center")
-    ax.text(-0.3, base + 0.4, "keys", ha="right", va="center")
-    ax.text(-0.3, base + 1.15, "place", ha="right", va="center")
+        words = f"word {word}, count {count}, begins at {start}"
+        ax.text(lanes + 0.4, top + 0.4, words, va="center")
+        ax.text(-0.3, top + 0.4, f"list {row}", **left)
+    ax.text(-0.3, base + 0.4, "keys", **left)
+    ax.text(-0.3, base + 1.15, "place", **left)
     ax.set(xlim=(-2, lanes + 6), ylim=(base + 1.5, -0.3))
     ax.set_axis_off()
 
@@ -318,35 +288,33 @@ def data_gather(
 def draw_gather(data: dict[str, Tensor], ax) -> None:
     """How do scattered keys become whole tiles?"""
     (init, window, end), slots = data["bounds"].tolist(), data["slots"]
-    tiles, tile = slots.shape
-    for first, last, colour in ((0, init, INIT), (init, window, SKIPPED), (window, end, WINDOW)):
-        ax.add_patch(_box(first, 0, last - first, 1, colour))
+    _draw_band(init, window, end, ax, y=0, height=1.0)
     # Tiles are spread under the candidates, whatever their number.
+    tiles, tile = slots.shape
     pitch = end / tiles
     cell = 0.85 * pitch / tile
     for i in range(tiles):
         for j, key in enumerate(slots[i].tolist()):
             left = (i + 0.075) * pitch + j * cell
-            box = _box(left, 4, cell, 1, STRIPE if key >= 0 else "white", lw=0.3)
-            ax.add_patch(box)
             if key < 0:
-                box.set(hatch="////", edgecolor=INK)
+                ax.add_patch(box(left, 4, cell, 1, "white", lw=0.3, hatch="////", ec=INK))
                 continue
-            ax.add_patch(_box(key, 0, 1, 1, STRIPE, lw=0))
+            ax.add_patch(box(left, 4, cell, 1, STRIPE, lw=0.3))
+            ax.add_patch(box(key, 0, 1, 1, STRIPE, lw=0))
             ax.plot([key + 0.5, left + cell / 2], [1.05, 3.95], color=STRIPE, lw=0.35)
         ax.text((i + 0.5) * pitch, 5.2, f"tile {i}", ha="center", va="top", fontsize=8)
-    hidden = int((slots < 0).sum())
-    if hidden:
-        text = f"{hidden} places hidden"
-        ax.text(end, 5.9, text, ha="right", va="top", fontsize=8)
-    for text, at in (("initial", init / 2), ("window", (window + end) / 2)):
-        ax.text(at, -0.2, text, ha="center", va="bottom")
-    ax.text((init + window) / 2, -0.2, "stripes among skipped keys", ha="center", va="bottom")
-    ax.set(xlim=(-1, end + 1), ylim=(6.4, -1), yticks=[0.5, 4.5])
-    ax.set_yticklabels(["in memory", "in the program"])
+    if hidden := int((slots < 0).sum()):
+        ax.text(end, 5.9, f"{hidden} places hidden", ha="right", va="top", fontsize=8)
+    for text, first, last in (
+        ("initial", 0, init),
+        ("stripes among skipped keys", init, window),
+        ("window", window, end),
+    ):
+        ax.text((first + last) / 2, -0.2, text, ha="center", va="bottom")
+    ax.set(xlim=(-1, end + 1), ylim=(6.4, -1), xticks=[])
+    ax.set_yticks([0.5, 4.5], ["in memory", "in the program"])
     ax.spines[["left", "bottom"]].set_visible(False)
     ax.tick_params(length=0)
-    ax.set_xticks([])
 
 
 def data_schedule(
@@ -375,26 +343,18 @@ def draw_schedule(data: dict[str, Tensor], ax) -> None:
     """When is the last program done?"""
     start, end = data["start"], data["end"]
     length = (end - start).float()
-    bars = ax.barh(data["processor"], length, left=start, height=0.8, ec="white", lw=0.8)
     # The longer, the darker: in a good schedule the dark ones stand at the left.
-    for bar, share in zip(bars, (length / length.max()).tolist(), strict=True):
-        bar.set(color=STRIPE, alpha=0.25 + 0.75 * share, ec="white")
+    shades = [(STRIPE, 0.25 + 0.75 * share) for share in (length / length.max()).tolist()]
+    ax.barh(data["processor"], length, left=start, height=0.8, color=shades, ec="white", lw=0.8)
     done = int(end.max())
     ax.axvline(done, color=INK, lw=1)
-    ax.annotate(
-        f"all done: {done}",
-        (done, -0.5),
-        (-4, 4),
-        textcoords="offset points",
-        ha="right",
-        va="bottom",
-    )
+    label(ax, f"all done: {done}", (done, -0.5), (-4, 4), ha="right", va="bottom")
     ax.set(xlabel="time, in tiles of keys", ylabel="multiprocessor")
     ax.set_yticks(range(int(data["processor"].max()) + 1))
     ax.invert_yaxis()
 
 
-def _box(x, y, width, height, colour, *, alpha=1.0, lw=0.8):
-    from matplotlib.patches import Rectangle
-
-    return Rectangle((x, y), width, height, fc=colour, ec="white", lw=lw, alpha=alpha)
+def _draw_band(init: int, window: int, end: int, ax, *, y: int, height: float) -> None:
+    """The regions of one group as a band: initial region, what lies between, window."""
+    for first, last, colour in ((0, init, INIT), (init, window, SKIPPED), (window, end, WINDOW)):
+        ax.add_patch(box(first, y, last - first, height, colour))

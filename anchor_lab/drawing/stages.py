@@ -1,13 +1,18 @@
-"""One figure for each stage: the anchor, the difference test, what the result keeps."""
+"""One figure for each stage and its result: anchor, difference test, stripes, what is kept."""
+
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from anchor_lab.drawing.style import ACCENT, INK, STRIPE
+from anchor_lab.analysis.maxima import locate_maxima
+from anchor_lab.drawing.shapes import label, mark, note, threshold
+from anchor_lab.drawing.style import ACCENT, INK, MAGNITUDE, MUTED, STRIPE
 from anchor_ref.config import AnchorConfig
-from anchor_ref.heads import scaled_scores
+from anchor_ref.plan import StripePlan
 from anchor_ref.regions import groups
+from anchor_ref.stripes import passes_difference_test, pooled_difference
 
 FULL = 0.99  # density above which a head counts as one that keeps all
 MOST_TICKS = 16  # layers that are all numbered
@@ -30,32 +35,20 @@ def data_anchor_gap(
         position: query positions, `[N]`.
         gap: max_j s_ij − a_i, at least 0, `[N]`.
     """
-    n, chunk = len(q), 512
-    true_max = torch.empty(n)
-    keys = torch.arange(n)
-    for start in range(0, n, chunk):
-        rows = torch.arange(start, min(start + chunk, n))
-        scores = scaled_scores(q[rows].float(), k.float(), scale)
-        true_max[rows] = scores.masked_fill(keys > rows[:, None], -torch.inf).amax(-1)
+    # The regions play no part: only the maximum over all keys is used.
+    largest = locate_maxima(q[None, None], k[None, None], AnchorConfig(), scale).largest[0, 0]
     # The two maxima come from matrix products of different shape: they may differ by an ulp.
-    return {"position": keys, "gap": (true_max - row_anchor.float()).clamp(min=0)}
+    gap = (largest - row_anchor.float()).clamp(min=0)
+    return {"position": torch.arange(len(q)), "gap": gap}
 
 
 def draw_anchor_gap(data: dict[str, Tensor], ax) -> None:
     """How near is the anchor to the row's true maximum?"""
     gap, position = data["gap"], data["position"]
     exact = gap < 1e-4
-    ax.scatter(position[~exact], gap[~exact], s=2, color=STRIPE, lw=0)
-    ax.scatter(position[exact], gap[exact], s=2, color=ACCENT, lw=0)
+    mark(ax, position, gap, exact, colours=(STRIPE, ACCENT))
     ax.set(xlabel="query position", ylabel="true maximum − anchor", ylim=(-0.6, None))
-    ax.annotate(
-        f"{exact.float().mean():.0%} of the rows: the anchor is the maximum",
-        (0.02, 0.96),
-        xycoords="axes fraction",
-        va="top",
-        color=ACCENT,
-        weight="bold",
-    )
+    note(ax, f"{exact.float().mean():.0%} of the rows: the anchor is the maximum", ACCENT)
 
 
 def data_difference(
@@ -74,41 +67,93 @@ def data_difference(
         theta: the threshold.
     """
     found = groups(config, len(q), len(k))[group]
-    candidates = torch.arange(found.candidates.start, found.candidates.stop)
-    best = torch.full((len(candidates),), torch.inf)
-    for block in found.blocks:
-        rows = slice(block.start, block.stop)
-        pooled = q[rows].float().mean(0, keepdim=True)
-        scores = scaled_scores(pooled, k[candidates].float(), scale)[0]
-        best = torch.minimum(best, row_anchor[rows].float().mean() - scores)
-    return {"key": candidates, "difference": best, "theta": torch.tensor(config.theta)}
+    one_head = (x[None, None] for x in (q, k, row_anchor))
+    best = pooled_difference(*one_head, found, scale)[0, 0].amin(0)
+    return {
+        "key": torch.tensor(found.candidates),
+        "difference": best,
+        "theta": torch.tensor(config.theta),
+    }
 
 
 def draw_difference(data: dict[str, Tensor], ax) -> None:
     """Which keys come within θ of the anchor?"""
     key, difference, theta = data["key"], data["difference"], float(data["theta"])
-    kept = difference <= theta
-    ax.scatter(key[~kept], difference[~kept], s=2, color="#9A9A9A", lw=0)
-    ax.scatter(key[kept], difference[kept], s=2, color=STRIPE, lw=0)
-    ax.axhline(theta, color=INK, lw=1)
-    ax.annotate(
-        f"θ = {theta:g}",
-        (1, theta),
-        (4, 0),
-        xycoords=("axes fraction", "data"),
-        textcoords="offset points",
-        va="center",
-    )
+    kept = passes_difference_test(difference, theta)
+    mark(ax, key, difference, kept)
+    threshold(ax, theta)
     ax.invert_yaxis()
     ax.set(xlabel="key position", ylabel="anchor − score, best block")
-    ax.annotate(
-        f"kept: {int(kept.sum())} of {len(kept)} candidates",
-        (0.02, 0.96),
-        xycoords="axes fraction",
-        va="top",
-        color=STRIPE,
-        weight="bold",
-    )
+    note(ax, f"kept: {int(kept.sum())} of {len(kept)} candidates", STRIPE)
+
+
+def data_row_test(
+    scores: Float[Tensor, "N"], anchor: float, theta: float, candidates: range
+) -> dict[str, Tensor]:
+    """The difference test of one row, in the form that `draw_difference` takes.
+
+    Args:
+        scores: of one query.
+        anchor: a_i.
+        theta: θ.
+        candidates: keys that are asked.
+
+    Returns:
+        key, difference: `[C]`; theta.
+    """
+    key = torch.tensor(candidates)
+    return {"key": key, "difference": anchor - scores[key], "theta": torch.tensor(theta)}
+
+
+def data_touched(
+    plans: Sequence[StripePlan], config: AnchorConfig, n: int
+) -> dict[str, Float[Tensor, "heads"]]:
+    """Share of the candidates that are stripes, and of their blocks that hold a stripe.
+
+    Args:
+        plans: of one layer each, batch 1.
+        config: blocks of `block_size` keys.
+        n: N, with at least one group that has candidates.
+
+    Returns:
+        keys, blocks: for every head of all layers, over all groups.
+    """
+    b = config.block_size
+    open_groups = [(g, group) for g, group in enumerate(groups(config, n, n)) if group.candidates]
+    all_keys = sum(len(group.candidates) for _, group in open_groups)
+    all_blocks = sum(-(-len(group.candidates) // b) for _, group in open_groups)
+    keys, blocks = [], []
+    for plan in plans:
+        for h in range(plan.counts.shape[1]):
+            lists = [plan.keys(0, h, g) for g, _ in open_groups]
+            keys.append(sum(len(found) for found in lists) / all_keys)
+            blocks.append(sum(len((found // b).unique()) for found in lists) / all_blocks)
+    return {"keys": torch.tensor(keys), "blocks": torch.tensor(blocks)}
+
+
+def draw_touched(data: Mapping[str, Tensor], ax) -> None:
+    """How scattered are the stripes?"""
+    ax.axline((0, 0), slope=1, color=MUTED, lw=0.8, ls=":")
+    label(ax, "as many blocks as keys", (0.62, 0.62), (4, -8))
+    ax.scatter(data["keys"], data["blocks"], s=22, color=STRIPE, lw=0.4, ec="white")
+    ax.set(xlabel="share of the keys that are stripes", xlim=(-0.02, 1.02), ylim=(-0.02, 1.05))
+    ax.set_ylabel("share of blocks with a stripe")
+
+
+def draw_error(lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], ax) -> None:
+    """How much output error is left at which density?
+
+    `lines` holds the densities and errors of two selections, by name.
+    """
+    top = max(lines, key=lambda name: lines[name][1][1])
+    above, below = (6, "left", "bottom"), (-6, "right", "top")
+    for (name, (densities, errors)), colour in zip(lines.items(), (STRIPE, INK), strict=True):
+        ax.plot(densities, errors, color=colour, marker="o", ms=4)
+        # At the second point, where lines have parted and their labels have room.
+        by, side, edge = above if name == top else below
+        at = densities[1], errors[1]
+        label(ax, name, at, (by, by), color=colour, weight="bold", ha=side, va=edge)
+    ax.set(xlabel="density: share of the causal pairs", ylabel="output error")
 
 
 def data_recall(recall: Float[Tensor, "N"], block: int = 128) -> dict[str, Tensor]:
@@ -134,8 +179,9 @@ def draw_recall(data: dict[str, Tensor], ax) -> None:
     ax.fill_between(position, data["p10"], data["median"], color=ACCENT, alpha=0.25, lw=0)
     ax.plot(position, data["median"], color=ACCENT)
     ax.plot(position, data["p10"], color=ACCENT, lw=0.8)
-    ax.annotate("median row", (position[-1], data["median"][-1]), (4, 0), **_AT_END, va="center")
-    ax.annotate("10th percentile", (position[-1], data["p10"][-1]), (4, 0), **_AT_END, va="top")
+    look = {"fontsize": 8, "color": ACCENT}
+    label(ax, "median row", (position[-1], data["median"][-1]), (4, 0), **look)
+    label(ax, "10th percentile", (position[-1], data["p10"][-1]), (4, 0), **look, va="top")
     ax.set(xlabel="query position", ylabel="recall", ylim=(0, 1.03))
     ax.set_xlim(0, int(position[-1]) * 1.22)
 
@@ -163,18 +209,18 @@ def draw_heads(data: dict[str, Tensor], ax) -> None:
     Heads that keep (nearly) all pairs would lie on one spot: they are counted at the right, by
     layer, in bars whose colours are those of the dots.
     """
-    from matplotlib import colormaps
+    import seaborn as sns
 
-    full = data["full"].tolist()
+    full, sparse = data["full"].tolist(), data["density"] <= FULL
     layers = range(len(full))
-    colours = colormaps["cividis"]([layer / max(1, len(full) - 1) for layer in layers])
-    sparse = data["density"] <= FULL
-    density, recall, layer = (data[name][sparse] for name in ("density", "recall", "layer"))
-    ax.scatter(density, recall, c=colours[layer], s=24, lw=0.5, ec=INK)  # an edge: yellow is faint
+    colours = sns.color_palette(MAGNITUDE, len(full))
+    names = ("density", "recall", "layer", "head")
+    density, recall, layer, head = (data[name][sparse].numpy() for name in names)
+    shades = [colours[i] for i in layer]
+    ax.scatter(density, recall, c=shades, s=24, lw=0.5, ec=INK)  # an edge: yellow is faint
     for index in recall.argsort()[:2]:  # those that lose most
-        name = f"layer {int(layer[index])}, head {int(data['head'][sparse][index])}"
-        at = float(density[index]), float(recall[index])
-        ax.annotate(name, at, (6, 0), textcoords="offset points", fontsize=8, va="center")
+        at = density[index], recall[index]
+        label(ax, f"layer {layer[index]}, head {head[index]}", at, fontsize=8)
     # Two thirds of the width are the dots', up to a density of 1; the rest is for the bars.
     first = float(density.min()) - 0.03 if len(density) else 0.0
     ax.set_xlim(first, first + 1.6 * (1 - first))
@@ -184,15 +230,11 @@ def draw_heads(data: dict[str, Tensor], ax) -> None:
     ax.set_ylabel("recall, mean over rows")
 
     beside = ax.inset_axes((0.77, 0, 0.23, 1))
-    bars = beside.barh(layers, full, color=colours)
-    beside.bar_label(bars, padding=2, fontsize=8)
-    key = beside.get_yaxis_transform()
-    beside.scatter([-0.06] * len(layers), layers, c=colours, s=20, clip_on=False, transform=key)
+    beside.bar_label(beside.barh(layers, full, color=colours), padding=2, fontsize=8)
+    key = {"s": 20, "clip_on": False, "transform": beside.get_yaxis_transform()}
+    beside.scatter([-0.06] * len(layers), layers, c=colours, **key)
     beside.set(xticks=[], xlim=(0, 1.2 * max(1, *full)), ylabel="layer")
     beside.set_xlabel(f"density over {FULL:g}:\n{sum(full)} heads")
     beside.tick_params(axis="y", left=False, pad=8)
     if len(layers) <= MOST_TICKS:
         beside.set_yticks(layers)
-
-
-_AT_END = {"textcoords": "offset points", "fontsize": 8, "color": ACCENT}

@@ -7,6 +7,8 @@ STRIPE = "#D55E00"
 SKIPPED = "#ECECEC"
 INK = "#1A1A1A"
 ACCENT = "#0072B2"
+MUTED = "#9A9A9A"  # what is there for comparison
+DIM = "#666666"  # words and lines that stand back
 MAGNITUDE = "cividis"
 
 SHARPNESS = 2
@@ -36,7 +38,7 @@ def use_style() -> None:
 
 def caption(figure, text: str) -> None:
     """A line of small print under the figure: reduction, model, layer, head, N, θ."""
-    figure.supxlabel(text, x=0.01, ha="left", fontsize=7.5, color="#555555")
+    figure.supxlabel(text, x=0.01, ha="left", fontsize=7.5, color=DIM)
 
 
 def question(figure, text: str) -> None:
@@ -45,12 +47,12 @@ def question(figure, text: str) -> None:
 
 
 def show(figure, alt: str) -> None:
-    """Show a figure in a notebook, with words for those who cannot see it, and close it.
+    """Show a figure in a notebook with an alternative text, and close it.
 
-    The words are the picture's alternative text in the output's metadata, where nbconvert looks
-    for it, and the output's plain text, which is what a terminal shows and nbval compares. The
-    picture has `SHARPNESS` dots for each dot of the figure, and the metadata the width at which
-    it is meant: sharp on fine screens, and when a phone's reader enlarges it.
+    The text goes into the output's metadata, where nbconvert looks for it, and into its plain
+    text, which is what a terminal shows and nbval compares. The picture is rendered `SHARPNESS`
+    times finer than the width that the metadata gives: sharp on high-resolution screens, and
+    when a reader zooms in.
 
     Args:
         figure: a matplotlib figure.

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from anchor_lab.analysis.curves import theta_curve
 from anchor_lab.drawing import maps
-from anchor_lab.drawing.style import ACCENT, INIT, INK, STRIPE, WINDOW
+from anchor_lab.drawing.style import ACCENT, INIT, INK, MUTED, STRIPE, WINDOW
 from anchor_ref.anchor import compute_anchor
 from anchor_ref.config import AnchorConfig
 from anchor_ref.stripes import identify_stripes
@@ -65,7 +65,7 @@ def draw_step(steps: Sequence[dict], i: int, left, right) -> None:
         left.text(0.98, place, "■", color=colour, **at)
         left.text(0.93, place, word, color=INK, **at)
     density, recall = ([one[what] for one in steps] for what in ("density", "recall"))
-    right.plot(density, recall, color="#9A9A9A", lw=1)
+    right.plot(density, recall, color=MUTED, lw=1)
     right.plot(density[: i + 1], recall[: i + 1], color=ACCENT, lw=2)
     right.plot(density[i], recall[i], "o", color=ACCENT, ms=8)
     right.set(xlim=(0, 1.02), ylim=(min(recall) - 0.05, 1.01))

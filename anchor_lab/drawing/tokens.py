@@ -6,7 +6,17 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from anchor_lab.drawing.style import ACCENT, INIT, INK, MAGNITUDE, SKIPPED, STRIPE, WINDOW
+from anchor_lab.drawing.shapes import bars, box, name_words
+from anchor_lab.drawing.style import (
+    ACCENT,
+    INIT,
+    INK,
+    MAGNITUDE,
+    MUTED,
+    SKIPPED,
+    STRIPE,
+    WINDOW,
+)
 from anchor_ref.config import AnchorConfig
 from anchor_ref.plan import StripePlan
 from anchor_ref.regions import groups
@@ -50,24 +60,11 @@ def data_numbers(
 
 def draw_numbers(data: dict, ax, form: str = "{:.2f}") -> None:
     """What does each query give to each key?"""
-    from matplotlib.patches import Rectangle
-
-    values, hidden = data["values"], data["hidden"]
-    shown = values[~hidden & values.isfinite()]
-    least, most = float(shown.min()), float(shown.max())
-    image = values.masked_fill(hidden | ~values.isfinite(), torch.nan)
-    ax.imshow(image.numpy(), cmap=MAGNITUDE, vmin=least, vmax=most, interpolation="nearest")
-    for i, j in _pairs(len(values)):
-        if hidden[i, j]:
-            ax.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, fc="white", ec=SKIPPED, hatch="///"))
-            continue
-        dark = values[i, j] < (least + most) / 2
-        text = form.format(float(values[i, j])).replace("-", "−")
-        ax.text(j, i, text, ha="center", va="center", color="white" if dark else INK, size=9)
+    values, hidden = data["values"], data["hidden"] | ~data["values"].isfinite()
+    numbers = [[form.format(value).replace("-", "−") for value in row] for row in values.tolist()]
+    _draw_table(values, numbers, hidden, data["words"], ax, cmap=MAGNITUDE)
     for i, j in data["boxed"].nonzero().tolist():
-        box = Rectangle((j - 0.44, i - 0.44), 0.88, 0.88, fill=False, ec=STRIPE, lw=2.5)
-        ax.add_patch(box)
-    _name_axes(ax, data["words"])
+        ax.add_patch(box(j + 0.06, i + 0.06, 0.88, 0.88, "none", ec=STRIPE, lw=2.5))
 
 
 def data_row(scores: Float[Tensor, "N"], words: Sequence[str]) -> dict:
@@ -83,12 +80,9 @@ def draw_row(data: dict, axes) -> None:
     """How does a score become a weight?"""
     places = range(len(data["words"]))
     for ax, name, form in zip(axes, ("score", "weight"), ("{:.0f}", "{:.3f}"), strict=True):
-        bars = ax.bar(places, data[name].tolist(), color=ACCENT, width=0.7)
-        labels = [form.format(float(x)).replace("-", "−") for x in data[name]]
-        ax.bar_label(bars, labels, padding=2)
+        bars(ax, places, data[name].tolist(), ACCENT, form.format)
         ax.axhline(0, color=INK, lw=0.8)
-        ax.set_xticks(places, data["words"], va="baseline")
-        ax.tick_params(axis="x", pad=12)
+        name_words(ax, places, data["words"])
         ax.set(ylabel=name)
         ax.margins(y=0.18)
 
@@ -133,41 +127,39 @@ def data_kinds(
 
 def draw_kinds(data: dict, ax) -> None:
     """Which region does each pair belong to?"""
-    from matplotlib.patches import Patch, Rectangle
+    from matplotlib.colors import ListedColormap
+    from matplotlib.patches import Patch
 
-    n = len(data["words"])
-    for i, j in _pairs(n):
-        letter = data["kind"][i][j]
-        if letter == " ":
-            ax.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, fc="white", ec=SKIPPED, hatch="///"))
-            continue
-        colour = KINDS[letter][1]
-        edge = SKIPPED if letter == "C" else "white"
-        ax.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, fc=colour, ec=edge, lw=1.5))
-        shade = "white" if letter == "S" else INK
-        ax.text(j, i, letter, ha="center", va="center", color=shade, weight="bold")
+    letters = "".join(KINDS)
+    colours = ListedColormap([colour for _, colour in KINDS.values()])
+    index = torch.tensor([[letters.find(letter) for letter in row] for row in data["kind"]])
+    look = {"cmap": colours, "vmin": -0.5, "vmax": len(KINDS) - 0.5, "linewidths": 1.5}
+    _draw_table(index, [list(row) for row in data["kind"]], index < 0, data["words"], ax, **look)
     for start in data["groups"][1:]:
-        ax.plot([-0.5, n - 0.5], [start - 0.5] * 2, color=INK, lw=1)
-    ax.set(xlim=(-0.5, n - 0.5), ylim=(n - 0.5, -0.5), aspect=1)
-    _name_axes(ax, data["words"])
-    used = [letter for letter in KINDS if any(letter in row for row in data["kind"])]
+        ax.axhline(start, color=INK, lw=1)
     handles = [
-        Patch(fc=KINDS[letter][1], ec="#9A9A9A", label=f"{letter}  {KINDS[letter][0]}")
-        for letter in used
+        Patch(fc=colour, ec=MUTED, label=f"{letter}  {kind}")
+        for letter, (kind, colour) in KINDS.items()
+        if any(letter in row for row in data["kind"])
     ]
     ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
-def _pairs(n: int):
-    return ((i, j) for i in range(n) for j in range(n))
+def _draw_table(
+    values: Tensor,
+    texts: list[list[str]],
+    hidden: Bool[Tensor, "N N"],
+    words: tuple[str, ...],
+    ax,
+    **look,
+) -> None:
+    """A cell for each pair, coloured by its value, its text in it; hidden pairs are hatched."""
+    import seaborn as sns
 
-
-def _name_axes(ax, words: tuple[str, ...]) -> None:
-    places = range(len(words))
-    ax.set_xticks(places, words, va="baseline")
-    ax.set_yticks(places, words)
+    look = {"annot_kws": {"size": 9}, "cbar": False, "square": True} | look
+    sns.heatmap(values.numpy(), mask=hidden.numpy(), annot=texts, fmt="", ax=ax, **look)
+    ax.patch.set(hatch="////", edgecolor=SKIPPED)  # cells that are masked let it show
+    name_words(ax, list(ax.get_xticks()), words)
+    ax.set_yticks(ax.get_yticks(), words, rotation=0)
     ax.tick_params(length=0)
-    ax.tick_params(axis="x", pad=12)
     ax.set(xlabel="key", ylabel="query")
-    for spine in ax.spines.values():
-        spine.set_visible(False)

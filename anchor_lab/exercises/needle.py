@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from anchor_lab.drawing.failures import data_asked, draw_asked
+from anchor_lab.drawing.pooling import data_asked, draw_asked
 from anchor_lab.exercises.exercise import Verdict
 from anchor_ref.anchor import compute_anchor
 from anchor_ref.config import AnchorConfig

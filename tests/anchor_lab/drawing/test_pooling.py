@@ -14,14 +14,6 @@ def difference():
     return 10 * torch.rand(20, 50, generator=torch.Generator().manual_seed(4))
 
 
-def test_a_row_is_tested_against_its_anchor():
-    scores = torch.tensor([9.0, 1.0, 5.0, 7.0])
-    data = pooling.data_row_test(scores, 8.0, 2.0, range(1, 4))
-    assert data["key"].tolist() == [1, 2, 3]
-    assert data["difference"].tolist() == [7, 3, 1]
-    assert float(data["theta"]) == 2
-
-
 def test_the_union_holds_what_some_row_so_far_wants(difference):
     data = pooling.data_union(difference, 1.0)
     wanted: set[int] = set()
@@ -81,3 +73,34 @@ def test_axes_end_with_the_rows_and_labels_of_near_lines_part(difference):
         # The axis points down: the label of the smaller number stands higher.
         assert (up[f"θ = {theta:g}"] > up["mean 5.0"]) == (theta < 5)
     plt.close(figure)
+
+
+HEAD_CONFIG = AnchorConfig(block_size=8, step=2, theta=1.0)
+
+
+@pytest.fixture(scope="module")
+def head():
+    random = torch.Generator().manual_seed(0)
+    return tuple(torch.randn(1, 1, 44, 8, generator=random) for _ in range(2))
+
+
+def test_differences_of_a_key_are_those_of_rows_and_blocks(head):
+    q, k = head
+    anchor = compute_anchor(q, k, k, HEAD_CONFIG).max[0, 0]
+    data = pooling.data_asked(q[0, 0], k[0, 0], anchor, 9, HEAD_CONFIG, 8**-0.5)
+    assert data["row"].tolist() == list(range(32, 44))
+    assert data["start"].tolist() == [32, 40]
+    expected = [float(anchor[i] - q[0, 0, i] @ k[0, 0, 9] * 8**-0.5) for i in range(32, 44)]
+    assert data["difference"].tolist() == pytest.approx(expected, abs=1e-5)
+    means = [sum(expected[:8]) / 8, sum(expected[8:]) / 4]
+    assert data["mean"].tolist() == pytest.approx(means, abs=1e-5)
+
+
+def test_the_figure_of_a_key_draws(head):
+    q, k = head
+    anchor = compute_anchor(q, k, k, HEAD_CONFIG).max[0, 0]
+    _, ax = plt.subplots()
+    data = pooling.data_asked(q[0, 0], k[0, 0], anchor, 9, HEAD_CONFIG, 8**-0.5)
+    pooling.draw_asked(data, HEAD_CONFIG.theta, ax)
+    assert ax.get_xlabel()
+    plt.close("all")

@@ -10,6 +10,7 @@ from anchor_lab.drawing import maps, stages, style, sweep
 from anchor_models import planted_stripes
 from anchor_ref import AnchorConfig, anchor_attention
 from anchor_ref.measure import density, recall
+from anchor_ref.plan import StripePlan
 
 N = 300  # no multiple of the cells or blocks used below
 CONFIG = AnchorConfig(block_size=16, step=4, theta=12.0)
@@ -74,6 +75,26 @@ def test_difference_of_the_figure_selects_what_the_plan_holds(head):
     data = stages.data_difference(q, k, trace.row_anchor[0, 1], CONFIG, 4, SCALE)
     selected = data["key"][data["difference"] <= data["theta"]]
     assert selected.tolist() == trace.stripes.keys(0, 1, 4).tolist()
+
+
+def test_a_row_is_tested_against_its_anchor():
+    scores = torch.tensor([9.0, 1.0, 5.0, 7.0])
+    data = stages.data_row_test(scores, 8.0, 2.0, range(1, 4))
+    assert data["key"].tolist() == [1, 2, 3]
+    assert data["difference"].tolist() == [7, 3, 1]
+    assert float(data["theta"]) == 2
+
+
+def test_keys_and_blocks_are_counted_over_all_groups_with_candidates():
+    # Groups of 8 rows; candidates are 4..7 in group 1 and 4..15 in group 2, in blocks of 4.
+    config = AnchorConfig(block_size=4, step=2)
+    nothing = torch.tensor([], dtype=torch.int64)
+    lists = [nothing, torch.tensor([5, 6]), torch.tensor([4, 12])]
+    plan = StripePlan.from_lists(lists, (1, 1, 3))
+    none = StripePlan.from_lists([nothing] * 3, (1, 1, 3))
+    data = stages.data_touched([plan, none], config, 24)
+    assert data["keys"].tolist() == pytest.approx([4 / 16, 0])
+    assert data["blocks"].tolist() == pytest.approx([3 / 4, 0])
 
 
 def test_recall_is_summed_up_by_blocks():
@@ -171,4 +192,14 @@ def test_every_figure_draws(head):
     stages.draw_heads(stages.data_heads([{**row, "density": 1.0} for row in rows]), axes[1, 2])
     style.caption(figure, "small print")
     figure.canvas.draw()
+    plt.close(figure)
+
+
+def test_figures_of_scattered_stripes_draw():
+    style.use_style()
+    figure, axes = plt.subplots(1, 2)
+    stages.draw_touched({"keys": torch.rand(5), "blocks": torch.rand(5)}, axes[0])
+    stages.draw_error({"a": ([0.1, 0.3], [0.5, 0.2]), "b": ([0.1, 0.3], [0.6, 0.4])}, axes[1])
+    figure.canvas.draw()
+    assert {text.get_text() for text in axes[1].texts} == {"a", "b"}
     plt.close(figure)

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from anchor_lab.drawing.shapes import bars, label, name_ticks, name_words
 from anchor_lab.drawing.style import ACCENT, INK, STRIPE
 from anchor_ref.online_softmax import SoftmaxState, empty_state, merge, normalise, partial_softmax
 
@@ -38,19 +39,20 @@ def data_parts(
 
 def draw_parts(data: dict, axes) -> None:
     """What does a part have to give up when it meets another?"""
-    for place, (name, (words, own, origin, common)) in enumerate(data["parts"].items()):
-        colour = COLOURS[place]
-        _bars(axes[place], words, own, colour)
-        axes[place].set_title(f"{name}: m = {origin:g}, l = {float(own.sum()):.3f}")
-        shrink = float(common[0] / own[0])
-        label = f"{name} × {shrink:.3f}".replace("× 1.000", "as it was")
-        at = [len(axes[-1].patches) + i for i in range(len(words))]
-        _bars(axes[-1], words, common, colour, at)
-        axes[-1].text(sum(at) / len(at), 1.16, label, ha="center", color=colour, weight="bold")
-    total = sum(float(common.sum()) for *_, common in data["parts"].values())
-    names = [word for words, *_ in data["parts"].values() for word in words]
-    axes[-1].set_xticks(range(len(names)), names, va="baseline")
-    axes[-1].set_title(f"Merged: m = {data['max']:g}, l = {total:.3f}")
+    *separate, merged = axes
+    names, total = [], 0.0
+    parts = zip(separate, COLOURS, data["parts"].items(), strict=True)
+    for ax, colour, (name, (words, own, origin, common)) in parts:
+        bars(ax, range(len(words)), own.tolist(), colour, "{:.2f}".format)
+        name_words(ax, range(len(words)), words)
+        ax.set_title(f"{name}: m = {origin:g}, l = {float(own.sum()):.3f}")
+        at = range(len(names), len(names) + len(words))
+        bars(merged, at, common.tolist(), colour, "{:.2f}".format)
+        shrink = f"{name} × {float(common[0] / own[0]):.3f}".replace("× 1.000", "as it was")
+        merged.text((at[0] + at[-1]) / 2, 1.16, shrink, ha="center", color=colour, weight="bold")
+        names, total = [*names, *words], total + float(common.sum())
+    name_words(merged, range(len(names)), names)
+    merged.set_title(f"Merged: m = {data['max']:g}, l = {total:.3f}")
     for ax in axes:
         ax.set(ylim=(0, 1.3), ylabel="exp(score − m)")
 
@@ -94,16 +96,8 @@ def draw_visit(data: dict[str, dict[str, Tensor]], axes) -> None:
             ax.step(line["seen"], line[what], where="post", color=colour, ls=dash)
         # Named where the line passes that height, on the side that has room.
         there = float(line["seen"][int((line["mass"] > height).nonzero()[0])])
-        early = there < float(line["seen"][-1]) / 2
-        axes[1].annotate(
-            name,
-            (there, height),
-            (6 if early else -6, 0),
-            textcoords="offset points",
-            color=colour,
-            ha="left" if early else "right",
-            va="center",
-        )
+        offset, side = (6, "left") if there < float(line["seen"][-1]) / 2 else (-6, "right")
+        label(axes[1], name, (there, height), (offset, 0), color=colour, ha=side)
     axes[0].set(xlabel="keys visited", ylabel="running maximum")
     axes[1].set(xlabel="keys visited", ylabel="share of the whole sum", ylim=(0, 1.05))
 
@@ -144,23 +138,8 @@ def draw_tiles(data: dict[str, list], ax) -> None:
     """Does it matter into how many pieces a softmax is cut?"""
     ax.plot(data["tile"], data["error"], color=ACCENT, marker="o", ms=4)
     ax.axhline(2.0**-24, color=INK, lw=0.8, ls=":")
-    ax.annotate(
-        "one rounding of float32, 2⁻²⁴",
-        (data["tile"][-1], 2.0**-24),
-        (0, -4),
-        textcoords="offset points",
-        ha="right",
-        va="top",
-    )
+    words = "one rounding of float32, 2⁻²⁴"
+    label(ax, words, (data["tile"][-1], 2.0**-24), (0, -4), ha="right", va="top")
     ax.set(xscale="log", yscale="log", xlabel="keys to a tile", ylabel="relative error")
-    ax.set_xticks(data["tile"], [str(tile) for tile in data["tile"]])
-    ax.set_xticks([], minor=True)
+    name_ticks(ax.xaxis, data["tile"], [str(tile) for tile in data["tile"]])
     ax.set_ylim(1e-8, 1e-5)
-
-
-def _bars(ax, words: Sequence[str], heights: Tensor, colour: str, at=None) -> None:
-    at = range(len(words)) if at is None else at
-    bars = ax.bar(at, heights.tolist(), color=colour, width=0.7)
-    ax.bar_label(bars, [f"{height:.2f}" for height in heights.tolist()], padding=2)
-    ax.set_xticks(at, words, va="baseline")
-    ax.tick_params(axis="x", pad=12)

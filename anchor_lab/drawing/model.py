@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from jaxtyping import Float
 from torch import Tensor
 
-from anchor_lab.drawing.style import ACCENT, INK, SKIPPED, STRIPE, WINDOW
+from anchor_lab.drawing.shapes import CENTRED, bars, box, label
+from anchor_lab.drawing.style import ACCENT, DIM, INK, MUTED, SKIPPED, STRIPE, WINDOW
 
 
 def data_layer_errors(
@@ -36,27 +37,13 @@ def draw_layer_errors(together: list[float], alone: Mapping[int, list[float]], a
     places = range(len(together))
     for layer, errors in alone.items():
         after = places[layer + 1 :]  # before it nothing differs
-        ax.plot(after, errors[layer + 1 :], color="#9A9A9A", lw=1)
-        ax.plot(after[0], errors[layer + 1], "o", color="#9A9A9A", ms=4)
+        ax.plot(after, errors[layer + 1 :], color=MUTED, lw=1, marker="o", ms=4, markevery=[0])
     ax.plot(places, together, color=STRIPE, lw=2.2, marker="o", ms=4)
     worst = max(alone, key=lambda layer: alone[layer][-1])
-    ends = {
-        "in every layer": (together, STRIPE),
-        f"in layer {worst} alone": (alone[worst], "#6A6A6A"),
-    }
-    for text, (errors, colour) in ends.items():
-        ax.annotate(
-            text,
-            (places[-1], errors[-1]),
-            (6, 0),
-            textcoords="offset points",
-            color=colour,
-            va="center",
-            annotation_clip=False,
-        )
-    names = ["input", *(str(layer) for layer in range(len(together) - 1))]
-    ax.set(xticks=places, xticklabels=names, xlabel="after layer", ylim=(0, None))
-    ax.set_ylabel("relative error of the hidden state")
+    label(ax, "in every layer", (places[-1], together[-1]), color=STRIPE)
+    label(ax, f"in layer {worst} alone", (places[-1], alone[worst][-1]), color=DIM)
+    _name_layers(ax, places)
+    ax.set(ylabel="relative error of the hidden state", ylim=(0, None))
 
 
 def data_divergence(
@@ -83,12 +70,10 @@ def draw_divergence(data: dict[str, list[float]], axes) -> None:
     """Do the predictions drift apart?"""
     named = {"changed": "another most likely token", "divergence": "divergence, nats"}
     places = range(len(data["changed"]))
-    names = ["input", *(str(layer) for layer in range(len(places) - 1))]
     for ax, (what, words) in zip(axes, named.items(), strict=True):
-        bars = ax.bar(places, data[what], color=WINDOW, width=0.7)
-        numbers = [f"{height:.3f}" if height else "0" for height in data[what]]
-        ax.bar_label(bars, numbers, padding=2, fontsize=8)
-        ax.set(xticks=places, xticklabels=names, xlabel="after layer", ylabel=words)
+        bars(ax, places, data[what], WINDOW, lambda x: f"{x:.3f}" if x else "0")
+        _name_layers(ax, places)
+        ax.set_ylabel(words)
         ax.margins(y=0.12)
 
 
@@ -104,15 +89,13 @@ def draw_digits(found: Mapping[str, Sequence[tuple[str, bool]]], ax) -> None:
         for x, (digit, right) in enumerate(digits):
             place = x + 0.7 * (x // 5)  # a gap after each answer of five digits
             colour = ACCENT if right else SKIPPED
-            ax.add_patch(_square(place, float(y), colour))
-            shade = "white" if right else INK
-            ax.text(place, y, digit, color=shade, ha="center", va="center", fontsize=9)
+            ax.add_patch(box(place - 0.46, y - 0.4, 0.92, 0.8, colour, lw=0))
+            ax.text(place, y, digit, color="white" if right else INK, **CENTRED)
     last = max(map(len, found.values())) - 1
     ax.set(xlim=(-0.7, last + 0.7 * (last // 5) + 0.7), ylim=(len(found) - 0.4, -0.6), xticks=[])
     ax.set_yticks(range(len(found)), list(found))
     ax.tick_params(length=0)
-    for side in ("left", "bottom"):
-        ax.spines[side].set_visible(False)
+    ax.spines[["left", "bottom"]].set_visible(False)
 
 
 def data_changed_rows(
@@ -152,7 +135,7 @@ def draw_changed_rows(
     ax.text(*place, " and ".join(changes), ha="center", va="top", weight="bold")
 
 
-def _square(x: float, y: float, colour: str):
-    from matplotlib.patches import Rectangle
-
-    return Rectangle((x - 0.46, y - 0.4), 0.92, 0.8, color=colour, lw=0)
+def _name_layers(ax, places: range) -> None:
+    """What each place is the state after: the embedding, then the layers."""
+    ax.set_xticks(places, ["input", *map(str, places[:-1])])
+    ax.set_xlabel("after layer")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from matplotlib import pyplot as plt
 
-from anchor_lab.drawing import inside as figures
+from anchor_lab.drawing import model as figures
 from anchor_lab.drawing import style
 
 
