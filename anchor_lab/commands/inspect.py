@@ -12,10 +12,12 @@ examples:
 import argparse
 import math
 import sys
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 from anchor_lab.commands import common
+from anchor_models.calibration import check_target
 from anchor_ref.config import AnchorConfig
 
 LENGTH = 8192
@@ -39,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--rates",
         metavar="FILE",
-        help="attention.json of anchor_lab.experiments.attention.measure on your GPU, for the estimated speed-up "
+        help="what `python -m anchor_lab attention` wrote on your GPU, for the estimated speed-up "
         "(default: an NVIDIA H100)",
     )
     add("--out", type=Path, default=Path("report"), help="folder (default: ./report)")
@@ -49,13 +51,13 @@ def run(options: argparse.Namespace) -> int:
     """Load, measure what is missing, draw the page."""
     common.need("inspect", NEEDED)
     from anchor_lab.analysis.curves import THETAS
-    from anchor_lab.report import cost, inspect, notebook, render, results
+    from anchor_lab.report import cost, inspect, inspected, render
 
     _check(options)
     options.seed = options.seed or 0
     rates = cost.H100 if options.rates is None else cost.read_rates(options.rates)
     thetas = THETAS if options.theta is None else sorted({*THETAS, options.theta})
-    results.check_target(options.target_recall)
+    check_target(options.target_recall)
     model, tokenizer, text = common.load_input(options)
     n, folder = text.tokens.shape[1], options.out / "results"
     config = model.config.get_text_config()
@@ -71,13 +73,18 @@ def run(options: argparse.Namespace) -> int:
         progress=partial(common.bar, desc="layers"),
     )  # fmt: skip
     del model
-    found = results.load_results(folder)
-    recommended = results.recommended_theta(found, options.target_recall)
+    found = inspected.load_inspected(folder)
+    recommended = inspected.recommended_theta(found, options.target_recall)
     theta = recommended if options.theta is None else options.theta
-    results.calibration(found, options.target_recall).save(options.out / "calibration.json")
-    cells = notebook.report_cells("results", theta, options.target_recall, rates)
+    inspected.calibration(found, options.target_recall).save(options.out / "calibration.json")
     page = render.render_report(
-        cells, options.out, f"AnchorAttention on {options.model}", partial(common.bar, desc="page")
+        options.out,
+        f"AnchorAttention on {options.model}",
+        partial(common.bar, desc="page"),
+        FOLDER=folder.name,
+        THETA=theta,
+        TARGET=options.target_recall,
+        RATES=asdict(rates),
     )
     at = found.thetas.index(theta)
     print(
@@ -102,9 +109,7 @@ def _check(options: argparse.Namespace) -> None:
     if options.seed is not None and options.text not in common.MADE_UP:
         common.refuse_unused({"seed"}, f"--text {options.text}")
     if options.rates is not None:
-        common.check_file(
-            "rates", options.rates, "a file of anchor_lab.experiments.attention.measure"
-        )
+        common.check_file("rates", options.rates, "a file of `python -m anchor_lab attention`")
     common.check_folder("out", options.out)
 
 

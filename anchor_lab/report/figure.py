@@ -6,24 +6,24 @@ from jaxtyping import Float
 from torch import Tensor
 
 from anchor_lab.drawing.style import ACCENT, INK, MAGNITUDE, STRIPE
-from anchor_lab.report.results import Results
+from anchor_lab.report.inspected import InspectedHeads
 
 NUMBERED = 100  # heads up to which each cell says its number
 
 
-def data_overview(results: Results, theta: float, what: str) -> dict:
+def data_overview(found: InspectedHeads, theta: float, what: str) -> dict:
     """One number a head at a θ that was measured.
 
     Args:
-        results: of a model.
-        theta: one of `results.thetas`.
+        found: of a model.
+        theta: one of `found.thetas`.
         what: "density" or "recall".
 
     Returns:
         values `[L, H]`, and the layers and heads that the rows and columns stand for.
     """
-    table = getattr(results, what)[results.thetas.index(theta)]
-    return {"values": table, "layers": results.layers, "heads": results.heads, "what": what}
+    table = getattr(found, what)[found.thetas.index(theta)]
+    return {"values": table, "layers": found.layers, "heads": found.heads, "what": what}
 
 
 def draw_overview(data: dict, ax) -> None:
@@ -35,10 +35,11 @@ def draw_overview(data: dict, ax) -> None:
     )
     if values.numel() <= NUMBERED:
         middle = (low + 1) / 2
-        for (row, column), value in _cells(values):
-            shade = "white" if value < middle else INK
-            text = f"{value:.2f}".lstrip("0") if value < 0.995 else "1"
-            ax.text(column, row, text, ha="center", va="center", color=shade, size=8)
+        for row, numbers in enumerate(values.tolist()):
+            for column, value in enumerate(numbers):
+                shade = "white" if value < middle else INK
+                text = f"{value:.2f}".lstrip("0") if value < 0.995 else "1"
+                ax.text(column, row, text, ha="center", va="center", color=shade, size=8)
     ax.set(xlabel="head", ylabel="layer")
     for axis, names in ((ax.xaxis, data["heads"]), (ax.yaxis, data["layers"])):
         every = -(-len(names) // 16)
@@ -49,22 +50,14 @@ def draw_overview(data: dict, ax) -> None:
     bar.outline.set_visible(False)
 
 
-def _cells(values: Tensor):
-    return (
-        ((row, column), float(values[row, column]))
-        for row in range(values.shape[0])
-        for column in range(values.shape[1])
-    )
-
-
-def data_thetas(results: Results) -> dict[str, Sequence[float]]:
+def data_thetas(found: InspectedHeads) -> dict[str, Sequence[float]]:
     """Over all heads at each θ: mean recall, 10th percentile, the worst head, mean density."""
     return {
-        "theta": results.thetas,
-        "recall": results.recall.mean((1, 2)).tolist(),
-        "p10": results.p10.mean((1, 2)).tolist(),
-        "worst head": results.recall.flatten(1).amin(1).tolist(),
-        "density": results.density.mean((1, 2)).tolist(),
+        "theta": found.thetas,
+        "recall": found.recall.mean((1, 2)).tolist(),
+        "p10": found.p10.mean((1, 2)).tolist(),
+        "worst head": found.recall.flatten(1).amin(1).tolist(),
+        "density": found.density.mean((1, 2)).tolist(),
     }
 
 
@@ -91,33 +84,3 @@ def draw_thetas(data: dict[str, Sequence[float]], chosen: float, target: float, 
         xlabel="θ, natural-log units", ylabel="share", ylim=(0, 1.02), xlim=(theta[0], theta[-1])
     )
     ax.legend(loc="lower right")
-
-
-def data_far_keys(keys: Sequence, words: Sequence[str], reach: int = 4) -> list[dict]:
-    """The strongest far keys with the words around them and around the query that looks hardest.
-
-    Args:
-        keys: of `report.results.strongest_far_keys`.
-        words: text of every token.
-        reach: tokens shown to each side.
-
-    Returns:
-        key, mass, weight, and the words before, at and after the key and up to the query.
-    """
-
-    def span(start: int, stop: int) -> str:
-        return "".join(words[max(0, start) : stop]).replace("\n", "⏎")
-
-    return [
-        {
-            "key": far.key,
-            "mass": far.mass,
-            "weight": far.weight,
-            "before": span(far.key - reach, far.key),
-            "word": span(far.key, far.key + 1),
-            "after": span(far.key + 1, far.key + reach + 1),
-            "query": far.query,
-            "asked by": span(far.query - reach, far.query + 1),
-        }
-        for far in keys
-    ]

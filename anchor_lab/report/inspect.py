@@ -9,13 +9,14 @@ import torch
 
 from anchor_lab.analysis.curves import THETAS, theta_curve
 from anchor_lab.experiments.compare.runs import describe
-from anchor_lab.experiments.store import check_settings, write_whole
+from anchor_lab.experiments.store import Store, write_whole
 from anchor_lab.sources import read_by_model
 from anchor_models.capture import Captured, capture_qkv, load_capture
 from anchor_models.texts import Text
 from anchor_ref.config import AnchorConfig
 
-SETTINGS, ABOUT, CAPTURE = "settings.json", "about.json", "capture"
+LAYERS, MODEL, CAPTURE = "layers.json", "model.json", "capture"
+MEASURES = ("recall", "p10", "least", "density")
 
 
 def inspect_layers(
@@ -30,15 +31,15 @@ def inspect_layers(
     thetas: Sequence[float] = THETAS,
     progress: Callable[[list[int]], Iterable[int]] = iter,
 ) -> None:
-    """Capture the model once, then write one file of results for each layer.
+    """Capture the model once, then measure its layers one by one.
 
     What the folder holds already is not measured again.
 
     Args:
-        model, tokenizer: from `activations.load_model`.
+        model, tokenizer: from `load_model`.
         name: what the model was loaded by.
         text: what the model reads; longer than a group.
-        folder: for settings, captured tensors and results.
+        folder: for captured tensors, facts about the model, and results.
         layers, heads: which to look at; None means all.
         thetas: thresholds, ascending.
         progress: wraps the list of layers left to measure.
@@ -56,20 +57,23 @@ def inspect_layers(
         )
     config = model.config.get_text_config()
     layers = list(range(config.num_hidden_layers)) if layers is None else sorted(set(layers))
+    heads = None if heads is None else sorted(set(heads))
     settings = {
         **describe(read_by_model(model, name, text), group),
         "layers": layers,
-        "heads": None if heads is None else sorted(set(heads)),
+        "heads": heads,
         "thetas": list(thetas),
     }
-    if (folder / SETTINGS).exists():
-        check_settings(folder / SETTINGS, settings)
-    captured = _capture(model, text, folder, settings)
-    if not (folder / ABOUT).exists():
-        _write(folder / ABOUT, _about(model, tokenizer, text))
-    left = [layer for layer in layers if not _file(folder, layer).exists()]
-    for layer in progress(left):
-        _write(_file(folder, layer), measure_layer(captured[layer], thetas, model.device))
+    store = Store(folder / LAYERS, ["layer"], settings)
+    if not store.path.exists():  # it appears when the capture is complete
+        shutil.rmtree(folder / CAPTURE, ignore_errors=True)  # of a run that was interrupted
+        tokens = text.tokens.to(model.device)
+        capture_qkv(model, tokens, layers, heads, dtype=None, save_to=folder / CAPTURE)
+        write_whole(folder / MODEL, json.dumps(describe_model(model, tokenizer, text)))
+        store.add([])
+    captured = load_capture(folder / CAPTURE)
+    for layer in progress([layer for layer in layers if not store.holds(layer=layer)]):
+        store.add([{"layer": layer, **measure_layer(captured[layer], thetas, model.device)}])
 
 
 def measure_layer(
@@ -79,15 +83,15 @@ def measure_layer(
 
     Returns:
         "heads" and, each `[T][H]`, the mean, 10th percentile and minimum of recall over rows and
-        the density; or only "skipped", the reason, for a layer that is not causal softmax
-        attention over all keys.
+        the density, named as in `MEASURES`; or only "skipped", the reason, for a layer that is
+        not causal softmax attention over all keys.
     """
     try:
         x = captured.causal()
     except ValueError as reason:
         return {"skipped": str(reason)}
     config, shared = AnchorConfig(), x.q.shape[1] // x.k.shape[1]
-    found: dict[str, list] = {"recall": [], "p10": [], "least": [], "density": []}
+    found: dict[str, list] = {name: [] for name in MEASURES}
     for place in range(x.q.shape[1]):
         q, k = (
             tensor[:1, at : at + 1].to(device)
@@ -114,24 +118,8 @@ def working_bytes(n: int, head_dim: int, n_thetas: int = len(THETAS)) -> int:
     return n * (block + (8 + 4) * (n_thetas + 1) + (4 + 8) * n_thetas + 8 * 4 * head_dim)
 
 
-def _capture(model, text: Text, folder: Path, settings: dict) -> dict[int, Captured]:
-    """The layers asked for; `settings.json` appears when all of them are there."""
-    capture = folder / CAPTURE
-    if not (folder / SETTINGS).exists():
-        shutil.rmtree(capture, ignore_errors=True)  # of a run that was interrupted
-        capture_qkv(
-            model,
-            text.tokens.to(model.device),
-            settings["layers"],
-            settings["heads"],
-            dtype=None,
-            save_to=capture,
-        )
-        _write(folder / SETTINGS, settings)
-    return load_capture(capture)
-
-
-def _about(model, tokenizer, text: Text) -> dict:
+def describe_model(model, tokenizer, text: Text) -> dict:
+    """Class, layers, heads, parameters, those of all linear layers but the last, and the words."""
     from torch import nn
 
     last = model.get_output_embeddings()
@@ -145,11 +133,3 @@ def _about(model, tokenizer, text: Text) -> dict:
         "linear_parameters": sum(m.weight.numel() for m in linear),
         "words": [tokenizer.decode([token]) for token in text.tokens[0].tolist()],
     }
-
-
-def _file(folder: Path, layer: int) -> Path:
-    return folder / f"layer_{layer:04d}.json"
-
-
-def _write(path: Path, content: dict) -> None:
-    write_whole(path, json.dumps(content))

@@ -10,36 +10,6 @@ import warnings
 from functools import cache
 from pathlib import Path
 
-TEMPLATE = """
-{%- extends 'lab/index.html.j2' -%}
-{%- block html_head_js -%}{%- endblock -%}
-{%- block html_head_js_mathjax -%}{%- endblock -%}
-{%- block html_head_js_mermaidjs -%}{%- endblock -%}
-{%- block jupyter_widgets -%}{%- endblock -%}
-{#- As nbconvert's own, with the text for those who cannot see it. -#}
-{%- block data_png scoped -%}
-<div class="jp-RenderedImage jp-OutputArea-output {{ extra_class }}">
-<img src="data:image/png;base64,{{ output.data['image/png'] | escape_html }}"
-{%- for name in ("alt", "width", "height") -%}
-{%- set value = output | get_metadata(name, 'image/png') -%}
-{%- if value is not none %} {{ name }}="{{ value | escape_html }}"{% endif -%}
-{%- endfor %}>
-</div>
-{%- endblock -%}
-{%- block extra_css -%}
-<style>
-/* Only a font that has a table for mathematics places indices well; each system has one. */
-math { font-family: "Latin Modern Math", "STIX Two Math", "Cambria Math", "Libertinus Math",
-  "TeX Gyre Termes Math", "DejaVu Math TeX Gyre", "Noto Sans Math", math; }
-math[display="block"] { margin: 1em 0; font-size: 1.15em; }
-/* Browsers follow MathML Core, which knows no mathvariant but normal. */
-math [mathvariant^="bold"] { font-weight: bold; }
-main { max-width: 62rem; margin: 0 auto; }
-{{ resources.metadata.css }}
-</style>
-{%- endblock -%}
-"""
-
 # What the converter leaves when it does not know a command or an environment.
 NOT_UNDERSTOOD = re.compile(r"<(m\w+)[^>]*>(\\[^<]*|&)</\1>")
 
@@ -95,13 +65,13 @@ def markdown_to_html(source: str, **options) -> str:
 @cache
 def _exporter():
     """nbconvert's page without anything that it would load."""
-    from jinja2 import DictLoader, pass_context
+    from jinja2 import FileSystemLoader, pass_context
     from nbconvert.exporters import HTMLExporter
 
     class OfflineHTMLExporter(HTMLExporter):
         def __init__(self, **options):
-            loader = DictLoader({"offline.html.j2": TEMPLATE})
-            super().__init__(extra_loaders=[loader], template_file="offline.html.j2", **options)
+            loader = FileSystemLoader(Path(__file__).parent)
+            super().__init__(extra_loaders=[loader], template_file="page.html.j2", **options)
 
         @pass_context
         def markdown2html(self, context, source: str) -> str:

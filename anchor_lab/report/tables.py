@@ -1,104 +1,87 @@
 """The report's numbers as HTML: cards, tables, words in their context."""
 
 from collections.abc import Iterable, Sequence
-from html import escape
+from functools import cache
+from pathlib import Path
 
 from anchor_lab.report.cost import Estimate, Rates, estimate
-from anchor_lab.report.results import Results, calibration
+from anchor_lab.report.far_keys import FarKey
+from anchor_lab.report.inspected import InspectedHeads, calibration
 from anchor_ref.config import AnchorConfig
 from anchor_ref.measure import identification_cost
 
 
+@cache
+def _templates():
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    loader = FileSystemLoader(Path(__file__).parent)
+    found = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+    return found.get_template("tables.html.j2").module
+
+
 def html_table(
-    heads: Sequence[str],
-    rows: Iterable[Sequence[str]],
-    marked: int = -1,
-    words: Sequence[int] = (),
+    heads: Sequence[str], rows: Iterable[Sequence], marked: int = -1, words: Sequence[int] = ()
 ) -> str:
-    """A table whose cells are HTML already; row `marked` stands out, columns `words` are text."""
+    """A table; row `marked` stands out, columns `words` are text.
 
-    def line(tag: str, cells: Sequence[str]) -> str:
-        kinds = (' class="words"' if column in words else "" for column in range(len(cells)))
-        return "".join(f"<{tag}{kind}>{x}</{tag}>" for kind, x in zip(kinds, cells, strict=True))
-
-    lines = [f"<tr>{line('th', heads)}</tr>"] if any(heads) else []
-    for number, row in enumerate(rows):
-        kind = ' class="marked"' if number == marked else ""
-        lines.append(f"<tr{kind}>{line('td', row)}</tr>")
-    return f'<div class="wide"><table>{"".join(lines)}</table></div>'
+    Args:
+        heads: of the columns; no line for them if all are empty.
+        rows: cells of each; a float is shown with three decimals, `Markup` as it is.
+    """
+    return str(_templates().table(heads, rows, marked, words))
 
 
-def cards(results: Results, theta: float, target: float, rates: Rates) -> str:
+def cards(found: InspectedHeads, theta: float, target: float, rates: Rates) -> str:
     """The answer first: five numbers."""
-    at = results.thetas.index(theta)
-    found = _estimate(results, at, rates)
-    reached = float(results.recall[at].mean())
+    at = found.thetas.index(theta)
+    cost = _estimate(found, at, rates)
+    reached = float(found.recall[at].mean())
     shown = (
         (f"{theta:g}", "θ shown here" if reached >= target else f"θ, short of {target:g}"),
         (f"{reached:.3f}", "recall, mean over heads"),
-        (f"{float(results.density[at].mean()):.0%}", "density: pairs computed"),
-        (f"{found.attention_speedup:.2f}×", f"attention on {rates.device}, estimated"),
-        (f"{found.prefill_speedup:.2f}×", "whole prefill there, estimated"),
+        (f"{float(found.density[at].mean()):.0%}", "density: pairs computed"),
+        (f"{cost.attention_speedup:.2f}×", f"attention on {rates.device}, estimated"),
+        (f"{cost.prefill_speedup:.2f}×", "whole prefill there, estimated"),
     )
-    return (
-        '<div class="cards">'
-        + "".join(
-            f"<div><b>{number}</b><span>{escape(what)}</span></div>" for number, what in shown
-        )
-        + "</div>"
-    )
+    return str(_templates().cards(shown))
 
 
-def theta_table(results: Results, theta: float, rates: Rates) -> str:
+def theta_table(found: InspectedHeads, theta: float, rates: Rates) -> str:
     """Recall, density and estimated speed-ups at every second θ measured, and at `theta`."""
-    choosing = float(identification_cost(AnchorConfig(), results.n, results.n))
-    rows, marked = [], -1
-    for at, value in enumerate(results.thetas):
-        if at % 2 and value != theta:
-            continue
-        if value == theta:
-            marked = len(rows)
-        recall, density = results.recall[at], float(results.density[at].mean())
-        found = _estimate(results, at, rates)
+    choosing = float(identification_cost(AnchorConfig(), found.n, found.n))
+    shown = [at for at, value in enumerate(found.thetas) if at % 2 == 0 or value == theta]
+    rows = []
+    for at in shown:
+        recall, density = found.recall[at], float(found.density[at].mean())
+        cost = _estimate(found, at, rates)
+        gains = (1 / (density + choosing), cost.attention_speedup, cost.prefill_speedup)
+        means = (recall.mean(), found.p10[at].mean(), recall.min())
         rows.append(
-            (
-                f"{value:g}",
-                f"{float(recall.mean()):.3f}",
-                f"{float(results.p10[at].mean()):.3f}",
-                f"{float(recall.min()):.3f}",
-                f"{density:.3f}",
-                f"{1 / (density + choosing):.2f}×",
-                f"{found.attention_speedup:.2f}×",
-                f"{found.prefill_speedup:.2f}×",
-            )
+            (f"{found.thetas[at]:g}", *map(float, means), density, *(f"{x:.2f}×" for x in gains))
         )
     heads = (
         "θ", "recall", "10th pct", "worst head", "density",
         "fewer FLOP", "attention", "prefill",
     )  # fmt: skip
-    return html_table(heads, rows, marked)
+    return html_table(heads, rows, shown.index(found.thetas.index(theta)))
 
 
-def calibration_table(results: Results, target: float, theta: float) -> str:
+def calibration_table(found: InspectedHeads, target: float, theta: float) -> str:
     """One θ for all heads against one for each, at the same target."""
-    at, per_head = results.thetas.index(theta), calibration(results, target)
-    reached, density = (
+    at, per_head = found.thetas.index(theta), calibration(found, target)
+    values, reached, density = (
         [value for row in table.values() for value in row]
-        for table in (per_head.reached, per_head.density)
+        for table in (per_head.thetas, per_head.reached, per_head.density)
     )
-    values = sorted({value for row in per_head.thetas.values() for value in row})
+    one = (found.recall[at].mean(), found.recall[at].min(), found.density[at].mean())
     rows = (
+        (f"θ = {theta:g} for all heads", *map(float, one)),
         (
-            f"θ = {theta:g} for all heads",
-            f"{float(results.recall[at].mean()):.3f}",
-            f"{float(results.recall[at].min()):.3f}",
-            f"{float(results.density[at].mean()):.3f}",
-        ),
-        (
-            f"θ by head, {values[0]:g} to {values[-1]:g}",
-            f"{sum(reached) / len(reached):.3f}",
-            f"{min(reached):.3f}",
-            f"{sum(density) / len(density):.3f}",
+            f"θ by head, {min(values):g} to {max(values):g}",
+            sum(reached) / len(reached),
+            min(reached),
+            sum(density) / len(density),
         ),
     )
     return html_table(("threshold", "recall", "worst head", "density"), rows, words=(0,))
@@ -107,57 +90,62 @@ def calibration_table(results: Results, target: float, theta: float) -> str:
 def heads_table(rows: Sequence[dict], most: int = 4) -> str:
     """The sparsest heads, then the least sparse ones."""
     shown = rows if len(rows) <= 2 * most else [*rows[:most], *rows[-most:]]
-    return html_table(
-        ("layer", "head", "density", "recall", "10th pct", "worst row"),
+    names = {"layer": "layer", "head": "head", "density": "density", "recall": "recall"}
+    names |= {"p10": "10th pct", "least": "worst row"}
+    return html_table(list(names.values()), ([row[name] for name in names] for row in shown))
+
+
+def far_keys_table(
+    far: Sequence[FarKey], words: Sequence[str], kept: set[int], reach: int = 4
+) -> str:
+    """Keys far away that matter, with the words around them; those that the method keeps marked.
+
+    Args:
+        far: from `strongest_far_keys`.
+        words: text of every token.
+        kept: the group's stripes.
+        reach: tokens shown to each side of a key, and before the query that asks hardest.
+    """
+    from markupsafe import Markup
+
+    def span(start: int, stop: int) -> str:
+        return "".join(words[max(0, start) : stop]).replace("\n", "⏎")
+
+    rows = (
         (
-            (
-                str(row["layer"]),
-                str(row["head"]),
-                f"{row['density']:.3f}",
-                f"{row['recall']:.3f}",
-                f"{row['p10']:.3f}",
-                f"{row['least']:.3f}",
-            )
-            for row in shown
-        ),
+            x.key,
+            Markup("{}<mark>{}</mark>{}").format(
+                span(x.key - reach, x.key),
+                span(x.key, x.key + 1),
+                span(x.key + 1, x.key + reach + 1),
+            ),
+            f"{x.mass:.4%}",
+            "stripe" if x.key in kept else "–",
+            span(x.query - reach, x.query + 1),
+            x.weight,
+        )
+        for x in far
     )
+    heads = ("key", "in its words", "mass", "kept", "asked by", "weight")
+    return html_table(heads, rows, words=(1, 4))
 
 
-def far_keys_table(rows: Sequence[dict], kept: set[int]) -> str:
-    """Keys far away that matter, in their words; those that the method keeps are marked so."""
-    return html_table(
-        ("key", "in its words", "mass", "kept", "asked by", "weight"),
-        (
-            (
-                str(row["key"]),
-                f"{escape(row['before'])}<mark>{escape(row['word'])}</mark>{escape(row['after'])}",
-                f"{row['mass']:.4%}",
-                "stripe" if row["key"] in kept else "–",
-                f"{escape(row['asked by'])}",
-                f"{row['weight']:.3f}",
-            )
-            for row in rows
-        ),
-        words=(1, 4),
-    )
-
-
-def settings_table(results: Results, rates: Rates) -> str:
+def settings_table(found: InspectedHeads, rates: Rates) -> str:
     """What was run, and which rates the estimate takes."""
-    settings, about = results.settings, results.about
-    found = [
-        ("model", f"{settings['model']} ({about['class']}, {about['parameters'] / 1e6:,.0f} M)"),
+    settings, model = found.settings, found.model
+    rows = [
+        ("model", f"{settings['model']} ({model['class']}, {model['parameters'] / 1e6:,.0f} M)"),
         ("text", f"{settings['text']}, SHA-256 of its tokens {settings['text_sha256'][:12]}…"),
-        ("tokens", f"{settings['length']:,}"),
+        ("tokens", f"{found.n:,}"),
         ("weights", settings["dtype"]),
         (
             "measured",
-            f"{len(results.layers)} of {about['layers']} layers, {len(results.heads)} of "
-            f"{about['heads']} heads, θ from {results.thetas[0]:g} to {results.thetas[-1]:g}",
+            f"{len(found.layers)} of {model['layers']} layers, {len(found.heads)} of "
+            f"{model['heads']} heads, θ from {found.thetas[0]:g} to {found.thetas[-1]:g}",
         ),
         *(
             (f"layer {layer}", f"not measured, not in the estimate: {why}")
-            for layer, why in results.skipped.items()
+            for layer, why in found.skipped.items()
         ),
         (
             "estimate for",
@@ -166,22 +154,20 @@ def settings_table(results: Results, rates: Rates) -> str:
             f"{rates.matrix:.0f}; overhead {rates.overhead_ms:.1f} ms a call",
         ),
     ]
-    return html_table(
-        ("", ""), ((escape(name), escape(value)) for name, value in found), words=(0, 1)
-    )
+    return html_table(("", ""), rows, words=(0, 1))
 
 
-def _estimate(results: Results, at: int, rates: Rates) -> Estimate:
+def _estimate(found: InspectedHeads, at: int, rates: Rates) -> Estimate:
     """Of the whole model, as if the heads not looked at were like those that were.
 
     Layers that could not be measured are left out of attention: a sliding window costs the same
     with both.
     """
-    layers = results.about["layers"] - len(results.skipped)
+    layers = found.model["layers"] - len(found.skipped)
     return estimate(
-        results.density[at].mean().expand(layers, results.about["heads"]),
-        results.n,
-        results.head_dim,
-        results.about["linear_parameters"],
+        found.density[at].mean().expand(layers, found.model["heads"]),
+        found.n,
+        found.head_dim,
+        found.model["linear_parameters"],
         rates,
     )

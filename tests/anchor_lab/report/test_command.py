@@ -2,20 +2,22 @@
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 
+import nbformat
 import pytest
 import torch
 
 from anchor_lab import cli
-from anchor_lab.analysis import Calibration
 from anchor_lab.report import figure as figures
-from anchor_lab.report import page, results, tables
+from anchor_lab.report import inspected, page, render, tables
 from anchor_lab.report.cost import H100, read_rates
-from anchor_lab.report.results import FarKey
-from anchor_models import load_bundled
+from anchor_lab.report.far_keys import FarKey
+from anchor_lab.report.run import NotebookError, with_parameters
+from anchor_models import Calibration, load_bundled
 from anchor_models.texts import read_text
 from tests.tree import RESULTS
+from tools import notebooks
 
 SMALL = ["inspect", "--length", "2304", "--layers", "7", "--heads", "1", "5"]
 
@@ -34,7 +36,7 @@ def html(out) -> str:
 
 @pytest.fixture(scope="module")
 def found(out):
-    return results.load_results(out / "results")
+    return inspected.load_inspected(out / "results")
 
 
 def test_the_page_needs_nothing_else_and_holds_its_pictures(html):
@@ -52,7 +54,7 @@ def test_the_page_needs_nothing_else_and_holds_its_pictures(html):
 
 
 def test_the_page_says_what_was_measured(html, found):
-    theta = results.recommended_theta(found, 0.95)
+    theta = inspected.recommended_theta(found, 0.95)
     assert f"<b>{theta:g}</b>" in html
     recall = float(found.recall[found.thetas.index(theta)].mean())
     assert f"<b>{recall:.3f}</b>" in html
@@ -69,20 +71,55 @@ def test_the_notebook_beside_it_ran_and_can_be_stepped_through(out):
     assert max(len("".join(cell["source"]).splitlines()) for cell in notebook["cells"]) <= 30
 
 
+def test_its_parameters_are_those_given(out, found):
+    """Set after the defaults, by papermill's convention."""
+    cells = nbformat.read(out / "report.ipynb", as_version=4).cells
+    tags = [tag for cell in cells[1:3] for tag in cell.metadata.tags]
+    assert tags == ["parameters", "injected-parameters"]
+    names = {}
+    exec(cells[2].source, names)
+    assert (names["FOLDER"], names["TARGET"]) == ("results", 0.95)
+    assert names["THETA"] == inspected.recommended_theta(found, 0.95)
+    assert names["RATES"] == asdict(H100)
+
+
+def test_the_notebook_of_the_package_is_sound_and_was_not_run():
+    notebook = nbformat.read(render.NOTEBOOK, as_version=4)
+    assert notebooks.normalised(notebook) == notebook, "run tools.notebooks.normalised"
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert not any(cell.outputs or cell.execution_count for cell in code)
+    assert with_parameters(notebook).cells[2].source == ""
+
+
+@pytest.mark.parametrize(
+    ("change", "values", "complaint"),
+    [
+        (lambda cells: cells[1].metadata.clear(), {}, "one cell must be tagged 'parameters', 0"),
+        (lambda cells: cells[2].metadata.update(tags=["parameters"]), {}, "'parameters', 2 are"),
+        (lambda cells: None, {"THETAS": 1}, "no parameter THETAS"),
+    ],
+)
+def test_parameters_that_a_notebook_has_not_are_refused(change, values, complaint):
+    notebook = nbformat.read(render.NOTEBOOK, as_version=4)
+    change(notebook.cells)
+    with pytest.raises(NotebookError, match=complaint):
+        with_parameters(notebook, **values)
+
+
 def test_thresholds_lie_beside_the_page(out, found):
     saved = Calibration.load(out / "calibration.json")
-    assert saved.thetas == results.calibration(found, 0.95).thetas
+    assert saved.thetas == inspected.calibration(found, 0.95).thetas
 
 
 def test_a_second_run_measures_nothing_and_another_length_is_refused(out, capsys, monkeypatch):
-    from anchor_lab.report import inspect, render
+    from anchor_lab.report import inspect
 
     def no_more(*_, **__):
         raise AssertionError("measured again")
 
     monkeypatch.setattr(inspect, "measure_layer", no_more)
     monkeypatch.setattr(inspect, "capture_qkv", no_more)
-    monkeypatch.setattr(render, "render_report", lambda *_: out / "report.html")
+    monkeypatch.setattr(render, "render_report", lambda *_, **__: out / "report.html")
     assert cli.main([*SMALL, "--out", str(out), "--theta", "9"]) == 0
     said = capsys.readouterr().out
     assert re.search(r"memory beside the model: \d+ MiB for a head", said)
@@ -115,11 +152,10 @@ def test_every_option_reaches_what_it_is_for(found, tmp_path, capsys, monkeypatc
     monkeypatch.setattr("anchor_models.texts.read_text", read)
     monkeypatch.setattr("anchor_lab.report.inspect.inspect_layers", note("layers"))
     at_half = replace(found, thetas=[8.5 if theta == 8 else theta for theta in found.thetas])
-    monkeypatch.setattr(results, "load_results", lambda _: at_half)
-    monkeypatch.setattr("anchor_lab.report.notebook.report_cells", note("cells"))
+    monkeypatch.setattr(inspected, "load_inspected", lambda _: at_half)
     monkeypatch.setattr("anchor_lab.report.render.render_report", note("page"))
-    recommended = results.recommended_theta(at_half, 0.98)
-    assert recommended != results.recommended_theta(at_half, 0.95)
+    recommended = inspected.recommended_theta(at_half, 0.98)
+    assert recommended != inspected.recommended_theta(at_half, 0.95)
     asked = f"--text document --length 2400 --seed 3 --dtype bfloat16 --theta 8.5 --out {tmp_path}"
     asked += f" --rates {benchmark} --target-recall 0.98"
     assert cli.main([*SMALL, *asked.split()]) == 0
@@ -128,7 +164,13 @@ def test_every_option_reaches_what_it_is_for(found, tmp_path, capsys, monkeypatc
     more = seen["layers"][-1]
     assert (more["layers"], more["heads"]) == ([7], [1, 5])
     assert 8.5 in more["thetas"]
-    assert seen["cells"][1:-1] == (8.5, 0.98, read_rates(benchmark))
+    assert seen["page"][0] == tmp_path
+    assert seen["page"][-1] == {
+        "FOLDER": "results",
+        "THETA": 8.5,
+        "TARGET": 0.98,
+        "RATES": asdict(read_rates(benchmark)),
+    }
     assert Calibration.load(tmp_path / "calibration.json").target_recall == 0.98
     assert f"recommended for a recall of 0.98: θ = {recommended:g}" in capsys.readouterr().out
 
@@ -144,7 +186,7 @@ def test_every_option_reaches_what_it_is_for(found, tmp_path, capsys, monkeypatc
         (["--target-recall", "1.5"], "target_recall must be in (0, 1), got 1.5"),
         (
             ["--rates", "nowhere.json"],
-            "rates must be a file of anchor_lab.experiments.attention.measure, got 'nowh",
+            "rates must be a file of `python -m anchor_lab attention`, got 'nowh",
         ),
         (["--out", __file__], f"out must be a folder, got {__file__!r}, a file"),
         (["--layers", "99"], "layers must be in 0..7, got 99"),
@@ -191,16 +233,11 @@ def assert_one_line(capsys, complaint: str) -> None:
 
 def test_text_of_the_model_cannot_become_markup():
     words = ["<b>", "&", "a", "\n", "x", "y"]
-    rows = figures.data_far_keys([FarKey(1, 0.5, 4, 0.25)], words, reach=2)
-    assert (
-        rows[0] | {"key": 1, "before": "<b>", "word": "&", "after": "a⏎", "asked by": "a⏎x"}
-        == rows[0]
-    )
-    shown = tables.far_keys_table(rows, kept={1})
-    assert "&lt;b&gt;<mark>&amp;</mark>a⏎" in shown
-    assert "<td>50.0000%</td>" in shown
-    assert ">stripe<" in shown
-    assert ">stripe<" not in tables.far_keys_table(rows, kept=set())
+    far = [FarKey(1, 0.5, 4, 0.25)]
+    shown = tables.far_keys_table(far, words, kept={1}, reach=2)
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", shown)
+    assert cells == [*("1", "&lt;b&gt;<mark>&amp;</mark>a⏎", "50.0000%", "stripe", "a⏎x", "0.250")]
+    assert ">stripe<" not in tables.far_keys_table(far, words, kept=set())
 
 
 def test_the_table_of_thresholds_marks_the_one_shown(found):
@@ -212,7 +249,7 @@ def test_the_table_of_thresholds_marks_the_one_shown(found):
 
 def test_the_estimate_is_for_the_whole_model(found):
     part = tables.estimate(
-        found.density[7], found.n, found.head_dim, found.about["linear_parameters"], H100
+        found.density[7], found.n, found.head_dim, found.model["linear_parameters"], H100
     )
     whole = tables._estimate(found, 7, H100)
     assert whole.dense == pytest.approx(32 * part.dense), "2 of 64 heads were measured"
@@ -230,7 +267,7 @@ def of_a_model(found, heads: int, skipped: dict[int, str]):
         found,
         **dict.fromkeys(("recall", "p10", "least", "density"), table),
         settings={**found.settings, "length": 16384},
-        about={**found.about, "layers": 4, "heads": 8},
+        model={**found.model, "layers": 4, "heads": 8},
         layers=layers,
         heads=list(range(heads)),
         skipped=skipped,

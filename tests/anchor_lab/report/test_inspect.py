@@ -8,9 +8,9 @@ import weakref
 import pytest
 import torch
 
-from anchor_lab.analysis import choose_thetas, mean_curves
+from anchor_lab.analysis import average_curves, choose_thetas
 from anchor_lab.explorer import prepare_head, select
-from anchor_lab.report import inspect, results
+from anchor_lab.report import far_keys, inspect, inspected
 from anchor_models import Captured, load_bundled
 from anchor_models.texts import read_text
 from anchor_ref import AnchorConfig, anchor_attention
@@ -43,7 +43,7 @@ def folder(bundled, text, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(folder):
-    return results.load_results(folder)
+    return inspected.load_inspected(folder)
 
 
 @pytest.mark.parametrize("theta", THETAS)
@@ -65,25 +65,25 @@ def test_tables_hold_the_measures_of_each_head(found, theta):
 
 def test_words_and_sizes_of_the_model_are_kept(found, bundled, text):
     model, tokenizer = bundled
-    assert "".join(found.about["words"]) == tokenizer.decode(text.tokens[0])
-    assert (found.about["layers"], found.about["heads"], found.head_dim) == (8, 8, 64)
+    assert "".join(found.model["words"]) == tokenizer.decode(text.tokens[0])
+    assert (found.model["layers"], found.model["heads"], found.head_dim) == (8, 8, 64)
     embeddings = model.get_input_embeddings().weight.numel()
     norms = sum(p.numel() for name, p in model.named_parameters() if "norm" in name)
-    assert found.about["linear_parameters"] == found.about["parameters"] - embeddings - norms
+    assert found.model["linear_parameters"] == found.model["parameters"] - embeddings - norms
 
 
 def test_recommended_theta_is_the_first_that_reaches_the_target(found):
     means = found.recall.mean((1, 2)).tolist()
-    assert results.recommended_theta(found, (means[1] + means[2]) / 2) == THETAS[2]
-    assert results.recommended_theta(found, means[0]) == THETAS[0]
-    assert results.recommended_theta(found, 0.999999999) == THETAS[-1], "none reaches it"
+    assert inspected.recommended_theta(found, (means[1] + means[2]) / 2) == THETAS[2]
+    assert inspected.recommended_theta(found, means[0]) == THETAS[0]
+    assert inspected.recommended_theta(found, 0.999999999) == THETAS[-1], "none reaches it"
     with pytest.raises(ValueError, match=r"target_recall must be in \(0, 1\), got 1"):
-        results.recommended_theta(found, 1.0)
+        inspected.recommended_theta(found, 1.0)
 
 
 def test_thresholds_by_head_are_those_of_the_lab(found):
-    ours = results.calibration(found, 0.9)
-    lab = choose_thetas(mean_curves([found.captured], thetas=THETAS), 0.9)
+    ours = inspected.calibration(found, 0.9)
+    lab = choose_thetas(average_curves([found.captured], thetas=THETAS), 0.9)
     assert ours.thetas == lab.thetas
     for layer in LAYERS:
         assert ours.reached[layer] == pytest.approx(lab.reached[layer], abs=2e-5)
@@ -91,16 +91,16 @@ def test_thresholds_by_head_are_those_of_the_lab(found):
 
 
 def test_heads_are_ordered_and_drawn_from_both_ends(found):
-    rows = results.heads_by_density(found, 9.0)
+    rows = inspected.heads_by_density(found, 9.0)
     assert [row["density"] for row in rows] == sorted(found.density[2].flatten().tolist())
     for row in rows:
         at = 2, found.layers.index(row["layer"]), found.heads.index(row["head"])
         assert row["recall"] == float(found.recall[at])
-    drawn = results.heads_to_draw(found, 9.0, 1)
+    drawn = inspected.heads_to_draw(found, 9.0, 1)
     assert rows[0] in drawn
     assert rows[-1] in drawn
     assert len({(row["layer"], row["head"]) for row in drawn}) == len(drawn)
-    assert len(results.heads_to_draw(found, 9.0, 9)) == len(rows), "each head once"
+    assert len(inspected.heads_to_draw(found, 9.0, 9)) == len(rows), "each head once"
 
 
 def test_strongest_far_keys_are_those_of_dense_attention():
@@ -109,9 +109,9 @@ def test_strongest_far_keys_are_those_of_dense_attention():
     q, k = torch.randn(2, 640, 8)
     head = prepare_head(q, k, 0.5, steps=[1])
     groups = select(head, config).groups
-    group = results.last_telling_group(groups, config)
+    group = far_keys.last_telling_group(groups, config)
     assert (group.rows.start, group.rows.stop) == (512, 640)
-    far = results.strongest_far_keys(head, group, most=5)
+    far = far_keys.strongest_far_keys(head, group, most=5)
     scores = (q @ k.T * 0.5).masked_fill(~torch.ones(640, 640).tril().bool(), -torch.inf)
     weights = scores.softmax(-1)[512:640, 128:384]  # a group's length away
     mass, key = weights.mean(0).topk(5)
@@ -120,8 +120,16 @@ def test_strongest_far_keys_are_those_of_dense_attention():
     for x in far:
         column = weights[:, x.key - 128]
         assert (x.query, x.weight) == (512 + int(column.argmax()), pytest.approx(column.max()))
-    assert results.strongest_far_keys(head, groups[0]) == []
-    assert len(results.strongest_far_keys(head, groups[2], most=999)) == 128, "nothing is far"
+    assert far_keys.strongest_far_keys(head, groups[0]) == []
+    assert len(far_keys.strongest_far_keys(head, groups[2], most=999)) == 128, "nothing is far"
+
+
+def rewrite(folder, change) -> None:
+    """Change the file of results by hand."""
+    path = folder / "layers.json"
+    found = json.loads(path.read_text())
+    change(found)
+    path.write_text(json.dumps(found))
 
 
 class Unused:
@@ -135,9 +143,8 @@ class Unused:
 def test_a_run_goes_on_where_it_stopped(bundled, text, folder, tmp_path):
     again = tmp_path / "results"
     shutil.copytree(folder, again)
-    lost = again / "layer_0007.json"
-    before = lost.read_text()
-    lost.unlink()
+    before = (again / "layers.json").read_text()
+    rewrite(again, lambda found: found["rows"].pop())
     left = []
     run(
         (Unused(bundled[0]), bundled[1]),
@@ -146,17 +153,17 @@ def test_a_run_goes_on_where_it_stopped(bundled, text, folder, tmp_path):
         progress=lambda todo: left.extend(todo) or todo,
     )
     assert left == [7], "layer 4 was there"
-    assert lost.read_text() == before
+    assert (again / "layers.json").read_text() == before
 
 
 def test_an_interrupted_capture_is_made_again(bundled, text, folder, tmp_path):
     part = tmp_path / "results"
     shutil.copytree(folder, part)
-    for path in (part / "settings.json", part / "capture" / "layer_0007.safetensors"):
+    for path in (part / "layers.json", part / "capture" / "layer_0007.safetensors"):
         path.unlink()
     (part / "capture" / "layer_0004.safetensors").write_bytes(b"half a file")
     run(bundled, text, part)
-    assert sorted(results.load_results(part).captured) == LAYERS
+    assert sorted(inspected.load_inspected(part).captured) == LAYERS
 
 
 def test_other_settings_are_refused_by_name(bundled, text, folder):
@@ -189,27 +196,27 @@ def test_other_weights_and_another_precision_are_refused_by_name(bundled, text, 
             weight[0] = old
 
 
-@pytest.mark.parametrize("lost", [None, "layer_0007.json"])
+@pytest.mark.parametrize("lost", [False, True])
 def test_results_of_other_weights_are_not_gone_on_with(bundled, text, folder, tmp_path, lost):
     """Under the same name: a model that was trained on since, or another revision."""
     again, model = tmp_path / "results", copy.deepcopy(bundled[0])
     shutil.copytree(folder, again)
     if lost:
-        (again / lost).unlink()
+        rewrite(again, lambda found: found["rows"].pop())
+    before = (again / "layers.json").read_text()
     with torch.no_grad():
         for weight in model.parameters():
             weight *= 1.5
     with pytest.raises(ValueError, match="holds results made with weights"):
         run((model, bundled[1]), text, again)
-    assert lost is None or not (again / lost).exists(), "measured from the old capture"
+    assert (again / "layers.json").read_text() == before, "measured from the old capture"
 
 
 @pytest.mark.parametrize("what", ["versions", "code"])
 def test_results_of_other_code_are_not_gone_on_with(bundled, text, folder, tmp_path, what):
     again = tmp_path / "results"
     shutil.copytree(folder, again)
-    settings = json.loads((again / "settings.json").read_text())
-    (again / "settings.json").write_text(json.dumps(settings | {what: "before"}))
+    rewrite(again, lambda found: found["settings"].update({what: "before"}))
     with pytest.raises(ValueError, match=f"holds results made with {what} 'before'"):
         run(bundled, text, again)
 
@@ -234,12 +241,12 @@ def test_layers_that_are_not_causal_softmax_are_named_not_measured(folder, tmp_p
     assert "window of 64 keys" in window["skipped"]
     some = tmp_path / "results"
     shutil.copytree(folder, some)
-    (some / "layer_0004.json").write_text(json.dumps(window))
-    found = results.load_results(some)
+    rewrite(some, lambda found: found["rows"].__setitem__(0, {"layer": 4, **window}))
+    found = inspected.load_inspected(some)
     assert (found.layers, list(found.skipped)) == ([7], [4])
-    (some / "layer_0007.json").write_text(json.dumps(window))
+    rewrite(some, lambda found: found["rows"].__setitem__(1, {"layer": 7, **window}))
     with pytest.raises(ValueError, match="layers must be causal attention, none was: layer 4"):
-        results.load_results(some)
+        inspected.load_inspected(some)
 
 
 @pytest.mark.parametrize("n", [2304, 4608])
