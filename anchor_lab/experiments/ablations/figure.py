@@ -1,35 +1,28 @@
 """The paper's ablations, one panel each: recall over density, each variant with its own mark."""
 
-import math
-
 from anchor_lab.analysis.curves import ThetaCurve
 from anchor_lab.drawing.style import ACCENT, INK, STRIPE
 
-# Okabe and Ito's, the method itself first.
+# Okabe and Ito's, the method itself first; marks tell curves apart in grey too.
 COLOURS = (STRIPE, ACCENT, INK, "#009E73", "#CC79A7")
-MARKERS = ("o", "s", "^", "D", "v")  # curves are told apart in grey too
+MARKERS = ("o", "s", "^", "D", "v")
 
 
 def data_ablation(means, ablation: str) -> dict[str, dict[str, list[float]]]:
     """Mean recall over mean density of each variant.
 
     Args:
-        means: a pandas frame with "ablation" and the columns of `lab.equal.mean_curves`.
-        ablation: one of `lab.ablations.QUESTIONS`.
+        means: a pandas frame with "ablation" and the columns of `compare.equal.mean_curves`.
+        ablation: one of `measure.QUESTIONS`.
 
     Returns:
         By variant "density", "recall" and "p10", by rising density.
     """
-    part = means[means["ablation"] == ablation]
+    part = means[means["ablation"] == ablation].sort_values("density", kind="stable")
+    names = {"density": "density", "recall": "recall_mean", "p10": "recall_p10"}
     return {
-        variant: {
-            "density": curve["density"].tolist(),
-            "recall": curve["recall_mean"].tolist(),
-            "p10": curve["recall_p10"].tolist(),
-        }
-        for variant, curve in part.sort_values("density", kind="stable").groupby(
-            "method", sort=False
-        )
+        variant: {name: curve[column].tolist() for name, column in names.items()}
+        for variant, curve in part.groupby("method", sort=False)
     }
 
 
@@ -37,7 +30,7 @@ def data_theta_curves(curves: dict[str, ThetaCurve]) -> dict[str, dict[str, list
     """The same of curves over θ: means over heads, and over rows or their 10th percentile.
 
     Args:
-        curves: what `lab.theta_curve` returned for each variant.
+        curves: what `theta_curve` returned for each variant.
     """
     return {
         name: {
@@ -60,32 +53,27 @@ def draw_ablation(
         ours: the variant that stands out.
         apart: the curves begin far from one another, so that names stand where they begin.
     """
-    others = iter(zip(COLOURS[1:], MARKERS[1:], strict=True))
-    for name, curve in data.items():
-        colour, marker = (COLOURS[0], MARKERS[0]) if name == ours else next(others)
-        ax.plot(
-            curve["density"],
-            curve["recall"],
-            color=colour,
-            label=name,
-            lw=2 if name == ours else 1.3,
-            marker=marker,
-            markersize=4,
-            zorder=3 if name == ours else 2,
-        )
-        if apart:
-            ax.annotate(
-                name,
-                (curve["density"][0], curve["recall"][0]),
-                (7, -3),
-                textcoords="offset points",
-                color=colour,
-                weight="bold" if name == ours else "normal",
-            )
-    if not apart:  # in the order of the curves, where all of them have left room
-        lines = sorted(ax.lines, key=lambda line: _mean_loss(data, line.get_label()))
-        for text in _name_lines(ax, lines):
-            text.set_weight("bold" if text.get_text() == ours else "normal")
+    names = [ours, *(name for name in data if name != ours)]
+    palette = dict(zip(names, COLOURS, strict=False))
+    # The names in the order of the curves.
+    named = [] if apart else sorted(data, key=lambda name: _mean_loss(data, name))
+    _draw_lines(
+        {name: (curve["density"], curve["recall"]) for name, curve in data.items()},
+        ax,
+        palette=palette,
+        markers=dict(zip(names, MARKERS, strict=False)),
+        dashes=False,
+        size="line",
+        sizes={name: 2 if name == ours else 1.3 for name in names},
+        named=named,
+    )
+    for line in ax.lines:  # the method itself above the others
+        line.set_zorder(2 + (line.get_color() == palette[ours]))
+    for name, curve in data.items() if apart else ():
+        at = (curve["density"][0], curve["recall"][0])
+        ax.annotate(name, at, (7, -3), textcoords="offset points", color=palette[name])
+    for text in ax.texts if apart else ax.get_legend().get_texts():
+        text.set_weight("bold" if text.get_text() == ours else "normal")
     ax.set(xlabel="density", ylabel="recall")
 
 
@@ -105,24 +93,34 @@ def data_theta(means) -> list[tuple[float, float, float, float]]:
 
 def draw_theta(points: list[tuple[float, float, float, float]], ax) -> None:
     """What does each θ keep, and what does it find?"""
-    thetas, *lines = zip(*points, strict=True)
-    looks = (
-        {"label": "recall, mean", "color": ACCENT, "marker": "o"},
-        {"label": "10th percentile", "color": ACCENT, "marker": "o", "ls": "--"},
-        {"label": "density", "color": STRIPE, "marker": "s"},
+    thetas, *measures = zip(*points, strict=True)
+    names = ("recall, mean", "10th percentile", "density")
+    _draw_lines(
+        {name: (thetas, values) for name, values in zip(names, measures, strict=True)},
+        ax,
+        palette=dict(zip(names, (ACCENT, ACCENT, STRIPE), strict=True)),
+        markers=dict(zip(names, "oos", strict=True)),
+        dashes=dict(zip(names, ("", (3, 1.5), ""), strict=True)),
+        named=names,
     )
-    for look, line in zip(looks, lines, strict=True):
-        ax.plot(thetas, line, markersize=4, **look)
-    _name_lines(ax, ax.lines)
     ax.set(xlabel="θ", ylabel="mean over heads", ylim=(0, 1.06))
 
 
-def _name_lines(ax, lines) -> list:
-    """Names in the lower right corner, in the colours of the lines and beside their marks."""
-    legend = ax.legend(
-        handles=list(lines), loc="lower right", labelcolor="linecolor", handlelength=2.6
+def _draw_lines(lines: dict, ax, *, named, **looks) -> None:
+    """Lines {name: (x, y)}; the names in the lower right corner, in the lines' colours."""
+    import pandas as pd
+    import seaborn as sns
+
+    frame = pd.concat(
+        [pd.DataFrame({"x": x, "y": y, "line": name}) for name, (x, y) in lines.items()]
     )
-    return legend.get_texts()
+    hues = {"hue": "line", "style": "line", "hue_order": named or list(lines)}
+    marks = {"markersize": 4, "markeredgewidth": 0}
+    sns.lineplot(frame, x="x", y="y", ax=ax, estimator=None, sort=False, **hues, **marks, **looks)
+    if named:
+        sns.move_legend(ax, "lower right", title=None, labelcolor="linecolor", handlelength=2.6)
+    else:
+        ax.get_legend().remove()
 
 
 def _mean_loss(data: dict, name: str) -> float:
@@ -132,6 +130,5 @@ def _mean_loss(data: dict, name: str) -> float:
     first = max(curve["density"][0] for curve in data.values())
     last = min(curve["density"][-1] for curve in data.values())
     at = np.linspace(first, last, 20) if first < last else np.array([first])
-    curve = data[name]
-    loss = 1 - float(np.interp(at, curve["density"], curve["recall"]).mean())
-    return math.inf if math.isnan(loss) else loss
+    loss = 1 - np.interp(at, data[name]["density"], data[name]["recall"]).mean()
+    return float(np.nan_to_num(loss, nan=np.inf))
