@@ -45,7 +45,13 @@ def prefill(module, query, key, value, mask, given: dict, kwargs: dict) -> Tenso
     texts = texts_of(query, key, mask, kwargs)
     if texts is None:
         why_dense = why_dense or _why_short(query.shape[2], key.shape[2], chosen)
-        _check_served(mask, why_dense, layer)
+        if why_dense is None:
+            got = "none" if mask is None else f"{tuple(mask.shape)} {mask.dtype}"
+            raise ValueError(
+                "attention_mask must be causal but for padding and packed texts, given to the "
+                f"model as (batch, tokens) or not at all, got {got} in layer {layer}: use "
+                "attn_implementation='sdpa' for any other mask"
+            )
         out = dense(module, query, key, value, mask, given)
         parts = [_dense_part(why_dense, query, key, torch.nan)]
     else:
@@ -147,17 +153,6 @@ def _together(found: list[Tensor], texts: list[Tokens], query, value) -> Tensor:
     for part, text in zip(found, texts, strict=True):
         out[text.rows, text.queries] = part
     return out
-
-
-def _check_served(mask: Tensor | None, why_dense: str | None, layer: int) -> None:
-    """Refuse AnchorAttention under a mask that segments cannot express."""
-    if why_dense is None:
-        got = "none" if mask is None else f"{tuple(mask.shape)} {mask.dtype}"
-        raise ValueError(
-            "attention_mask must be causal but for padding and packed texts, given to the model "
-            f"as (batch, tokens) or not at all, got {got} in layer {layer}: use "
-            "attn_implementation='sdpa' for any other mask"
-        )
 
 
 def _why_dense(module, chosen: Options, kwargs: dict) -> str | None:

@@ -4,12 +4,16 @@ import contextvars
 import math
 import sys
 import threading
+from dataclasses import fields
+from inspect import signature
 
 import pytest
 import torch
 
 from anchor_models import anchor_attention
 from anchor_models.calibration import Calibration
+from anchor_models.integration.options import FIELDS
+from anchor_models.integration.options import SIZES as SIZE_FIELDS
 from anchor_models.transformers import options, record
 from anchor_ref import AnchorConfig
 from tests.anchor_models.integration.tiny import ROUNDING, SIZES, THETA, build, far, logits, tokens
@@ -115,6 +119,12 @@ def test_the_configuration_speaks_where_no_context_does(tmp_path):
     assert far(logits(again.eval(), ids), expected) <= ROUNDING
     with options(theta=math.inf):  # the rest stays as configured
         assert far(logits(again, ids), logits(again, ids, "sdpa")) <= ROUNDING
+
+
+def test_a_configuration_names_what_the_function_takes():
+    assert tuple(signature(options).parameters) == FIELDS
+    sizes = {field.name for field in fields(AnchorConfig)} - {"theta"}
+    assert set(SIZE_FIELDS) == sizes
 
 
 def test_contexts_nest_and_end():

@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-from anchor_models.integration import packing as texts
-from anchor_models.integration import prefill
+from anchor_models.integration import packing, prefill
 from anchor_models.integration.sequences import HIDDEN
 from anchor_models.transformers import options, record
 from tests.anchor_models.integration.tiny import SIZES, THETA, N, build, far, logits, tokens
@@ -34,8 +33,8 @@ def segments(n_hidden):
 def test_layers_share_one_look_at_mask_and_positions(monkeypatch):
     model, ids = build(num_hidden_layers=3), tokens(2)
     mask = (torch.arange(N) >= torch.tensor([[0], [35]])).long()
-    reads = counted(monkeypatch, texts, "from_segments")
-    checks = counted(monkeypatch, texts, "refuse_restarts")
+    reads = counted(monkeypatch, packing, "from_segments")
+    checks = counted(monkeypatch, packing, "refuse_restarts")
     with options(theta=THETA, **SIZES):
         for times in (1, 2):
             logits(model, ids, attention_mask=mask)
@@ -45,11 +44,11 @@ def test_layers_share_one_look_at_mask_and_positions(monkeypatch):
 
 
 def test_texts_are_read_again_when_anything_is_another_or_was_written_to(monkeypatch):
-    x, reads = torch.zeros(1, 2, 40, 8), counted(monkeypatch, texts, "_read")
+    x, reads = torch.zeros(1, 2, 40, 8), counted(monkeypatch, packing, "_read")
     mask, positions = segments(3), torch.arange(40)[None]
 
     def look(mask, positions, x=x):
-        return texts.texts_of(x, x, mask, {"position_ids": positions})
+        return packing.texts_of(x, x, mask, {"position_ids": positions})
 
     first = look(mask, positions)
     assert look(mask, positions) is first

@@ -3,19 +3,18 @@
 import pytest
 import torch
 
-from anchor_lab.methods import in_a_model as baselines
-from anchor_models import capture
-from anchor_models import transformers as integrations
+from anchor_lab.methods import in_a_model
+from anchor_models import capture, transformers
 from anchor_models.interface import beyond_causal
 from anchor_models.parallel import prefill as parallel
 
 N = 8
 CALLERS = {
     "capture": lambda module, given: capture._refuse_other_attention(module, 0, None, given),
-    "integrations": lambda module, given: integrations._refuse_other_attention(
+    "transformers": lambda module, given: transformers._refuse_other_attention(
         module, torch.zeros(1, 1, N, 4), None, given
     ),
-    "baselines": lambda module, given: baselines._refuse_other(module, None, given),
+    "in_a_model": lambda module, given: in_a_model._refuse_other(module, None, given),
     "parallel": lambda module, given: parallel._refuse_other(module, None, N, given),
 }
 NAMES = {
@@ -29,7 +28,7 @@ NAMES = {
     "cache": "a paged cache",
 }
 OWN = {
-    ("baselines", "sliding_window"): "a sliding window",
+    ("in_a_model", "sliding_window"): "a sliding window",
     ("parallel", "sliding_window"): "a sliding window of 4 tokens",
     ("parallel", "cu_seq_lens_q"): "packed texts",
 }
