@@ -14,8 +14,8 @@ from urllib.parse import unquote, urlsplit
 
 from bs4 import BeautifulSoup
 
+from anchor_lab.report.page import loaded_urls
 from tools.notebooks import ROOT
-from tools.page import loaded_urls
 
 WITHIN_PAGE = {"", "top"}  # fragments that every browser knows
 
@@ -58,7 +58,7 @@ def remote(page: str) -> set[str]:
 
 
 def wordless(soup: BeautifulSoup) -> list[str]:
-    """Pictures that say nothing to who cannot see them; Sphinx then writes their address."""
+    """Pictures without a text of their own; Sphinx gives them their address instead."""
     pictures = [(tag.get("src", ""), tag.get("alt", "").strip()) for tag in soup.select("img")]
     return [url for url, alt in pictures if not alt or Path(alt).name == Path(url).name]
 

@@ -4,33 +4,34 @@
 
 course      from the notebooks' headers: a first cell is a title, a question, and a table with the
             rows time, needs and paper
-speed       from results/attention/attention_h100.json, the newest times of the kernels
-choice      from results/compare/compare.csv.gz and retrieval.json: what methods keep, and what is lost
+speed       from results/attention, the newest times of the kernels
+choice      from results/compare and results/retrieval: what methods keep, and what is lost
 
 Where CITATION.cff names a public `repository-code`, notebooks/README.md begins with badges that
 open the course of this version on Binder and Colab, and with the pinned install for Colab.
 """
 
-import json
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import nbformat
+import pandas
 import yaml
 
-from anchor_lab.experiments.attention.page import (
+from anchor_lab.experiments import page, store
+from anchor_lab.experiments.attention.cells import (
     by_inputs,
     by_length,
     crossing,
     is_ok,
-    number,
-    percent,
+    median_ms,
 )
 from anchor_lab.experiments.compare.equal import at_equal, budget_for, mean_curves
 from anchor_lab.experiments.retrieval.figure import data_answers
-from anchor_lab.experiments.store import read_table
 from tools.notebooks import ROOT
 
 COURSE = ROOT / "notebooks"
@@ -48,21 +49,7 @@ METHODS = {  # of the table of choices
 }
 HALF, RECALL, ASKED_TOKENS = 0.5, 0.95, 8192
 SECONDS = re.compile(r"(\d+) s on two CPU cores")
-BADGES = """[![Binder](https://mybinder.org/badge_logo.svg)]({binder}) [![Colab](https://colab.research.google.com/assets/colab-badge.svg)]({colab})
-
-Binder installs what `environment.yml` pins. On Colab run this first, then restart the session:
-
-    !git clone --depth 1 --branch v{version} {repository} anchor
-    %cd anchor
-    !pip install -c constraints.txt '.[all]'
-
-"""
-ABOUT = """# The course
-
-Made by `python -m tools.front_page` from the notebooks' headers. Times are those of one run on two
-CPU cores; `make notebooks` writes them.
-
-"""
+render = partial(page.render, folder=Path(__file__).parent)
 
 
 @dataclass(frozen=True)
@@ -117,31 +104,31 @@ def headers() -> list[Header]:
     return [read_header(path) for path in sorted(COURSE.glob("[0-9][0-9]_*.ipynb"))]
 
 
-def table(found: list[Header], folder: str, questions: bool = True) -> str:
+def course(found: Sequence[Header], folder: str, questions: bool = True) -> str:
     """The course as a Markdown table; `folder` leads to the notebooks."""
+    rows = [
+        (
+            f"[{header.title}]({folder}{header.path.as_posix()})",
+            *[header.question] * questions,
+            f"{header.seconds} s",
+            header.rows["time"].partition(", ")[2].removesuffix(" of memory") or "–",
+        )
+        for header in found
+    ]
     titles = ["notebook", *["question"] * questions, "time", "memory"]
-    lines = [f"| {' | '.join(titles)} |", "|" + " --- |" * len(titles)]
-    for header in found:
-        memory = header.rows["time"].partition(", ")[2].removesuffix(" of memory") or "–"
-        link = f"[{header.title}]({folder}{header.path.as_posix()})"
-        cells = [link, *[header.question] * questions, f"{header.seconds} s", memory]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    return page.markdown(titles, rows) + "\n"
 
 
-def badges(citation: dict) -> str:
-    """Ways to open this version of the course elsewhere; nothing without a public address."""
+def course_page(found: Sequence[Header], citation: dict) -> str:
+    """notebooks/README.md, with ways to open this version elsewhere if its address is public."""
     repository = citation.get("repository-code", "").rstrip("/")
-    if not repository:
-        return ""
-    place = f"{repository.removeprefix('https://github.com/')}"
-    version = citation["version"]
-    first = "notebooks/00_start_here.ipynb"
-    return BADGES.format(
-        binder=f"https://mybinder.org/v2/gh/{place}/v{version}?labpath={first}",
-        colab=f"https://colab.research.google.com/github/{place}/blob/v{version}/{first}",
+    return render(
+        "course.md.j2",
+        course=course(found, ""),
         repository=repository,
-        version=version,
+        place=repository.removeprefix("https://github.com/"),
+        version=citation["version"],
+        first="notebooks/00_start_here.ipynb",
     )
 
 
@@ -149,76 +136,31 @@ def speed(results: dict, other: dict) -> str:
     """Times beside those of dense attention, on what, and from which length on it pays.
 
     Args:
-        results: of `anchor_lab.experiments.attention.measure`, whose times are shown.
+        results: of `python -m anchor_lab attention`, whose times are shown.
         other: the same of another device, for its length alone.
     """
-    rows = by_inputs(results)
-    lines = [
-        "| tokens | pairs kept | AnchorAttention | cuDNN | FlashAttention-2 | cuDNN / ours |",
-        "| ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for n, row in by_length(rows).items():
+    rows = []
+    for n, row in by_length(by_inputs(results)).items():
         if n in SHOWN and is_ok(row, "anchor"):
-            ours = row["anchor"]["ms"]["median"]
-            cudnn = _milliseconds(row, "sdpa-cudnn")
-            ratio = f"{cudnn / ours:.1f}" if cudnn else "–"
-            cells = [_time(ours), _time(cudnn), _time(_milliseconds(row, "sdpa-flash")), ratio]
-            kept = percent(row["anchor"]["kept"])
-            lines.append(f"| {spaced(n)} | {kept} | {' | '.join(cells)} |")
-    run = results["runs"][rows_run(results)]
-    even, other_even = (
-        spaced(round(crossing(found, "sdpa-cudnn")[0], -2)) for found in (rows, by_inputs(other))
+            ours, cudnn, flash = (
+                median_ms(row[method]) if is_ok(row, method) else None
+                for method in ("anchor", "sdpa-cudnn", "sdpa-flash")
+            )
+            times = ("–" if ms is None else f"{page.number(ms)} ms" for ms in (ours, cudnn, flash))
+            ratio = page.digits(cudnn and cudnn / ours, 1)
+            rows.append((spaced(n), page.percent(row["anchor"]["kept"]), *times, ratio))
+    one_run(other)
+    return render(
+        "speed.md.j2",
+        rows=rows,
+        run=results["settings"] | one_run(results),
+        even=_even(results),
+        other_device=other["settings"]["device"],
+        other_even=_even(other),
     )
-    other_device = other["runs"][rows_run(other)]["device"]
-    about = (
-        f"{run['device']}, {run['date']}, torch {run['torch']}, Triton {run['triton']}; bf16, 32 "
-        "query and 8 kv heads of 128, 5 % planted stripes; medians. It overtakes cuDNN at "
-        f"{even} tokens. Stages, densities, memory, a model's own activations: "
-        "[results/attention/attention_h100.md](results/attention/attention_h100.md). In another machine, with "
-        f"one {other_device}, it does so at {other_even}: "
-        "[results/attention/attention.md](results/attention/attention.md)."
-    )
-    return "\n".join([*lines, "", about, ""])
 
 
-def spaced(n: float) -> str:
-    """A whole number in groups of three digits."""
-    return f"{n:,.0f}".replace(",", "\u202f")
-
-
-def choice(frame, cells: list[dict]) -> str:
-    """What methods keep at one density, what a recall costs them, and the answers they lose.
-
-    Args:
-        frame: the rows of results/compare/compare.csv.gz.
-        cells: those of results/retrieval/retrieval.json.
-    """
-    curves = mean_curves(frame[frame["text"] == "document"])
-    recall = at_equal(curves, "density", HALF)
-    density = budget_for(curves, "density", RECALL)
-    answers = data_answers(cells, ASKED_TOKENS)
-    lines = [
-        f"| method | recall with half of the pairs | pairs for recall {RECALL:g} | "
-        "answers found with half of the pairs |",
-        "| --- | ---: | ---: | ---: |",
-    ]
-    for name, title in METHODS.items():
-        found, low, high = (f"{100 * x:.0f}" for x in answers[name][HALF])
-        numbers = f"{recall[name]:.3f} | {100 * density[name]:.0f} % | {found} % ({low}–{high})"
-        lines.append(f"| {title} | {numbers} |")
-    dense = f"{100 * answers['Dense'][None][0]:.0f} %"
-    about = (
-        "The bundled model. Recall: 8192 tokens of prose, mean over its 64 heads "
-        "([results/compare/compare.md](results/compare/compare.md)). Answers: numbers hidden in "
-        f"{spaced(ASKED_TOKENS)} tokens and asked for, 95 % interval; dense attention finds "
-        f"{dense} ([results/retrieval/retrieval.md](results/retrieval/retrieval.md), which also shows why). "
-        "Recall alone does not tell who answers. The oracle is the best at its own rule; a "
-        "difference test lets heads differ more, and can need fewer pairs."
-    )
-    return "\n".join([*lines, "", about, ""])
-
-
-def rows_run(results: dict) -> int:
+def one_run(results: dict) -> dict:
     """The run that the project's own times are of: one for all lengths.
 
     Raises:
@@ -227,15 +169,42 @@ def rows_run(results: dict) -> int:
     runs = {row["anchor"]["run"] for row in by_length(by_inputs(results)).values()}
     if len(runs) != 1:
         raise ValueError(f"lengths must be of one run, got runs {sorted(runs)}")
-    return runs.pop()
+    return results["runs"][runs.pop()]
 
 
-def _milliseconds(row: dict, method: str) -> float | None:
-    return row[method]["ms"]["median"] if is_ok(row, method) else None
+def _even(results: dict) -> str:
+    """The length from which on cuDNN takes longer, to two digits of hundreds."""
+    return spaced(round(crossing(by_inputs(results), "sdpa-cudnn")[0], -2))
 
 
-def _time(ms: float | None) -> str:
-    return "–" if ms is None else f"{number(ms)} ms"
+def spaced(n: float) -> str:
+    """A whole number in groups of three digits."""
+    return f"{n:,.0f}".replace(",", "\u202f")
+
+
+def choice(table: pandas.DataFrame, answers: Sequence[dict]) -> str:
+    """What methods keep at one density, what a recall costs them, and the answers they lose.
+
+    Args:
+        table: the rows of results/compare/compare.csv.gz.
+        answers: those of results/retrieval/retrieval.json.
+    """
+    curves = mean_curves(table[table["text"] == "document"])
+    recall = at_equal(curves, "density", HALF)
+    density = budget_for(curves, "density", RECALL)
+    found = data_answers(answers)[ASKED_TOKENS]
+    rows = []
+    for name, title in METHODS.items():
+        share, low, high = (100 * x for x in found[name][HALF][:3])
+        right = f"{share:.0f} % ({low:.0f}–{high:.0f})"
+        rows.append((title, recall[name], density[name], right))
+    return render(
+        "choice.md.j2",
+        rows=rows,
+        level=RECALL,
+        asked=spaced(ASKED_TOKENS),
+        dense=found["Dense"][None].share,
+    )
 
 
 def filled(text: str, tables: dict[str, str]) -> str:
@@ -255,23 +224,23 @@ def filled(text: str, tables: dict[str, str]) -> str:
 
 def pages() -> dict[Path, str]:
     """The files that hold the tables, as they should be."""
-    found = headers()
+    found, readme = headers(), ROOT / "README.md"
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    cells = list(_json("retrieval/retrieval.json")["cells"].values())
+    h100, h200 = (
+        store.read(RESULTS / "attention" / f"{name}.json")
+        for name in ("attention_h100", "attention")
+    )
+    compared = pandas.DataFrame(store.read_table(RESULTS / "compare" / "compare.csv.gz"))
+    asked = store.read(RESULTS / "retrieval" / "retrieval.json")["rows"]
     tables = {
-        "course": table(found, "notebooks/", questions=False),
-        "speed": speed(_json("attention/attention_h100.json"), _json("attention/attention.json")),
-        "choice": choice(read_table(RESULTS / "compare" / "compare.csv.gz"), cells),
+        "course": course(found, "notebooks/", questions=False),
+        "speed": speed(h100, h200),
+        "choice": choice(compared, asked),
     }
-    readme = ROOT / "README.md"
     return {
-        COURSE / "README.md": ABOUT + badges(citation) + table(found, ""),
+        COURSE / "README.md": course_page(found, citation),
         readme: filled(readme.read_text(encoding="utf-8"), tables),
     }
-
-
-def _json(name: str) -> dict:
-    return json.loads((RESULTS / name).read_text(encoding="utf-8"))
 
 
 def main() -> int:

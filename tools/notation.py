@@ -57,11 +57,11 @@ SYMBOLS = {
         ("–", "–", "plan.StripePlan.offsets", "place in indices"),
     ),
     "What is measured": (
-        ("–", "recall", "measure.Measurement.recall", "share of the row's mass"),
-        ("–", "1 − sparsity", "measure.Measurement.density", "share of causal pairs"),
-        ("–", "–", "measure.Measurement.executed_density", "share of causal pairs"),
-        ("–", "–", "measure.Measurement.identification_cost", "share of causal pairs"),
-        ("–", "–", "measure.Measurement.output_error", "share of the output's norm"),
+        ("–", "recall", "measure.Evaluation.recall", "share of the row's mass"),
+        ("–", "1 − sparsity", "measure.Evaluation.density", "share of causal pairs"),
+        ("–", "–", "measure.Evaluation.executed_density", "share of causal pairs"),
+        ("–", "–", "measure.Evaluation.identification_cost", "share of causal pairs"),
+        ("–", "–", "measure.Evaluation.output_error", "share of the output's norm"),
     ),
 }
 
@@ -74,7 +74,10 @@ DIMENSIONS = {
     "Nq": "queries, the last Nq of the Nk tokens",
     "Nk": "keys",
     "D": "dimension of a head",
+    "H": "heads, of queries or of keys",
     "G": "groups",
+    "T": "blocks of a group",
+    "C": "candidates of a group",
     "S": "boundaries of packed sequences",
     "M": "keys of one product",
     "R": "rows of one product",
@@ -82,6 +85,8 @@ DIMENSIONS = {
     "rN": "rows of the r = Hq / Hkv query heads that share a key head, one head after the other",
     "rows": "any leading dimensions, one entry for each query",
     "batch": "any leading dimensions",
+    "heads": "any dimensions, one entry for each head",
+    "pairs": "any dimensions, one entry for each pair",
     "total": "stripes of all batch entries, heads and groups",
 }
 

@@ -6,26 +6,23 @@ A notebook that fails is left as it was.
 """
 
 import copy
-import math
 import re
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from hashlib import sha256
 from itertools import count
 from pathlib import Path
 from typing import TextIO
 
 import nbformat
-from nbclient import NotebookClient
-from nbclient.exceptions import CellControlSignal, CellExecutionError, DeadKernelError
 from nbformat import NotebookNode
 
+from anchor_lab.report.run import Cost, NotebookError, execute, headings
 from tools.prose import one_sentence_a_line
 
 ROOT = Path(__file__).resolve().parent.parent
-CELL_SECONDS = 300  # a cell that takes longer hangs
+CELL_SECONDS = 300.0  # a cell that takes longer hangs
 
 KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3"}
 LANGUAGE = {
@@ -39,49 +36,6 @@ CELL_ID = re.compile(r"[\w-]{1,64}", re.ASCII)  # as nbformat wants it
 CELL_METADATA = {"tags", "jupyter"}  # what an author sets; editors and kernels add the rest
 
 
-class NotebookError(Exception):
-    """A notebook that did not run to its end, or does not hold what it should."""
-
-
-class Progress:
-    """One line that is updated on a terminal, one line a cell elsewhere."""
-
-    def __init__(self, name: str, stream: TextIO):
-        self.name, self.stream = name, stream
-        self.live = stream.isatty()
-        self.start = time.monotonic()
-
-    def show(self, text: str) -> None:
-        line = f"{self.name}  {text}"
-        self.stream.write(f"\r\033[K{line[:100]}" if self.live else f"{line}\n")
-        self.stream.flush()
-
-    def done(self, n_cells: int) -> None:
-        self.show(f"{n_cells} cells in {time.monotonic() - self.start:.0f} s")
-        if self.live:
-            self.stream.write("\n")
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a run of a notebook took.
-
-    Attributes:
-        seconds: wall time, the start of the kernel not counted.
-        peak_bytes: most memory that its kernel held; None where the system does not tell.
-    """
-
-    seconds: float
-    peak_bytes: int | None
-
-    def __str__(self) -> str:
-        """In steps that another run on the same machine would land on too."""
-        seconds = f"{max(5, 5 * math.ceil(self.seconds / 5))} s on two CPU cores"
-        if self.peak_bytes is None:
-            return seconds
-        return f"{seconds}, {max(0.5, math.ceil(2 * self.peak_bytes / 2**30) / 2):g} GiB of memory"
-
-
 def find(folder: Path = ROOT / "notebooks") -> list[Path]:
     """Every notebook of the course, in reading order."""
     return sorted(
@@ -89,92 +43,39 @@ def find(folder: Path = ROOT / "notebooks") -> list[Path]:
     )
 
 
-def headings(notebook: NotebookNode) -> list[str]:
-    """For each cell the text of the heading it stands under, "" before the first."""
-    current, found = "", []
-    for cell in notebook.cells:
-        if cell.cell_type == "markdown":
-            titles = [line for line in cell.source.splitlines() if line.startswith("#")]
-            current = titles[-1].lstrip("# ") if titles else current
-        found.append(current)
-    return found
-
-
-def execute(notebook: NotebookNode, folder: Path, name: str, stream: TextIO | None = None) -> Cost:
-    """Run all cells in place, in a fresh kernel of this Python, from `folder`.
+def run(notebook: NotebookNode, path: Path, stream: TextIO | None = None) -> Cost:
+    """Run all cells in place, from the folder of `path`, with a display of what runs.
 
     Args:
         notebook: outputs of the cells that ran are in it even after a failure.
-        folder: the kernel's working directory.
-        name: shown in front of the progress.
-        stream: where progress goes, standard output unless given.
-
-    Returns:
-        What it took.
+        path: of its file; the name is shown in front of the progress.
+        stream: where progress goes, standard output unless given. A terminal shows one line that
+            is updated; elsewhere there is one line a cell.
 
     Raises:
         NotebookError: a cell raised, took more than `CELL_SECONDS`, or the kernel died.
     """
     stream = stream or sys.stdout
-    titles, progress = headings(notebook), Progress(name, stream)
-    code = [i for i, cell in enumerate(notebook.cells) if is_code(cell)]
-    last, peak, started = 0, None, 0.0
+    live, titles, start = stream.isatty(), headings(notebook), time.monotonic()
 
-    def start(notebook):
-        nonlocal started
-        started = time.monotonic()
+    def show(text: str) -> None:
+        line = f"{path.name}  {text}"
+        stream.write(f"\r\033[K{line[:100]}" if live else f"{line}\n")
+        stream.flush()
 
-    def look(cell, cell_index, execute_reply):
-        nonlocal peak
-        peak = peak_memory(client.km.provisioner.pid)
+    def progress(places: list[int]) -> Iterator[int]:
+        for number, place in enumerate(places, 1):
+            show(f"cell {number}/{len(places)}  {titles[place]}")
+            yield place
+        show(f"{len(places)} cells in {time.monotonic() - start:.0f} s")
 
-    def show(cell, cell_index):
-        nonlocal last
-        last = cell_index
-        progress.show(f"cell {code.index(cell_index) + 1}/{len(code)}  {titles[cell_index]}")
-
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
-    client = NotebookClient(
-        notebook,
-        timeout=CELL_SECONDS,
-        kernel_name="python3",
-        resources={"metadata": {"path": str(folder)}},
-        record_timing=False,
-        store_widget_state=False,
-        coalesce_streams=True,
-        # Kernels warn that they talk to us over an unencrypted port of this machine.
-        extra_arguments=["--log-level=ERROR"],
-        on_cell_execute=show,
-        on_notebook_start=start,
-        on_cell_executed=look,
-    )
     try:
-        client.execute()
-    except (CellControlSignal, DeadKernelError) as error:
-        if progress.live:
+        return execute(notebook, path.parent, progress, CELL_SECONDS)
+    except NotebookError as error:
+        raise NotebookError(f"{path.name}: {error}") from error
+    finally:
+        if live:
             stream.write("\n")
-        reason = (
-            f"{error.ename}: {error.evalue}" if isinstance(error, CellExecutionError) else error
-        )
-        source = notebook.cells[last].source
-        raise NotebookError(
-            f"{name}: cell {last} under {titles[last]!r} failed\n\n{source}\n\n{reason}"
-        ) from error
-    seconds = time.monotonic() - started
-    progress.done(len(code))
-    return Cost(seconds, peak)
-
-
-def peak_memory(pid: int) -> int | None:
-    """Most bytes that a process has held so far; None where the system does not tell."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
-    except OSError:
-        return None
-    found = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
-    return int(found.group(1)) * 1024 if found else None
 
 
 def with_cost(notebook: NotebookNode, cost: Cost) -> NotebookNode:
@@ -184,11 +85,6 @@ def with_cost(notebook: NotebookNode, cost: Cost) -> NotebookNode:
         first = notebook.cells[0]
         first.source = TIME_ROW.sub(f"| time | {cost} |", first.source, count=1)
     return notebook
-
-
-def is_code(cell: NotebookNode) -> bool:
-    """Whether a kernel has anything to do for this cell."""
-    return cell.cell_type == "code" and bool(cell.source.strip())
 
 
 def normalised(notebook: NotebookNode) -> NotebookNode:
@@ -226,7 +122,7 @@ def main(paths: Iterable[str]) -> int:
     for path in [Path(path).resolve() for path in paths] or find():
         notebook = nbformat.read(path, as_version=4)
         try:
-            cost = execute(notebook, path.parent, path.name)
+            cost = run(notebook, path)
         except NotebookError as error:
             print(error, file=sys.stderr)
             failed = True

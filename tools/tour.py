@@ -23,8 +23,9 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
-from tools.notebooks import ROOT, NotebookError, execute
-from tools.page import to_html
+from anchor_lab.report.page import to_html
+from anchor_lab.report.run import NotebookError
+from tools.notebooks import ROOT, run
 
 LINK = re.compile(r"(?<!!)(\[[^\]]*\])\((?!\w+:|#)([^()\s]+)\)")  # relative, and no picture
 LAYERS = "application/vnd.anchor-ref.layers+json"
@@ -108,7 +109,7 @@ def main(arguments: list[str]) -> int:
     notebook = nbformat.read(path, as_version=4)
     try:
         try:
-            execute(notebook, path.parent, path.name)
+            run(notebook, path)
         finally:
             relink(notebook, path.parent, out)
             nbformat.write(notebook, out / path.name)

@@ -3,6 +3,7 @@
 results -> values (a dict, tested for its numbers) -> page.md.j2 -> results/NAME/NAME.md
 """
 
+import re
 from collections.abc import Sequence
 from functools import cache
 from math import isnan
@@ -55,7 +56,7 @@ def listed(names: Sequence[str]) -> str:
 
 def line(words: str) -> str:
     """Words that a template breaks anywhere as one line: a paragraph, a picture's description."""
-    return " ".join(words.split())
+    return re.sub(r"[ \n]+", " ", words).strip(" ")  # a narrow space in a number stays
 
 
 @cache

@@ -13,9 +13,9 @@ from docutils.nodes import SkipNode, image
 from sphinx.addnodes import pending_xref
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT))  # for an editor or service that runs Sphinx from elsewhere
 
-from tools.page import formula_to_mathml  # noqa: E402
+from anchor_lab.report.page import formula_to_mathml  # noqa: E402
 
 project = "AnchorAttention, read and seen"
 author = "The anchor-attention contributors"

@@ -9,9 +9,10 @@ import pytest
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from anchor_lab.report.page import markdown_to_html
+from anchor_lab.report.run import is_code
 from tools import notebooks
 from tools.notebooks import ROOT
-from tools.page import markdown_to_html
 from tools.prose import one_sentence_a_line
 
 LARGEST_FILE = 400_000  # bytes
@@ -30,7 +31,7 @@ COURSE = [path for path in notebooks.find() if path.name[:2].isdigit()]
 
 
 def code_cells(notebook: NotebookNode) -> list[tuple[int, NotebookNode]]:
-    return [(i, cell) for i, cell in enumerate(notebook.cells) if notebooks.is_code(cell)]
+    return [(i, cell) for i, cell in enumerate(notebook.cells) if is_code(cell)]
 
 
 def outputs(notebook: NotebookNode) -> list[tuple[int, NotebookNode]]:

@@ -7,8 +7,8 @@ import pandas
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+from anchor_lab.report.run import Cost
 from tools import front_page, notebooks
-from tools.notebooks import Cost
 
 WHOLE_COURSE_SECONDS = 8 * 60
 HEADER = """# 07 · A title
@@ -35,7 +35,7 @@ def test_the_course_takes_less_than_eight_minutes():
 
 def test_a_run_s_cost_goes_into_the_header(tmp_path):
     notebook = new_notebook(cells=[new_markdown_cell(HEADER), new_code_cell("x = 1")])
-    cost = notebooks.execute(notebook, tmp_path, "toy", io.StringIO())
+    cost = notebooks.run(notebook, tmp_path / "toy", io.StringIO())
     assert 0 < cost.seconds < 60
     assert cost.peak_bytes is None or 2**24 < cost.peak_bytes < 2**32
     written = notebooks.with_cost(notebook, Cost(6.2, 900 * 2**20)).cells[0].source
@@ -56,16 +56,16 @@ def test_a_header_is_read_and_one_without_a_time_is_refused(tmp_path, monkeypatc
     header = front_page.read_header(path)
     assert (header.title, header.question) == ("07 · A title", "What is it?")
     with pytest.raises(ValueError, match=r"07_toy.ipynb must say how many seconds"):
-        front_page.table([header], "")
+        front_page.course([header], "")
     nbformat.write(new_notebook(cells=[new_markdown_cell("no title")]), path)
     with pytest.raises(ValueError, match=r"07_toy.ipynb must begin with a title"):
         front_page.read_header(path)
 
 
 def test_badges_open_this_version_and_only_a_public_one():
-    assert front_page.badges({"version": "1.2.0"}) == ""
-    said = front_page.badges(
-        {"version": "1.2.0", "repository-code": "https://github.com/someone/anchor/"}
+    assert "Binder" not in front_page.course_page([], {"version": "1.2.0"})
+    said = front_page.course_page(
+        [], {"version": "1.2.0", "repository-code": "https://github.com/someone/anchor/"}
     )
     assert "(https://mybinder.org/v2/gh/someone/anchor/v1.2.0?labpath=notebooks/00" in said
     assert "research.google.com/github/someone/anchor/blob/v1.2.0/notebooks/00" in said
@@ -74,14 +74,14 @@ def test_badges_open_this_version_and_only_a_public_one():
 
 
 def results(*ms):
-    about = {"date": "2026-01-01", "device": "GPU", "torch": "2", "triton": "3"}
+    settings = {"device": "GPU", "torch": "2", "triton": "3"}
     cells = []
     for n, ours, theirs in ms:
         for method, time in (("anchor", ours), ("sdpa-cudnn", theirs), ("sdpa-flash", None)):
             cell = {"source": "planted", "layer": None, "n": n, "density": 0.05, "run": 0}
             said = {"status": "skipped"} if time is None else {"status": "ok"}
             cells.append({**cell, **said, "method": method, "ms": {"median": time}, "kept": 0.067})
-    return {"runs": [about], "cells": cells}
+    return {"settings": settings, "runs": [{"date": "2026-01-01"}], "rows": cells}
 
 
 def test_speeds_are_those_measured():
@@ -99,7 +99,7 @@ def test_speeds_are_those_measured():
 
 def test_times_of_several_runs_are_not_one_table():
     mixed = results((16_384, 2.0, 4.0), (131_072, 23.6, 238.0))
-    mixed["cells"][0]["run"] = 1
+    mixed["rows"][0]["run"] = 1
     with pytest.raises(ValueError, match="lengths must be of one run, got runs"):
         front_page.speed(mixed, results((16_384, 2.0, 4.0), (131_072, 23.6, 238.0)))
     with pytest.raises(ValueError, match="lengths must be of one run, got runs"):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from anchor_lab.report.page import markdown_to_html
 from tools.notebooks import ROOT
 from tools.prose import one_sentence_a_line
 
@@ -56,8 +57,6 @@ def test_what_is_no_prose_stays(source):
 
 def test_the_page_stays_the_same():
     """But for line breaks, which Markdown reads as spaces."""
-    from tools.page import markdown_to_html
-
     for name in ("README.md", "CONTRIBUTING.md", "anchor_models/model/README.md"):
         source = (ROOT / name).read_text(encoding="utf-8")
         written = one_sentence_a_line(source)

@@ -7,8 +7,9 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from anchor_lab.report.page import formula_to_mathml, loaded_urls, to_html
+from anchor_lab.report.run import NotebookError
 from tools import notebooks, tour
-from tools.page import formula_to_mathml, loaded_urls, to_html
 
 ROW = {
     "layer": 0,
@@ -103,7 +104,7 @@ def changed(**fields) -> dict:
 )
 def test_a_table_that_cannot_be_right_is_refused(notebook, complaint):
     assert tour.layer_table(with_table(TABLE)) == TABLE
-    with pytest.raises(notebooks.NotebookError, match=complaint):
+    with pytest.raises(NotebookError, match=complaint):
         tour.layer_table(notebook)
 
 
@@ -114,7 +115,7 @@ class Terminal(io.StringIO):
 
 def test_progress_is_one_line_on_a_terminal(tmp_path):
     stream = Terminal()
-    notebooks.execute(course("1", "2"), tmp_path, "course", stream)
+    notebooks.run(course("1", "2"), tmp_path / "course", stream)
     assert stream.getvalue().count("\n") == 1
     assert "\r\033[Kcourse  cell 2/2  Title" in stream.getvalue()
 
