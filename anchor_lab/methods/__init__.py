@@ -1,6 +1,7 @@
 """Other ways to choose the keys, each behind the same call, and one evaluation for all.
 
 what a method is             method.py, selection.py; what it is judged by: evaluate.py
+what several share           ranking.py, scores.py, stripes.py
 no choice at all             dense.py, streaming.py
 other sparse prefills        vertical_slash.py, flex_prefill.py, xattention.py, sparge.py,
                              flash_prefill.py
@@ -16,7 +17,7 @@ from anchor_lab.methods.anchors import ConstantThreshold, PartialAnchor, PooledM
 from anchor_lab.methods.block_oracles import BlockTopCdf, BlockTopK
 from anchor_lab.methods.budgets import PooledTopCdf, PooledTopK
 from anchor_lab.methods.dense import Dense
-from anchor_lab.methods.evaluate import Evaluation, evaluate, evaluate_all
+from anchor_lab.methods.evaluate import evaluate, evaluate_all
 from anchor_lab.methods.flash_prefill import FlashPrefill
 from anchor_lab.methods.flex_prefill import FlexPrefill
 from anchor_lab.methods.method import Method
@@ -80,7 +81,6 @@ def select(
 
 __all__ = [
     "METHODS",
-    "Evaluation",
     "Method",
     "Selection",
     "evaluate",

@@ -1,9 +1,4 @@
-"""Oracles that choose key blocks for each query block: by number or by mass.
-
-An oracle sees every score before it chooses and saves no work: it is the best that its kind of
-choice can do. Equal scores or masses are decided for the earlier one. A NaN among the scores keeps
-what cannot be compared.
-"""
+"""Oracles that choose key blocks for each query block: by number or by mass."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,9 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from anchor_lab.methods.method import Method, check_count, check_number
+from anchor_lab.methods.method import Method, integer, number
+from anchor_lab.methods.ranking import largest, largest_share
 from anchor_lab.methods.scores import SHARES, all_scored, scores_of_rows
-from anchor_lab.methods.selection import Selection, block_selection, largest, largest_share
+from anchor_lab.methods.selection import Selection, block_selection
 
 
 @dataclass(frozen=True)
@@ -25,17 +21,10 @@ class BlockTopK(Method):
     Args:
         blocks: key blocks of a query block, at least 1.
         block_size: queries and keys of a block, at least 1.
-
-    Raises:
-        ValueError: a field is outside its range.
     """
 
-    blocks: int = 16
-    block_size: int = 128
-
-    def __post_init__(self):
-        check_count("blocks", self.blocks, 1)
-        check_count("block_size", self.block_size, 1)
+    blocks: int = integer(16, least=1)
+    block_size: int = integer(128, least=1)
 
     @classmethod
     def sweep(cls) -> list["BlockTopK"]:
@@ -53,17 +42,10 @@ class BlockTopCdf(Method):
     Args:
         mass: share that is reached, in [0, 1]; a query block keeps its heaviest block at least.
         block_size: queries and keys of a block, at least 1.
-
-    Raises:
-        ValueError: a field is outside its range.
     """
 
-    mass: float = 0.95
-    block_size: int = 128
-
-    def __post_init__(self):
-        check_number("mass", self.mass, 0.0, 1.0)
-        check_count("block_size", self.block_size, 1)
+    mass: float = number(0.95, 0.0, 1.0)
+    block_size: int = integer(128, least=1)
 
     @classmethod
     def sweep(cls) -> list["BlockTopCdf"]:

@@ -1,11 +1,10 @@
-"""What a selection keeps, costs and loses: the metric contract, for every method alike.
+"""What a selection keeps, costs and loses, in the terms of `anchor_ref.measure`.
 
 One dense and one masked softmax over the same scores, `ROWS` query rows at a time; only the mask
 differs from method to method.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -15,35 +14,8 @@ from anchor_lab.methods.method import check_prompt
 from anchor_lab.methods.selection import Selection, causal_mask
 from anchor_ref.heads import causal_scores, product, stack_heads, unstack_heads
 from anchor_ref.inputs import check_compute_dtype, check_inputs, check_type
-from anchor_ref.measure import output_error
+from anchor_ref.measure import Evaluation, kept_mass, output_error
 from anchor_ref.regions import causal_pairs
-
-
-@dataclass(frozen=True, eq=False)
-class Evaluation:
-    """The metric contract for one selection on one layer; see `anchor_ref.measure` for the terms.
-
-    Attributes:
-        recall: of every row, `[B, Hq, N]`, in [0, 1].
-        density: of every head, `[B, Hq]` float64, in (0, 1].
-        executed_density: `[B, Hq]` float64; `density` itself where a method has no tiles.
-        identification_cost: `[B, Hq]` float64, as a share of all causal pairs.
-        output_error: `[B, Hq]` float64, rounding of the output to q's dtype included.
-    """
-
-    recall: Float[Tensor, "B Hq N"]
-    density: Float[Tensor, "B Hq"]
-    executed_density: Float[Tensor, "B Hq"]
-    identification_cost: Float[Tensor, "B Hq"]
-    output_error: Float[Tensor, "B Hq"]
-
-    def recall_summary(self) -> dict[str, Float[Tensor, "B Hq"]]:
-        """Recall over the rows of each head: "mean", "p10" (10th percentile) and "min"."""
-        return {
-            "mean": self.recall.mean(-1),
-            "p10": self.recall.quantile(0.1, dim=-1),
-            "min": self.recall.amin(-1),
-        }
 
 
 def evaluate(
@@ -111,8 +83,7 @@ def evaluate_all(
         dense[:, :, block] = _weighted_sum(weights, values)
         for (_, mask), out, recall, pairs in zip(parts, outs, recalls, kept, strict=True):
             _check_mask(rows, mask)
-            # What is lost, not what is found: near 1 that keeps more digits.
-            recall[:, :, block] = 1 - weights.masked_fill(mask, 0).sum(-1)
+            recall[:, :, block] = kept_mass(weights, mask)
             # A softmax of its own: kept weights may all underflow beside a larger dropped one.
             alone = scores.masked_fill(~mask, -torch.inf).softmax(-1)
             out[:, :, block] = _weighted_sum(alone, values).to(q.dtype)
@@ -120,8 +91,7 @@ def evaluate_all(
     causal = causal_pairs(q.shape[2])
     return [
         Evaluation(
-            # Rounding may carry 1 − lost past either end by an ulp.
-            recall=recall.clamp_(0, 1),
+            recall=recall,
             density=pairs / causal,
             executed_density=(pairs if selection.executed is None else selection.executed)
             / causal,

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from anchor_lab.methods.flex_prefill import block_means
-from anchor_lab.methods.method import Method, check_count, check_number
-from anchor_lab.methods.selection import Selection, block_selection
-from anchor_ref.heads import scaled_scores, stack_heads, unstack_heads
+from anchor_lab.methods.method import Method, integer, number
+from anchor_lab.methods.selection import Selection, block_selection, token_blocks
+from anchor_ref.heads import attention_scores
 from anchor_ref.inputs import check_compute_dtype
+from anchor_ref.stripes import block_means
 
 
 @dataclass(frozen=True)
@@ -37,23 +37,13 @@ class FlashPrefill(Method):
         window_blocks: key blocks kept up to the query block's own, which counts, at least 1.
         dense_blocks: query blocks at the end that keep all, at least 0.
         block_size: b, at least 1.
-
-    Raises:
-        ValueError: a field is outside its range.
     """
 
-    alpha: float = 0.7
-    init_blocks: int = 2
-    window_blocks: int = 4
-    dense_blocks: int = 2
-    block_size: int = 128
-
-    def __post_init__(self):
-        check_number("alpha", self.alpha, 0.0, 1.0)
-        check_count("init_blocks", self.init_blocks, 0)
-        check_count("window_blocks", self.window_blocks, 1)
-        check_count("dense_blocks", self.dense_blocks, 0)
-        check_count("block_size", self.block_size, 1)
+    alpha: float = number(0.7, 0.0, 1.0)
+    init_blocks: int = integer(2, least=0)
+    window_blocks: int = integer(4, least=1)
+    dense_blocks: int = integer(2, least=0)
+    block_size: int = integer(128, least=1)
 
     @classmethod
     def sweep(cls) -> list["FlashPrefill"]:
@@ -64,17 +54,15 @@ class FlashPrefill(Method):
     def choose(self, q: Tensor, k: Tensor, scale: float) -> Selection:
         (batch, heads, n, _), b = q.shape, self.block_size
         dtype = check_compute_dtype(None, q.dtype)
-        k_means = block_means(k.to(dtype), b)
-        size = k_means.shape[2]
+        blocks = token_blocks(n, b)
+        k_means, size = block_means(k, blocks, dtype), len(blocks)
         u = torch.arange(size, device=q.device)
         distance = u[:, None] - u
         fixed = (u < self.init_blocks) | (distance < self.window_blocks)
         fixed |= u[:, None] >= size - self.dense_blocks
         kept = fixed.repeat(batch, heads, 1, 1)
         for t, rows in enumerate(q.split(b, 2)):
-            stacked = stack_heads(rows.to(dtype), k.shape[1])
-            scores = scaled_scores(stacked, k_means[:, :, : t + 1], scale)
-            scores = unstack_heads(scores, heads)  # [B, Hq, R, t + 1]
+            scores = attention_scores(rows.to(dtype), k_means[:, :, : t + 1], scale)
             # Earlier blocks lie before every row; its own ends with the last row of a whole one.
             scores[:, :, : b - 1, t] = -torch.inf
             # One maximum for the whole block of rows: they are weighed against each other.

@@ -23,16 +23,17 @@ prompts of at most 2 blocks dense; here they are chosen from like all others.
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pad
 
-from anchor_lab.methods.method import Method, check_count, check_number
-from anchor_lab.methods.selection import Selection, block_selection
+from anchor_lab.methods.method import Method, check_integer, integer, number
+from anchor_lab.methods.ranking import by_rank, first_and_largest
+from anchor_lab.methods.selection import Selection, block_selection, token_blocks
 from anchor_lab.methods.vertical_slash import last_rows_pairs, line_masses
 from anchor_ref.heads import causal_scores
 from anchor_ref.inputs import check_compute_dtype
 from anchor_ref.regions import causal_pairs
+from anchor_ref.stripes import block_means
 
 
 @dataclass(frozen=True)
@@ -48,24 +49,18 @@ class FlexPrefill(Method):
         min_budget: tokens, at least 1.
         max_budget: tokens, at least `min_budget`; None for as many as there are.
         block_size: b, at least 1.
-
-    Raises:
-        ValueError: a field is outside its range.
     """
 
-    gamma: float = 0.95
-    tau: float = 0.1
-    min_budget: int = 1024
-    max_budget: int | None = None
-    block_size: int = 128
+    gamma: float = number(0.95, 0.0, 1.0)
+    tau: float = number(0.1, 0.0, 1.0)
+    min_budget: int = integer(1024, least=1)
+    max_budget: int | None = integer(None, least=1, optional=True)
+    block_size: int = integer(128, least=1)
 
     def __post_init__(self):
-        check_number("gamma", self.gamma, 0.0, 1.0)
-        check_number("tau", self.tau, 0.0, 1.0)
-        check_count("min_budget", self.min_budget, 1)
+        super().__post_init__()
         if self.max_budget is not None:
-            check_count("max_budget", self.max_budget, self.min_budget)
-        check_count("block_size", self.block_size, 1)
+            check_integer("max_budget", self.max_budget, self.min_budget)
 
     @classmethod
     def sweep(cls) -> list["FlexPrefill"]:
@@ -79,20 +74,19 @@ class FlexPrefill(Method):
         column, diagonal = (mass / min(b, n) for mass in line_masses(q, k, scale, b))
         column_blocks = _block_sums(column, b)
         diagonal_blocks = _block_sums(diagonal.flip(-1), b).flip(-1)
-        k_means = block_means(k, b)
+        blocks = token_blocks(n, b)
+        q_means, k_means = (block_means(x, blocks, x.dtype) for x in (q, k))
         last_mean = q[:, :, -b:].mean(2, keepdim=True)
         guess = causal_scores(last_mean, k_means, scale).softmax(-1).squeeze(2)
         block_head = _distance(column_blocks, guess) < self.tau  # [B, Hq]
-        columns = self._keep_lines(column_blocks, self._budget(column, block_head))
-        diagonals = self._keep_lines(diagonal_blocks, self._budget(diagonal, block_head))
+        columns = first_and_largest(column_blocks, 1, self._budget(column, block_head))
+        diagonals = first_and_largest(diagonal_blocks, 1, self._budget(diagonal, block_head))
         size = k_means.shape[2]
         t = torch.arange(size, device=q.device)
         lines = columns[..., None, :] | diagonals[..., (t[:, None] - t).clamp(min=0)]
-        scores = causal_scores(block_means(q, b), k_means, scale).softmax(-1).flatten(2)
-        ranked, order = scores.sort(dim=-1, descending=True, stable=True)
-        covered = ranked.cumsum(-1) <= self.gamma * size
-        single = torch.zeros_like(covered).scatter_(-1, order, covered).unflatten(-1, (size, size))
-        kept = lines | (single & block_head[..., None, None])
+        scores = causal_scores(q_means, k_means, scale).softmax(-1).flatten(2)
+        single = by_rank(scores, lambda ranked: ranked.cumsum(-1) <= self.gamma * size)
+        kept = lines | (single.unflatten(-1, (size, size)) & block_head[..., None, None])
         # Pooled scores count as one pair each, the map's for block heads alone: a mean over heads.
         pooled = size + block_head.double().mean().item() * causal_pairs(size)
         return block_selection(kept, n, b, b, (last_rows_pairs(n, b) + pooled) / 2)
@@ -105,20 +99,6 @@ class FlexPrefill(Method):
         if self.max_budget is not None:
             blocks = blocks.clamp(max=-(-self.max_budget // self.block_size))
         return blocks.clamp(min=least).masked_fill(block_head, least)
-
-    def _keep_lines(self, mass: Tensor, blocks: Tensor) -> Tensor:
-        """As many of the last dimension as each head's budget says, the first one always."""
-        mass[..., 0] = torch.inf
-        order = mass.argsort(dim=-1, descending=True, stable=True)
-        within = torch.arange(mass.shape[-1], device=mass.device) < blocks[..., None]
-        kept = torch.zeros_like(within).scatter_(-1, order, within)
-        kept[..., 0] = True  # a NaN elsewhere does not crowd it out
-        return kept
-
-
-def block_means(x: Float[Tensor, "B H N D"], block: int) -> Float[Tensor, "B H T D"]:
-    """Mean of every `block` tokens; the last mean is over those that are left."""
-    return torch.stack([part.mean(2) for part in x.split(block, 2)], 2)
 
 
 def _block_sums(mass: Tensor, block: int) -> Tensor:

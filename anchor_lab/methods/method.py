@@ -1,7 +1,9 @@
 """What every method is: a frozen record of its knobs that can choose keys."""
 
 from abc import ABC, abstractmethod
+from dataclasses import field, fields
 from numbers import Integral, Real
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -11,7 +13,18 @@ from anchor_ref.inputs import check_inputs
 
 
 class Method(ABC):
-    """A way to choose the keys of each query; a subclass is a frozen dataclass of its knobs."""
+    """A way to choose the keys of each query; a subclass is a frozen dataclass of its knobs.
+
+    Knobs are declared by `integer` and `number`, with the range that is allowed.
+
+    Raises:
+        ValueError: a knob is outside its range; the message names knob, value and range.
+    """
+
+    def __post_init__(self):
+        for knob in fields(self):
+            if "check" in knob.metadata:
+                knob.metadata["check"](knob.name, getattr(self, knob.name))
 
     @classmethod
     @abstractmethod
@@ -39,6 +52,34 @@ class Method(ABC):
         return self.choose(q, k, check_prompt(q, k, scale))
 
 
+def integer(default: int | None, least: int, optional: bool = False) -> Any:
+    """A knob that is an integer of at least `least`, or None where it is `optional`."""
+
+    def check(name: str, value: object) -> None:
+        if not (optional and value is None):
+            check_integer(name, value, least)
+
+    return field(default=default, metadata={"check": check})
+
+
+def number(default: float | None, least: float, most: float, optional: bool = False) -> Any:
+    """A knob that is a real number in [least, most], or None where it is `optional`."""
+
+    def check(name: str, value: object) -> None:
+        if optional and value is None:
+            return
+        if not isinstance(value, Real) or isinstance(value, bool) or not least <= value <= most:
+            raise ValueError(f"{name} must be a number in [{least:g}, {most:g}], got {value!r}")
+
+    return field(default=default, metadata={"check": check})
+
+
+def check_integer(name: str, value: object, least: int) -> None:
+    """Refuse a knob that is no integer of at least `least`, with a ValueError naming it."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+
+
 def check_prompt(q: Tensor, k: Tensor, scale: float | None) -> float:
     """The scale to use, after refusing what is no whole prompt.
 
@@ -52,15 +93,3 @@ def check_prompt(q: Tensor, k: Tensor, scale: float | None) -> float:
             f"prompts; got {q.shape[2]}"
         )
     return scale
-
-
-def check_count(field: str, value: object, least: int) -> None:
-    """Refuse a knob that is no integer of at least `least`, with a ValueError naming it."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{field} must be an integer of at least {least}, got {value!r}")
-
-
-def check_number(field: str, value: object, least: float, most: float) -> None:
-    """Refuse a knob that is no real number in [least, most], with a ValueError naming it."""
-    if not isinstance(value, Real) or isinstance(value, bool) or not least <= value <= most:
-        raise ValueError(f"{field} must be a number in [{least:g}, {most:g}], got {value!r}")

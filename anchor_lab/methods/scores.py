@@ -1,4 +1,9 @@
-"""Scores of all keys, a few query rows at a time, for methods that look at them all."""
+"""Scores of all keys, a few query rows at a time, for the oracles.
+
+An oracle sees every score before it chooses and saves no work: it is the best that its kind of
+choice can do. Equal scores or masses are decided for the earlier one. A NaN among the scores keeps
+what cannot be compared.
+"""
 
 from collections.abc import Iterator
 

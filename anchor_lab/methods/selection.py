@@ -36,8 +36,7 @@ class Selection:
 
     def __iter__(self) -> Iterator[tuple[range, Bool[Tensor, "B Hq R M"]]]:
         """All query rows, `ROWS` at a time, with their masks."""
-        for start in range(0, self.shape[2], ROWS):
-            rows = range(start, min(start + ROWS, self.shape[2]))
+        for rows in token_blocks(self.shape[2], ROWS):
             yield rows, self.rows(rows)
 
     def to_mask(self) -> Bool[Tensor, "B Hq N N"]:
@@ -60,6 +59,11 @@ def causal_mask(rows: range, device: torch.device | None = None) -> Bool[Tensor,
     """Keys up to each row's own, `[len(rows), rows.stop]`."""
     own = torch.arange(rows.start, rows.stop, device=device)
     return torch.arange(rows.stop, device=device) <= own[:, None]
+
+
+def token_blocks(n: int, size: int) -> list[range]:
+    """The tokens of each block of `size`; the last may be shorter."""
+    return [range(start, min(start + size, n)) for start in range(0, n, size)]
 
 
 def block_selection(
@@ -115,25 +119,3 @@ def row_selection(
         return torch.cat(parts, 2)
 
     return Selection(shape, rows, None, scored)
-
-
-def largest(scores: Float[Tensor, "*batch M"], count: int) -> Bool[Tensor, "*batch M"]:
-    """Which of the last dimension are its `count` largest; of equal ones the first."""
-    order = scores.argsort(dim=-1, descending=True, stable=True)
-    return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, order[..., :count], True)
-
-
-def largest_share(weights: Float[Tensor, "*batch M"], share: float) -> Bool[Tensor, "*batch M"]:
-    """The fewest of the last dimension that hold `share` of its sum, the largest first.
-
-    keep w_r   when   Σ_{r' before r} w_r' < share · Σ w   with r in falling order, of equals the
-    first
-
-    Args:
-        weights: not negative. Where their sum is NaN, all are kept.
-        share: in [0, 1]; 0 keeps none, 1 keeps what adds to the sum in the dtype of `weights`.
-    """
-    ranked, order = weights.sort(dim=-1, descending=True, stable=True)
-    sums = ranked.cumsum(-1)
-    reached = pad(sums[..., :-1], (1, 0)) >= share * sums[..., -1:]
-    return torch.empty_like(reached).scatter_(-1, order, ~reached)

@@ -24,11 +24,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from anchor_lab.methods.flex_prefill import block_means
-from anchor_lab.methods.method import Method, check_count, check_number
-from anchor_lab.methods.selection import Selection, block_selection
-from anchor_ref.heads import scaled_scores, stack_heads, unstack_heads
+from anchor_lab.methods.method import Method, integer, number
+from anchor_lab.methods.ranking import by_rank, largest
+from anchor_lab.methods.selection import Selection, block_selection, token_blocks
+from anchor_ref.heads import attention_scores
 from anchor_ref.inputs import check_compute_dtype
+from anchor_ref.stripes import block_means
 
 
 @dataclass(frozen=True)
@@ -45,29 +46,22 @@ class SpargeAttention(Method):
         q_block, k_block: queries and keys of a block, at least 1.
 
     Raises:
-        ValueError: a field is outside its range, or not exactly one of `mass` and `fraction` is
-            given.
+        ValueError: not exactly one of `mass` and `fraction` is given.
     """
 
-    mass: float | None = 0.98
-    fraction: float | None = None
-    similarity: float = 0.6
-    q_block: int = 128
-    k_block: int = 64
+    mass: float | None = number(0.98, 0.0, 1.0, optional=True)
+    fraction: float | None = number(None, 0.0, 1.0, optional=True)
+    similarity: float = number(0.6, -1.0, 1.0)
+    q_block: int = integer(128, least=1)
+    k_block: int = integer(64, least=1)
 
     def __post_init__(self):
+        super().__post_init__()
         if (self.mass is None) == (self.fraction is None):
             raise ValueError(
                 "exactly one of mass and fraction must be given, "
                 f"got mass {self.mass} and fraction {self.fraction}"
             )
-        if self.mass is not None:
-            check_number("mass", self.mass, 0.0, 1.0)
-        if self.fraction is not None:
-            check_number("fraction", self.fraction, 0.0, 1.0)
-        check_number("similarity", self.similarity, -1.0, 1.0)
-        check_count("q_block", self.q_block, 1)
-        check_count("k_block", self.k_block, 1)
 
     @classmethod
     def sweep(cls) -> list["SpargeAttention"]:
@@ -79,11 +73,11 @@ class SpargeAttention(Method):
         heads, n = q.shape[1:3]
         q, k = (x.to(check_compute_dtype(None, q.dtype)) for x in (q, k))
         k = k - k.mean(2, keepdim=True)
-        q_means, k_means = block_means(q, self.q_block), block_means(k, self.k_block)
-        scores = scaled_scores(stack_heads(q_means, k.shape[1]), k_means, scale)
-        scores = unstack_heads(scores, heads)  # [B, Hq, T, U]
-        alike_q = self._self_similar(q, self.q_block)[..., None]
-        alike_k = self._self_similar(k, self.k_block).repeat_interleave(heads // k.shape[1], 1)
+        q_blocks, k_blocks = token_blocks(n, self.q_block), token_blocks(n, self.k_block)
+        q_means, k_means = block_means(q, q_blocks, q.dtype), block_means(k, k_blocks, k.dtype)
+        scores = attention_scores(q_means, k_means, scale)  # [B, Hq, T, U]
+        alike_q = self._self_similar(q, q_blocks)[..., None]
+        alike_k = self._self_similar(k, k_blocks).repeat_interleave(heads // k.shape[1], 1)
         alike_k = alike_k[:, :, None]
         first_key = torch.arange(scores.shape[3], device=q.device) * self.k_block
         first_query = torch.arange(scores.shape[2], device=q.device)[:, None] * self.q_block
@@ -93,16 +87,13 @@ class SpargeAttention(Method):
         kept = self._pick(weights) | own | ~alike_k | ~alike_q
         return block_selection(kept, n, self.q_block, self.k_block, causal.sum().item() / 2)
 
-    def _self_similar(self, x: Float[Tensor, "B H N D"], block: int) -> Bool[Tensor, "B H T"]:
+    def _self_similar(
+        self, x: Float[Tensor, "B H N D"], blocks: list[range]
+    ) -> Bool[Tensor, "B H T"]:
         unit = x / x.norm(dim=-1, keepdim=True)
-        return block_means(unit, block).square().sum(-1) > self.similarity
+        return block_means(unit, blocks, x.dtype).square().sum(-1) > self.similarity
 
     def _pick(self, weights: Float[Tensor, "B Hq T U"]) -> Bool[Tensor, "B Hq T U"]:
-        ranked, order = weights.sort(dim=-1, descending=True, stable=True)
-        if self.fraction is None:
-            taken = ranked.cumsum(-1) <= self.mass
-        else:
-            taken = torch.zeros_like(ranked, dtype=torch.bool)
-            taken[..., : int(self.fraction * weights.shape[-1])] = True
-        taken[..., 0] = True
-        return torch.zeros_like(taken).scatter_(-1, order, taken)
+        if self.mass is None:
+            return largest(weights, max(1, int(self.fraction * weights.shape[-1])))
+        return largest(weights, 1) | by_rank(weights, lambda x: x.cumsum(-1) <= self.mass)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from anchor_lab.methods.method import Method, check_count
-from anchor_lab.methods.selection import Selection, causal_mask
+from anchor_lab.methods.method import Method, integer
+from anchor_lab.methods.selection import Selection, causal_mask, token_blocks
 
 
 @dataclass(frozen=True)
@@ -23,19 +23,11 @@ class StreamingLLM(Method):
         init: G, at least 0.
         window: W, the query's own key included, at least 1.
         block_size: side of the tiles that are multiplied whole, at least 1.
-
-    Raises:
-        ValueError: a field is outside its range.
     """
 
-    init: int = 1024
-    window: int = 8192
-    block_size: int = 128
-
-    def __post_init__(self):
-        check_count("init", self.init, 0)
-        check_count("window", self.window, 1)
-        check_count("block_size", self.block_size, 1)
+    init: int = integer(1024, least=0)
+    window: int = integer(8192, least=1)
+    block_size: int = integer(128, least=1)
 
     @classmethod
     def sweep(cls) -> list["StreamingLLM"]:
@@ -57,9 +49,8 @@ class StreamingLLM(Method):
     def _tiled_pairs(self, n: int) -> int:
         """Pairs in the tiles that hold at least one kept pair."""
         block, tiles = self.block_size, 0
-        for start in range(0, n, block):
-            end = min(start + block, n)
-            first = range(0, min(self.init, end), block)
-            near = range(max(0, start - self.window + 1) // block * block, end, block)
+        for rows in token_blocks(n, block):
+            first = range(0, min(self.init, rows.stop), block)
+            near = range(max(0, rows.start - self.window + 1) // block * block, rows.stop, block)
             tiles += len({*first, *near})
         return tiles * block * block

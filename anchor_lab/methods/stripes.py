@@ -3,26 +3,65 @@
 All attend to the same initial region and window; only the stripes between them differ.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from anchor_lab.methods.method import Method
 from anchor_lab.methods.selection import Selection, causal_mask
 from anchor_ref.anchor import compute_anchor
 from anchor_ref.config import AnchorConfig
-from anchor_ref.heads import scaled_scores, stack_heads, unstack_heads
-from anchor_ref.inputs import check_compute_dtype
-from anchor_ref.measure import executed_density, identification_cost
+from anchor_ref.inputs import check_compute_dtype, check_type
+from anchor_ref.measure import executed_density
 from anchor_ref.plan import StripePlan
-from anchor_ref.regions import Group, causal_pairs, groups
+from anchor_ref.regions import causal_pairs, groups
+from anchor_ref.stripes import pooled_scores
 
-THETAS = (1.0, 2.0, 3.0, 5.0, 7.0, 9.0, 11.0, 13.0, 15.0, 17.0)
-GATHER = 64  # stripes that stage 3 loads at a time
+SWEEP_THETAS = (1.0, 2.0, 3.0, 5.0, 7.0, 9.0, 11.0, 13.0, 15.0, 17.0)
+
+
+class StripeMethod(Method):
+    """A method that chooses stripes by the pooled scores of stage 2.
+
+    Attributes:
+        config: block, group and regions.
+        gather: stripes loaded at a time, see `measure.executed_density`.
+        passes: how often each pooled score is formed.
+
+    Raises:
+        TypeError: `config` is no `AnchorConfig`.
+    """
+
+    config: AnchorConfig
+    gather: ClassVar[int] = 64
+    passes: ClassVar[int] = 1
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_type("config", self.config, AnchorConfig)
+
+    @abstractmethod
+    def stripes(self, q: Tensor, k: Tensor, scale: float) -> StripePlan:
+        """The stripes of each group; arguments as in `choose`."""
+
+    @classmethod
+    def sweep(cls) -> list["StripeMethod"]:
+        """θ from 1 to 17; each keeps what the one before keeps."""
+        return [cls(config=AnchorConfig(theta=theta)) for theta in SWEEP_THETAS]
+
+    def choose(self, q: Tensor, k: Tensor, scale: float) -> Selection:
+        pooled = sum(group.pooled_pairs for group in groups(self.config, q.shape[2], q.shape[2]))
+        stripes = self.stripes(q, k, scale)
+        scored = self.passes * pooled / 2
+        return stripe_selection(stripes, self.config, q.shape[2], scored, self.gather)
 
 
 def stripe_selection(
-    stripes: StripePlan, config: AnchorConfig, n: int, scored: float, gather: int = GATHER
+    stripes: StripePlan, config: AnchorConfig, n: int, scored: float, gather: int
 ) -> Selection:
     """Initial region, window and the stripes of a plan.
 
@@ -37,13 +76,13 @@ def stripe_selection(
         TypeError, ValueError: see `inputs.check_plan`.
     """
     batch, heads, _ = stripes.counts.shape
-    device, all_groups = stripes.indices.device, groups(config, n, n)
+    device, layout = stripes.indices.device, groups(config, n, n)
     executed = executed_density(stripes, config, n, n, gather=gather) * causal_pairs(n)
     kept = stripes.to_mask(n)  # [B, Hq, G, N]: a byte a key where the plan has four a stripe
 
     def keep(rows: range) -> Tensor:
         mask = causal_mask(rows, device).repeat(batch, heads, 1, 1)
-        for g, group in enumerate(all_groups):
+        for g, group in enumerate(layout):
             first, last = max(rows.start, group.rows.start), min(rows.stop, group.rows.stop)
             if first < last:
                 inside = slice(first - rows.start, last - rows.start)
@@ -54,41 +93,35 @@ def stripe_selection(
     return Selection((batch, heads, n), keep, executed.to(device), scored)
 
 
-def method_selection(
-    stripes: StripePlan, config: AnchorConfig, n: int, passes: int = 1, gather: int = GATHER
-) -> Selection:
-    """The selection of a method that forms the pooled scores of stage 2 `passes` times."""
-    scored = passes * identification_cost(config, n, n).item() * causal_pairs(n)
-    return stripe_selection(stripes, config, n, scored, gather)
-
-
-def row_anchor(q: Tensor, k: Tensor, config: AnchorConfig, scale: float) -> Tensor:
+def row_anchor(
+    q: Float[Tensor, "B Hq Nq D"],
+    k: Float[Tensor, "B Hkv Nk D"],
+    config: AnchorConfig,
+    scale: float,
+    cu_seqlens: Int[Tensor, "S"] | None = None,
+) -> Float[Tensor, "B Hq Nq"]:
     """Row anchors of stage 1; values play no part in them, and the keys stand in."""
-    return compute_anchor(q, k, k, config, scale).max
+    return compute_anchor(q, k, k, config, scale, cu_seqlens).max
 
 
 def pick_stripes(
-    q: Tensor,
-    k: Tensor,
+    q: Float[Tensor, "B Hq N D"],
+    k: Float[Tensor, "B Hkv N D"],
     config: AnchorConfig,
     scale: float,
-    keep: Callable[[Tensor], Tensor],
+    keep: Callable[[Float[Tensor, "B Hq T C"]], Bool[Tensor, "B Hq T C"]],
 ) -> StripePlan:
-    """Stripes by a rule on the pooled scores `[B, Hq, blocks, C]` of each group."""
-    batch, heads, n, _ = q.shape
-    all_groups = groups(config, n, n)
-    chosen = torch.zeros(batch, heads, len(all_groups), n, dtype=torch.bool, device=q.device)
-    for g, group in enumerate(all_groups):
-        if group.candidates:
-            candidates = slice(group.candidates.start, group.candidates.stop)
-            picked = keep(_pooled_scores(q, k, group, scale))
-            chosen[:, :, g, candidates] = picked.any(2)
-    return StripePlan.from_mask(chosen)
+    """Stripes by a rule on the pooled scores of each group; one block's choice is enough.
 
-
-def _pooled_scores(q: Tensor, k: Tensor, group: Group, scale: float) -> Tensor:
+    Args:
+        q, k, scale: as in `Method.choose`.
+        config: block, group and regions.
+        keep: which of T query blocks keeps which of C candidates, C at least 1.
+    """
+    layout = groups(config, q.shape[2], q.shape[2])
     dtype = check_compute_dtype(None, q.dtype)
-    means = [q[:, :, rows.start : rows.stop].to(dtype).mean(2) for rows in group.blocks]
-    pooled = stack_heads(torch.stack(means, 2), k.shape[1])
-    keys = k[:, :, group.candidates.start : group.candidates.stop].to(dtype)
-    return unstack_heads(scaled_scores(pooled, keys, scale), q.shape[1])
+    pooled = [pooled_scores(q, k, group, scale, dtype) for group in layout]
+    kept = [keep(x) if x.numel() else torch.zeros_like(x, dtype=torch.bool) for x in pooled]
+    return StripePlan.from_candidates(
+        [x.any(2) for x in kept], [group.candidates for group in layout]
+    )

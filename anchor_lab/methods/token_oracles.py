@@ -1,9 +1,4 @@
-"""Oracles that choose single keys for each row: by number, by mass, by difference.
-
-An oracle sees every score before it chooses and saves no work: it is the best that its kind of
-choice can do. Equal scores or masses are decided for the earlier one. A NaN among the scores keeps
-what cannot be compared.
-"""
+"""Oracles that choose single keys for each row: by number, by mass, by difference."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,9 +7,11 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from anchor_lab.methods.method import Method, check_count, check_number
+from anchor_lab.methods.method import Method, integer, number
+from anchor_lab.methods.ranking import largest, largest_share
 from anchor_lab.methods.scores import SHARES, all_scored, scores_of_rows
-from anchor_lab.methods.selection import ROWS, Selection, largest, largest_share, row_selection
+from anchor_lab.methods.selection import ROWS, Selection, row_selection
+from anchor_ref.stripes import passes_difference_test
 
 
 @dataclass(frozen=True)
@@ -23,15 +20,9 @@ class TokenTopK(Method):
 
     Args:
         k: keys of a row, at least 1; a row that sees fewer keeps them all.
-
-    Raises:
-        ValueError: `k` is outside its range.
     """
 
-    k: int = 1024
-
-    def __post_init__(self):
-        check_count("k", self.k, 1)
+    k: int = integer(1024, least=1)
 
     @classmethod
     def sweep(cls) -> list["TokenTopK"]:
@@ -49,15 +40,9 @@ class TokenTopCdf(Method):
     Args:
         mass: share of the row's softmax mass that is reached, in [0, 1]; a row keeps its largest
             key at least.
-
-    Raises:
-        ValueError: `mass` is outside its range.
     """
 
-    mass: float = 0.95
-
-    def __post_init__(self):
-        check_number("mass", self.mass, 0.0, 1.0)
+    mass: float = number(0.95, 0.0, 1.0)
 
     @classmethod
     def sweep(cls) -> list["TokenTopCdf"]:
@@ -82,15 +67,9 @@ class DifferenceOracle(Method):
 
     Args:
         theta: θ, natural-log units of the scaled score, at least 0; +inf keeps every key.
-
-    Raises:
-        ValueError: `theta` is outside its range.
     """
 
-    theta: float = 12.0
-
-    def __post_init__(self):
-        check_number("theta", self.theta, 0.0, torch.inf)
+    theta: float = number(12.0, 0.0, torch.inf)
 
     @classmethod
     def sweep(cls) -> list["DifferenceOracle"]:
@@ -99,7 +78,7 @@ class DifferenceOracle(Method):
 
     def choose(self, q: Tensor, k: Tensor, scale: float) -> Selection:
         def keep(scores: Tensor) -> Tensor:
-            return ~(scores.amax(-1, keepdim=True) - scores > self.theta)
+            return passes_difference_test(scores.amax(-1, keepdim=True) - scores, self.theta)
 
         return _select_by_scores(q, k, scale, keep)
 

@@ -17,8 +17,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import pad
 
-from anchor_lab.methods.method import Method, check_count
-from anchor_lab.methods.selection import Selection, causal_mask, largest
+from anchor_lab.methods.method import Method, integer
+from anchor_lab.methods.ranking import first_and_largest
+from anchor_lab.methods.selection import Selection, causal_mask
 from anchor_ref.heads import causal_scores
 from anchor_ref.inputs import check_compute_dtype
 from anchor_ref.regions import causal_pairs
@@ -38,17 +39,10 @@ class VerticalSlash(Method):
     Args:
         vertical: v, at least 30.
         slash: s, at least 100.
-
-    Raises:
-        ValueError: a field is outside its range.
     """
 
-    vertical: int = 1000
-    slash: int = 6096
-
-    def __post_init__(self):
-        check_count("vertical", self.vertical, FIRST)
-        check_count("slash", self.slash, NEAREST)
+    vertical: int = integer(1000, least=FIRST)
+    slash: int = integer(6096, least=NEAREST)
 
     @classmethod
     def sweep(cls) -> list["VerticalSlash"]:
@@ -58,8 +52,8 @@ class VerticalSlash(Method):
     def choose(self, q: Tensor, k: Tensor, scale: float) -> Selection:
         batch, heads, n, _ = q.shape
         column_mass, diagonal_mass = line_masses(q, k, scale, LAST)
-        columns = _keep_lines(column_mass, FIRST, self.vertical)
-        diagonals = _keep_lines(diagonal_mass, NEAREST, self.slash)
+        columns = first_and_largest(column_mass, FIRST, self.vertical)
+        diagonals = first_and_largest(diagonal_mass, NEAREST, self.slash)
 
         def keep(rows: range) -> Tensor:
             key = torch.arange(rows.stop, device=q.device)
@@ -91,13 +85,6 @@ def line_masses(
 def last_rows_pairs(n: int, rows: int) -> int:
     """Causal pairs of the last `rows` of n queries."""
     return causal_pairs(n) - causal_pairs(max(n - rows, 0))
-
-
-def _keep_lines(mass: Tensor, forced: int, count: int) -> Tensor:
-    mass[..., :forced] = torch.inf
-    kept = largest(mass, count)
-    kept[..., :forced] = True  # a NaN elsewhere does not crowd them out
-    return kept
 
 
 def _tiled_pairs(

@@ -15,11 +15,12 @@ with zeros. Both are as published; no later key is attended to.
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import pad
 
-from anchor_lab.methods.method import Method, check_count, check_number
+from anchor_lab.methods.method import Method, integer, number
+from anchor_lab.methods.ranking import by_rank
 from anchor_lab.methods.selection import Selection, block_selection
 from anchor_ref.heads import causal_scores
 from anchor_ref.inputs import check_compute_dtype
@@ -36,19 +37,14 @@ class XAttention(Method):
         threshold: the share, in [0, 1].
         stride: S, at least 1.
         block_size: queries and keys of a block, a multiple of `stride`.
-
-    Raises:
-        ValueError: a field is outside its range.
     """
 
-    threshold: float = 0.9
-    stride: int = 16
-    block_size: int = 128
+    threshold: float = number(0.9, 0.0, 1.0)
+    stride: int = integer(16, least=1)
+    block_size: int = integer(128, least=1)
 
     def __post_init__(self):
-        check_number("threshold", self.threshold, 0.0, 1.0)
-        check_count("stride", self.stride, 1)
-        check_count("block_size", self.block_size, 1)
+        super().__post_init__()
         if self.block_size % self.stride:
             raise ValueError(
                 f"block_size must be a multiple of stride ({self.stride}), got {self.block_size}"
@@ -83,11 +79,14 @@ def _in_tiles(x: Tensor, stride: int) -> Tensor:
     return pad(x, (0, 0, 0, -x.shape[2] % stride)).unflatten(2, (-1, stride))
 
 
-def _reach(mass: Float[Tensor, "B Hq T"], share: float) -> Tensor:
+def _reach(mass: Float[Tensor, "B Hq T"], share: float) -> Bool[Tensor, "B Hq T"]:
     """The first, the last, and the fewest others with which they hold the share, largest first."""
     forced = torch.zeros_like(mass, dtype=torch.bool)
     forced[..., [0, -1]] = True
-    ranked, order = mass.masked_fill(forced, 0).sort(dim=-1, descending=True, stable=True)
-    before = (mass * forced).sum(-1, keepdim=True) + pad(ranked.cumsum(-1)[..., :-1], (1, 0))
-    reached = before >= share * mass.sum(-1, keepdim=True)
-    return forced.scatter(-1, order, ~reached) | forced
+    held = (mass * forced).sum(-1, keepdim=True)
+    wanted = share * mass.sum(-1, keepdim=True)
+
+    def short(ranked: Tensor) -> Tensor:
+        return ~(held + pad(ranked.cumsum(-1)[..., :-1], (1, 0)) >= wanted)
+
+    return by_rank(mass.masked_fill(forced, 0), short) | forced
