@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from anchor_lab.analysis.intervals import wilson
 from anchor_models.bundled import bundled_model_path
 from anchor_models.capture import Captured, capture_qkv
 from anchor_models.interface import replaced_attention
@@ -294,14 +295,6 @@ def anchored(
     return make
 
 
-def wilson(right: int, asked: int) -> tuple[float, float]:
-    """95 % confidence interval of a share (Wilson, 1927)."""
-    z, share = 1.96, right / asked
-    middle = (share + z * z / (2 * asked)) / (1 + z * z / asked)
-    half = z / (1 + z * z / asked) * (share * (1 - share) / asked + (z / 2 / asked) ** 2) ** 0.5
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
 def role(row: dict) -> str:
     """What a head does, by its measurements: the first of these that holds.
 
@@ -354,7 +347,7 @@ def write_tables(results: dict, folder: Path) -> None:
 
 
 def wilson_of(share: float, asked: int) -> tuple[float, float]:
-    low, high = wilson(round(share * asked), asked)
+    low, high = wilson(share, asked)
     return round(low, 4), round(high, 4)
 
 
@@ -441,7 +434,7 @@ def main() -> None:
             "task": task,
             "length": length,
             "accuracy": right / asked,
-            "interval": wilson(right, asked),
+            "interval": wilson(right / asked, asked),
             "asked": asked,
             "by_depth": {depth: right / asked for depth, (right, asked) in counts.items()},
         }

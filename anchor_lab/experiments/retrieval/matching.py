@@ -5,6 +5,7 @@ method's `sweep` is a path from its sparsest to its densest configuration; here 
 continuous one, and the place on it that has the asked density is found by bisection.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass, replace
 
@@ -69,25 +70,19 @@ def match_density(
         raise ValueError("sweep must hold at least one configuration, got none")
     found: dict[Method, float] = {}
 
-    def falls_short(method: Method) -> bool:
+    def density(method: Method) -> float:
         if method not in found:
             found[method] = estimate_density(method, layers)
-        return found[method] < target
+        return found[method]
 
-    least, most = 0, len(sweep) - 1
-    while least < most:
-        middle = (least + most) // 2
-        if falls_short(sweep[middle]):
-            least = middle + 1
-        else:
-            most = middle
     # The first of the sweep that reaches the target, or the last of all.
-    if falls_short(sweep[least]) or least == 0:
-        return sweep[least], found[sweep[least]]
+    place = bisect_left(sweep, target, hi=len(sweep) - 1, key=density)
+    if place == 0 or density(sweep[place]) < target:
+        return sweep[place], density(sweep[place])
     low, high = 0.0, 1.0
     for _ in range(HALVINGS):
         share = (low + high) / 2
-        if falls_short(between(sweep[least - 1], sweep[least], share)):
+        if density(between(sweep[place - 1], sweep[place], share)) < target:
             low = share
         else:
             high = share

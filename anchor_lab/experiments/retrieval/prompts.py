@@ -6,9 +6,11 @@ the prompt, after their questions, so that one prefill shows whether each digit 
 """
 
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -18,6 +20,10 @@ from torch import Tensor
 from anchor_models.documents import QUESTION, STATEMENTS, filler, make_keys, make_value
 
 MOST_LINES = 400  # as many keys as the held-out words make
+LINE = "\n {key}: {value}"
+SET_NUMBER, SET_NAME = "\nLet {key} = {value}.", "\nLet {key} = {source}."
+ASKED_NAME = "\nNow {key} is {value}."
+SLOT = re.compile(r"( \{key\}| \{source\}|\{value\})")  # a word's first token holds the space
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +42,7 @@ class Prompt:
 
 
 class _Passage(NamedTuple):
-    """Tokens, and where among them the digits of a number stand (nowhere: an empty range)."""
+    """Tokens, and where among them the digits of a number stand: an empty range for nowhere."""
 
     tokens: list[int]
     number: range
@@ -49,37 +55,21 @@ class _Writer:
         self.encode = partial(tokenizer.encode, add_special_tokens=False)
         self.bos, self.rng = tokenizer.bos_token_id, rng
 
-    def passage(self, *parts: str, number: int | None = None) -> _Passage:
-        """The parts one after the other; the one at index `number` is the number."""
-        tokens, found = [], range(0)
-        for index, part in enumerate(parts):
+    def passage(self, form: str, **words: str) -> _Passage:
+        """A sentence or line with its words filled in, each of them encoded for itself."""
+        tokens, number = [], range(0)
+        for part in SLOT.split(form):
             start = len(tokens)
-            tokens += self.encode(part)
-            if index == number:
-                found = range(start, len(tokens))
-        return _Passage(tokens, found)
+            tokens += self.encode(part.format(**words))
+            if part == "{value}":
+                number = range(start, len(tokens))
+        return _Passage(tokens, number)
 
     def fact(self, key: str, value: str) -> _Passage:
-        before, after = self.rng.choice(STATEMENTS).split(" {key} is {value}")
-        return self.passage(before, f" {key}", " is ", value, after, number=3)
+        return self.passage(self.rng.choice(STATEMENTS), key=key, value=value)
 
     def question(self, key: str, value: str) -> _Passage:
-        asks, answers = QUESTION.split(" {key}?")
-        before, after = answers.split(" {key} is {value}")
-        parts = (asks, f" {key}", "?" + before, f" {key}", " is ", value, after)
-        return self.passage(*parts, number=5)
-
-    def line(self, key: str, value: str) -> _Passage:
-        return self.passage("\n", f" {key}", ": ", value, number=3)
-
-    def set_number(self, name: str, value: str) -> _Passage:
-        return self.passage("\nLet", f" {name}", " = ", value, ".", number=3)
-
-    def set_name(self, name: str, source: str) -> _Passage:
-        return self.passage("\nLet", f" {name}", " =", f" {source}", ".")
-
-    def asked_variable(self, name: str, value: str) -> _Passage:
-        return self.passage("\nNow", f" {name}", " is ", value, ".", number=3)
+        return self.passage(QUESTION, key=key, value=value)
 
     def prompt(
         self,
@@ -142,17 +132,19 @@ def _variables(writer: _Writer, length: int, chains: int, hops: int) -> Prompt:
     told = []
     for chain, value in enumerate(values):
         own = names[chain * (hops + 1) : (chain + 1) * (hops + 1)]
-        passages = [writer.set_number(own[0], value)]
-        passages += [writer.set_name(own[hop + 1], own[hop]) for hop in range(hops)]
+        passages = [writer.passage(SET_NUMBER, key=own[0], value=value)]
+        passages += [writer.passage(SET_NAME, key=y, source=x) for x, y in pairwise(own)]
         places = sorted(rng.random() for _ in passages)
         told += zip(places, passages, strict=True)
-    return writer.prompt(length, told, [(0, writer.asked_variable(names[hops], values[0]))])
+    asked = writer.passage(ASKED_NAME, key=names[hops], value=values[0])
+    return writer.prompt(length, told, [(0, asked)])
 
 
 def _key_values(writer: _Writer, length: int, questions: int) -> Prompt:
     """As many lines `key: number` as fit, at most `MOST_LINES`; then some of them again."""
     rng = writer.rng
-    lines = [writer.line(key, make_value(rng)) for key in make_keys(MOST_LINES, rng)]
+    keys = make_keys(MOST_LINES, rng)
+    lines = [writer.passage(LINE, key=key, value=make_value(rng)) for key in keys]
     room = length - 1 - questions * max(len(line.tokens) for line in lines)
     told = []
     for line in lines:

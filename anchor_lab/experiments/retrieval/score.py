@@ -6,12 +6,12 @@ digits is the most likely token after those before it, which is what greedy deco
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import sqrt
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from anchor_lab.analysis.intervals import wilson
 from anchor_lab.experiments.retrieval.prompts import Prompt
 from anchor_lab.methods.in_a_model import method_attention
 from anchor_lab.methods.method import Method
@@ -45,11 +45,9 @@ def score(prompt: Prompt, predicted: Int[Tensor, "N"]) -> tuple[bool, ...]:
         predicted: at i the most likely token after tokens 0..i.
     """
     return tuple(
-        bool(
-            (
-                predicted[answer.start - 1 : answer.stop - 1]
-                == prompt.tokens[answer.start : answer.stop]
-            ).all()
+        torch.equal(
+            predicted[answer.start - 1 : answer.stop - 1],
+            prompt.tokens[answer.start : answer.stop],
         )
         for answer in prompt.answers
     )
@@ -107,32 +105,11 @@ def retrieval_accuracy(
     return Accuracy(right, asked, len(prompts), *wilson(right / asked, len(prompts)), density)
 
 
-def wilson(share: float, trials: int, z: float = 1.96) -> tuple[float, float]:
-    """Confidence interval of a share found in so many trials; 95 % with the default z.
-
-    (p + z²/2n ± z sqrt(p(1 − p)/n + z²/4n²)) / (1 + z²/n)
-
-    Raises:
-        ValueError: `share` is outside [0, 1], or `trials` is below 1.
-
-    Source: Wilson (1927), Journal of the American Statistical Association 22.
-    """
-    if not 0 <= share <= 1:
-        raise ValueError(f"share must be in [0, 1], got {share}")
-    if trials < 1:
-        raise ValueError(f"trials must be at least 1, got {trials}")
-    spread = z * z / trials
-    half = z * sqrt(share * (1 - share) / trials + spread / trials / 4)
-    middle = share + spread / 2
-    return max(0.0, (middle - half) / (1 + spread)), min(1.0, (middle + half) / (1 + spread))
-
-
 def _predict(model, prompts: Sequence[Prompt]) -> Int[Tensor, "B N"]:
     """The most likely next token after each, -1 before the answers where nobody asks."""
     length = len(prompts[0].tokens)
     keep = length - min(prompt.answers[0].start for prompt in prompts) + 1
-    tokens = torch.stack([prompt.tokens for prompt in prompts])
-    tokens = tokens.to(next(model.parameters()).device)
+    tokens = torch.stack([prompt.tokens for prompt in prompts]).to(model.device)
     logits = model(tokens, use_cache=False, logits_to_keep=keep).logits
     predicted = torch.full((len(prompts), length), -1)
     predicted[:, -keep:] = logits.argmax(-1).cpu()

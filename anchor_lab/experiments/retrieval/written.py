@@ -1,7 +1,7 @@
 """An answer that stands in the prompt, or is written after it: which does the model find?
 
-    python -m anchor_lab written            writes generated.json and .md
-    python -m anchor_lab written --table    .md from generated.json
+    python -m anchor_lab written            writes written.json and .md
+    python -m anchor_lab written --table    .md from written.json
 
 One fact in a text of the bundled model, one question at its end. AnchorAttention in every layer,
 with the published sizes, does the prefill; decoding is dense.
@@ -16,31 +16,56 @@ the window is always seen. Prompts end at any row of their last block, and its m
 the rows that it has.
 """
 
-import json
-import time
-from collections.abc import Iterator
+import argparse
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from itertools import count, islice
 from math import inf
 from pathlib import Path
 
 import torch
 
-from anchor_lab.experiments import command
-from anchor_lab.experiments.attention.page import markdown
-from anchor_lab.experiments.retrieval.measure import environment
+from anchor_lab.analysis.intervals import wilson
+from anchor_lab.experiments.experiment import Experiment
+from anchor_lab.experiments.page import render
+from anchor_lab.experiments.retrieval.measure import surroundings
 from anchor_lab.experiments.retrieval.prompts import Prompt, make_retrieval
-from anchor_lab.experiments.retrieval.score import wilson
-from anchor_lab.experiments.store import write_whole
+from anchor_lab.experiments.retrieval.score import run_prompts
+from anchor_lab.experiments.store import Store
 from anchor_models import choose_backend, load_bundled
 from anchor_models.transformers import options, record
 from anchor_ref import AnchorConfig
 from anchor_ref.regions import groups
 
-HERE = Path("results") / "retrieval"
-LENGTHS, PROMPTS = (4096, 8192, 16384), 50
+PROMPTS = {4096: 50, 8192: 50, 16384: 50}  # by length
+QUICK = {2560: 2}
 THETAS = (None, 12.0, 9.0, 6.0, -inf)  # None is dense attention
+QUICK_THETAS = (None, -inf)
 ROWS = [range(start, start + 32) for start in range(1, 129, 32)]  # of a block of 128
+WAYS = ("read", "written")
+
+
+def run(chosen: argparse.Namespace) -> int:
+    """Measure the lengths and thresholds that are missing."""
+    plan, thetas = (QUICK, QUICK_THETAS) if chosen.quick else (PROMPTS, THETAS)
+    model, tokenizer = load_bundled(device=chosen.device)
+    settings, own = surroundings(chosen.device)
+    settings = {
+        "prompts": plan,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "backend": backend_of(model),
+        **settings,
+    }
+    store, config = Store(chosen.out, ("length", "theta"), settings, own), AnchorConfig()
+    for length, prompts in plan.items():
+        drawn = list(islice(asked(tokenizer, length, config), prompts))
+        for theta in thetas:
+            if not store.holds(length=length, theta=_name(theta)):
+                row = {"length": length, **measure(model, drawn, theta, config)}
+                print(length, theta, sum(row["read"]), sum(row["written"]), flush=True)
+                store.add([row])
+    return 0
 
 
 def asked(tokenizer, length: int, config: AnchorConfig) -> Iterator[Prompt]:
@@ -57,29 +82,26 @@ def asked(tokenizer, length: int, config: AnchorConfig) -> Iterator[Prompt]:
 def answers(model, prompt: Prompt) -> tuple[bool, bool]:
     """Whether the model reads the answer in the prompt, and whether it writes it."""
     (place,) = prompt.answers
-    tokens = prompt.tokens[None].to(model.device)
-    question, digits = tokens[:, : place.start], tokens[:, place.start : place.stop]
-    logits = model(tokens[:, : place.stop], use_cache=False, logits_to_keep=len(place) + 1).logits
+    [[read]], _ = run_prompts(model, [replace(prompt, tokens=prompt.tokens[: place.stop])])
+    question = prompt.tokens[None, : place.start].to(model.device)
     written = model.generate(
         question,
         attention_mask=torch.ones_like(question),
         max_new_tokens=len(place),
         do_sample=False,
     )
-    return (
-        torch.equal(logits[:, :-1].argmax(-1), digits),
-        torch.equal(written[:, place.start :], digits),
-    )
+    digits = prompt.tokens[place.start : place.stop]
+    return read, torch.equal(written[0, place.start :].cpu(), digits)
 
 
 def backend_of(model) -> str:
-    """What runs AnchorAttention on the model's device."""
+    """What runs AnchorAttention on the model's device, as `choose_backend` names it."""
     heads, dim = model.config.num_attention_heads, model.config.head_dim
-    name, _ = choose_backend(torch.empty(1, heads, 1, dim, dtype=model.dtype, device=model.device))
-    return {"triton": "the kernels", "torch": "the reference"}[name]
+    q = torch.empty(1, heads, 1, dim, dtype=model.dtype, device=model.device)
+    return choose_backend(q).name
 
 
-def measure(model, prompts: list[Prompt], theta: float | None, config: AnchorConfig) -> dict:
+def measure(model, prompts: Sequence[Prompt], theta: float | None, config: AnchorConfig) -> dict:
     """Answers read and written, and the mean density, of prompts of about one length."""
     sizes = {"block_size": config.block_size, "step": config.step}
     model.set_attn_implementation("sdpa" if theta is None else "anchor_attention")
@@ -90,7 +112,7 @@ def measure(model, prompts: list[Prompt], theta: float | None, config: AnchorCon
         densities.append(1.0 if theta is None else stats.density)
     read, written = zip(*found, strict=True)
     return {
-        "theta": None if theta is None else str(theta),
+        "theta": _name(theta),
         "read": read,
         "written": written,
         # Of the last block of either prompt, as far as it goes.
@@ -102,96 +124,56 @@ def measure(model, prompts: list[Prompt], theta: float | None, config: AnchorCon
     }
 
 
+def _name(theta: float | None) -> str | None:
+    """A threshold in the results: JSON has no infinity."""
+    return None if theta is None else str(theta)
+
+
 def _rows(tokens: int, config: AnchorConfig) -> int:
     """How many rows the last block of so many tokens has."""
     return (tokens - 1) % config.block_size + 1
 
 
-def page(results: dict) -> str:
+def page(results: dict, path: Path) -> str:
     """The results as Markdown."""
-    found, by_rows = [], []
-    for cell in results["cells"]:
-        prefill = "dense" if cell["theta"] is None else f"θ = {_number(cell['theta'])}"
-        start = [str(cell["length"]), prefill]
-        shares = [_share(cell["read"]), _share(cell["written"])]
-        found.append([*start, f"{cell['density']:.2f}", *shares])
-        by_rows.append([*start, *(_counts(cell, rows) for rows in ROWS)])
-    start = ["tokens", "prefill"]
-    row_header = [*start, *(f"{rows[0]}–{rows[-1]} rows" for rows in ROWS)]
-    versions = f"torch {results['torch']}, transformers {results['transformers']}"
-    (prompts,) = {len(cell["read"]) for cell in results["cells"]}
-    return f"""# {__doc__.splitlines()[0]}
-
-Made by `python -m anchor_lab written` on {results["date"]}, {results["device"]}, {versions}.
-One fact in made-up prose, one question at its end; the bundled model in {results["dtype"]}.
-AnchorAttention in every layer, published sizes, does the prefill ({results["backend"]});
-decoding is dense. All rows of a length have the same {prompts} prompts.
-
-- **Read**: the right answer stands in the prompt, and each of its five digits is the most likely
-  token after those before it. Every digit is asked for by a row of the prefill.
-- **Written**: the prompt ends with the question. The first digit is asked for by the last row of
-  the prefill, each other one by a query of its own. So a guess of the first, one in ten, may be
-  enough.
-
-Only facts among the candidates of the question's group count: others are always seen. In brackets
-95 % Wilson intervals. Density is the mean over layers and both prefills.
-
-{markdown([*start, "density", "read", "written"], found)}
-
-## By how many rows the last block has
-
-The mean query of a block is over the rows that it has. In a prompt that ends early in a block of
-128 the rows that ask for the fact are a large part of them, in one that ends with the block a few
-of 128. A prompt to be read is longer by the answer. Answers read, of the prompts with so many
-rows; answers written, of those with so many rows:
-
-{markdown(row_header, by_rows)}
-"""
+    return render(
+        "retrieval/written.md.j2",
+        title=EXPERIMENT.title,
+        dates=list(dict.fromkeys(run["date"] for run in results["runs"])),
+        settings=results["settings"],
+        prompts=sorted({len(row["read"]) for row in results["rows"]}),
+        shares=[
+            [*_start(row), f"{row['density']:.2f}", *(_share(row[way]) for way in WAYS)]
+            for row in results["rows"]
+        ],
+        by_rows=[
+            [*_start(row), *("; ".join(_count(row, way, n) for way in WAYS) for n in ROWS)]
+            for row in results["rows"]
+        ],
+        parts=[f"{rows[0]}–{rows[-1]} rows" for rows in ROWS],
+    )
 
 
-def _number(theta: str) -> str:
-    return f"{float(theta):g}".replace("-inf", "−∞")
+def _start(row: dict) -> tuple[int, str]:
+    """Tokens and prefill."""
+    if row["theta"] is None:
+        return row["length"], "dense"
+    return row["length"], f"θ = {float(row['theta']):g}".replace("-inf", "−∞")
 
 
-def _counts(cell: dict, rows: range) -> str:
-    """Read and written, each of the prompts whose last block has that many rows."""
-    counts = []
-    for way in ("read", "written"):
-        ends = zip(cell[way], cell["rows"][way], strict=True)
-        chosen = [right for right, n in ends if n in rows]
-        counts.append(f"{sum(chosen)} of {len(chosen)}")
-    return "; ".join(counts)
+def _count(row: dict, way: str, rows: range) -> str:
+    """Answers found of the prompts whose last block has that many rows."""
+    ends = zip(row[way], row["rows"][way], strict=True)
+    chosen = [right for right, n in ends if n in rows]
+    return f"{sum(chosen)} of {len(chosen)}"
 
 
-def _share(right: list[bool]) -> str:
+def _share(right: Sequence[bool]) -> str:
     share = sum(right) / len(right)
     low, high = wilson(share, len(right))
     return f"{share:.0%} ({low:.0%}–{high:.0%})"
 
 
-def main() -> None:
-    chosen = command.parser(__doc__, HERE / "written.json").parse_args()
-    if not chosen.table:
-        model, tokenizer = load_bundled(device=chosen.device)
-        results = {
-            "date": time.strftime("%Y-%m-%d"),
-            **environment(chosen.device),
-            "dtype": str(model.dtype).removeprefix("torch."),
-            "backend": backend_of(model),
-            "cells": [],
-        }
-        config = AnchorConfig()
-        for length in LENGTHS:
-            prompts = list(islice(asked(tokenizer, length, config), PROMPTS))
-            for theta in THETAS:
-                cell = {"length": length, **measure(model, prompts, theta, config)}
-                print(length, theta, sum(cell["read"]), sum(cell["written"]), flush=True)
-                results["cells"].append(cell)
-        write_whole(chosen.out, json.dumps(results, indent=1) + "\n")
-    results = json.loads(chosen.out.read_text())
-    write_whole(chosen.out.with_suffix(".md"), page(results))
-    print(page(results))
-
-
-if __name__ == "__main__":
-    main()
+EXPERIMENT = Experiment(
+    name="written", about=__doc__, measure=run, page=page, file="retrieval/written.json"
+)
