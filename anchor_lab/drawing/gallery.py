@@ -8,7 +8,7 @@ from torch import Tensor
 
 from anchor_lab.drawing.shapes import label
 from anchor_lab.drawing.style import INK, MAGNITUDE
-from anchor_ref.heads import scaled_scores, stack_heads, unstack_heads
+from anchor_ref.heads import attention_scores
 
 NEAR = 128  # keys that count as the row's neighbourhood
 BEST = 0.01  # share of columns, or of distances, that counts as "few"
@@ -45,8 +45,7 @@ def data_profile(
     Returns:
         `KINDS` by name, one number for each query head.
     """
-    scores = scaled_scores(stack_heads(q[None, :, rows].float(), len(k)), k[None].float(), scale)
-    scores = unstack_heads(scores, len(q))[0]  # [Hq, R, N]
+    scores = attention_scores(q[None, :, rows].float(), k[None].float(), scale)[0]  # [Hq, R, N]
     distance = rows[:, None] - torch.arange(q.shape[1])  # [R, N]
     weights = scores.masked_fill(distance < 0, -torch.inf).softmax(-1)
     near = (distance >= 0) & (distance < NEAR)

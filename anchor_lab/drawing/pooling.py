@@ -11,7 +11,7 @@ from anchor_lab.drawing.style import ACCENT, DIM, INK, MUTED, STRIPE
 from anchor_ref.config import AnchorConfig
 from anchor_ref.heads import scaled_scores
 from anchor_ref.regions import groups
-from anchor_ref.stripes import passes_difference_test
+from anchor_ref.stripes import passes_difference_test, pooled_difference
 
 
 def data_union(difference: Float[Tensor, "R C"], theta: float) -> dict[str, Tensor]:
@@ -124,13 +124,13 @@ def data_asked(
     group = groups(config, len(q), len(k))[-1]
     rows = torch.arange(group.rows.start, group.rows.stop)
     scores = scaled_scores(q[rows].float(), k[key : key + 1].float(), scale)[:, 0]
-    difference = row_anchor[rows] - scores
-    blocks = difference.split(config.block_size)
+    one_head = (x[None, None] for x in (q, k, row_anchor))
+    pooled = pooled_difference(*one_head, group, scale)[0, 0]  # [T, C]
     return {
         "row": rows,
-        "difference": difference,
+        "difference": row_anchor[rows] - scores,
         "start": torch.tensor([rows.start for rows in group.blocks]),
-        "mean": torch.stack([block.mean() for block in blocks]),
+        "mean": pooled[:, key - group.candidates.start],
     }
 
 

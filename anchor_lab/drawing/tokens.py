@@ -63,6 +63,9 @@ def draw_numbers(data: dict, ax, form: str = "{:.2f}") -> None:
     values, hidden = data["values"], data["hidden"] | ~data["values"].isfinite()
     numbers = [[form.format(value).replace("-", "−") for value in row] for row in values.tolist()]
     _draw_table(values, numbers, hidden, data["words"], ax, cmap=MAGNITUDE)
+    shown = values[~hidden]
+    for text, dark in zip(ax.texts, shown < (shown.min() + shown.max()) / 2, strict=True):
+        text.set_color("white" if dark else INK)
     for i, j in data["boxed"].nonzero().tolist():
         ax.add_patch(box(j + 0.06, i + 0.06, 0.88, 0.88, "none", ec=STRIPE, lw=2.5))
 
@@ -134,6 +137,7 @@ def draw_kinds(data: dict, ax) -> None:
     colours = ListedColormap([colour for _, colour in KINDS.values()])
     index = torch.tensor([[letters.find(letter) for letter in row] for row in data["kind"]])
     look = {"cmap": colours, "vmin": -0.5, "vmax": len(KINDS) - 0.5, "linewidths": 1.5}
+    look |= {"linecolor": SKIPPED, "annot_kws": {"color": INK, "weight": "bold"}}
     _draw_table(index, [list(row) for row in data["kind"]], index < 0, data["words"], ax, **look)
     for start in data["groups"][1:]:
         ax.axhline(start, color=INK, lw=1)

@@ -26,6 +26,16 @@ class Verdict:
     draw: Callable[[], None] | None = None
 
 
+def attempt(answer: Callable[[], object]) -> tuple[object, Verdict | None]:
+    """What an answer returns, or what is said of one that stops."""
+    try:
+        return answer(), None
+    except NotImplementedError:
+        return None, Verdict(False, "not written yet. Replace the line that raises.")
+    except Exception as error:  # whatever an answer does, it is told, not thrown
+        return None, Verdict(False, f"stops with {type(error).__name__}: {error}")
+
+
 @dataclass(frozen=True)
 class Exercise:
     """A function to be written, judged by what it returns.
@@ -54,39 +64,28 @@ class Exercise:
 
     def judge(self, function: Callable) -> Verdict:
         """Run the answer on every drawn input; the first that goes wrong is told about."""
-        expected, found = [], []
-        for seed in range(self.draws):
-            expected.append(self._parts(self.call(self.truth, *self._arguments(seed))))
-            try:
-                found.append(self._parts(self.call(function, *self._arguments(seed))))
-            except NotImplementedError:
-                return Verdict(False, "not written yet. Replace the line that raises.")
-            except Exception as error:  # whatever an answer does, it is told, not thrown
-                return Verdict(False, f"stops with {type(error).__name__}: {error}")
+        expected = [self._run(self.truth, seed) for seed in range(self.draws)]
+        found, stopped = attempt(lambda: [self._run(function, i) for i in range(self.draws)])
+        if stopped:
+            return stopped
         for right, got in zip(expected, found, strict=True):
-            fault = self._fault(right, got)
-            if fault is not None:
+            if fault := self._fault(right, got):
                 part, words = fault
-                words = self._known(found) or words
                 shown = self.axes, part, right[part], got.get(part), self.tolerance
-                draw = partial(draw_failure, *shown)
-                return Verdict(False, f"wrong. {words}", draw)
+                words = self._known(found) or words
+                return Verdict(False, f"wrong. {words}", partial(draw_failure, *shown))
         return Verdict(True, f"right, on {self.draws} drawn inputs.")
 
-    def _arguments(self, seed: int) -> tuple:
-        """Drawn anew for each call: an answer may write on what it gets."""
-        return self.draw(torch.Generator().manual_seed(seed))
+    def _run(self, function: Callable, seed: int) -> dict:
+        """What a function makes of an input, drawn anew: an answer may write on what it gets."""
+        arguments = self.draw(torch.Generator().manual_seed(seed))
+        return self._parts(self.call(function, *arguments))
 
     def _known(self, found: list[dict]) -> str | None:
         """What is to be said about an answer that is one of the mistakes, on every input."""
         for mistake, words in self.mistakes:
-            wrong = [
-                self._parts(self.call(mistake, *self._arguments(seed)))
-                for seed in range(self.draws)
-            ]
-            if all(
-                self._fault(one, other) is None for one, other in zip(wrong, found, strict=True)
-            ):
+            wrong = [self._run(mistake, seed) for seed in range(self.draws)]
+            if not any(map(self._fault, wrong, found)):
                 return words
         return None
 

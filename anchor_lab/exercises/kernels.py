@@ -1,8 +1,8 @@
 """Two loops to be written in Triton. Only tensors come and go here: Triton stays in the notebook.
 
-Answers compute in float32, on the CPU under Triton's interpreter or on a GPU. A kernel without its
-mask reads and writes what is not its own, and would take the notebook's process down with it. So
-inputs and output begin longer tensors, and what lies behind the output is looked at too.
+Answers compute in float32, on the CPU under Triton's interpreter or on a GPU. A kernel that lacks
+a mask reads and writes beyond its tensors, which could end the notebook's process. So inputs and
+output are the first rows of longer tensors, and what lies behind the output is checked too.
 """
 
 import torch
@@ -28,10 +28,6 @@ def _filled(function, *inputs: Tensor, rows: int, shape: tuple[int, ...]) -> tup
     room = torch.full((ROOM, *shape), UNTOUCHED, device=inputs[0].device)
     function(*inputs, room[:rows])
     return room[:rows], room[rows : rows + TILE]
-
-
-def _gathered(function, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    return _filled(function, x, index, rows=len(index), shape=x.shape[1:])
 
 
 def _rows(random: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -65,15 +61,17 @@ def _neighbours(x: Tensor, index: Tensor, out: Tensor) -> None:
     out.copy_(x[(int(index[0]) + torch.arange(len(index), device=x.device)) % len(x)])
 
 
+_NOTHING = (
+    lambda *given: None,
+    "Nothing was written. Fill `out`: that takes a launch, and `tl.store` in the kernel.",
+)
+
 GATHER = Exercise(
     "gather_rows",
     _rows,
     lambda x, index, out: out.copy_(x[index.long()]),
     (
-        (
-            lambda x, index, out: None,
-            "Nothing was written. Fill `out`: that takes a launch, and `tl.store` in the kernel.",
-        ),
+        _NOTHING,
         (
             lambda x, index, out: out.copy_(x[: len(index)]),
             "These are the first rows of x. Load the tile of `index`, and make the row pointers "
@@ -102,14 +100,10 @@ GATHER = Exercise(
     ),
     parts=("rows", "memory behind the rows"),
     axes=("row", "dimension"),
-    call=_gathered,
+    call=lambda answer, x, index: _filled(answer, x, index, rows=len(index), shape=x.shape[1:]),
     tolerance=1e-6,
     draws=4,
 )
-
-
-def _summed(function, scores: Tensor) -> tuple[Tensor, Tensor]:
-    return _filled(function, scores, rows=len(scores), shape=())
 
 
 def _long_rows(random: torch.Generator) -> tuple[Tensor]:
@@ -144,10 +138,7 @@ ONLINE = Exercise(
     _long_rows,
     _stored(lambda scores: scores.logsumexp(-1)),
     (
-        (
-            lambda scores, out: None,
-            "Nothing was written. Fill `out`: that takes a launch, and `tl.store` in the kernel.",
-        ),
+        _NOTHING,
         (
             _stored(lambda scores: scores.exp().sum(-1).log()),
             "e^120 is beyond float32, e^(−120) is nothing: ±inf. Keep a running maximum m and add "
@@ -187,7 +178,7 @@ ONLINE = Exercise(
     ),
     parts=("sums", "memory behind the sums"),
     axes=("", "row"),
-    call=_summed,
+    call=lambda answer, scores: _filled(answer, scores, rows=len(scores), shape=()),
     tolerance=1e-5,
     draws=3,
 )

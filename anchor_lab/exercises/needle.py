@@ -4,13 +4,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from anchor_lab.drawing.pooling import data_asked, draw_asked
-from anchor_lab.exercises.exercise import Verdict
+from anchor_lab.exercises.exercise import Verdict, attempt
 from anchor_ref.anchor import compute_anchor
 from anchor_ref.config import AnchorConfig
+from anchor_ref.heads import causal_scores
 from anchor_ref.regions import groups
 from anchor_ref.stripes import identify_stripes
 
@@ -30,36 +30,34 @@ class Needle:
 
     def judge(self, function: Callable) -> Verdict:
         """See what the method makes of the answer's input."""
-        try:
-            result = function()
-        except NotImplementedError:
-            return Verdict(False, "not written yet. Replace the line that raises.")
-        except Exception as error:  # whatever an answer does, it is told, not thrown
-            return Verdict(False, f"stops with {type(error).__name__}: {error}")
+        result, stopped = attempt(function)
+        if stopped:
+            return stopped
         if words := _unfit(result):
             return Verdict(False, words)
         q, k = (x[None, None].float() for x in result)
         anchor = compute_anchor(q, k, k, CONFIG).max
         kept = identify_stripes(q, k, anchor, CONFIG).to_mask(N)[0, 0, 2]
-        row, key, mass = _heaviest(q[0, 0], k[0, 0], kept)
-        draw = partial(_draw, q[0, 0], k[0, 0], anchor[0, 0], key)
+        row, key, mass = _heaviest(q, k, kept)
         if mass < MASS:
             words = (
                 f"not yet. The most that a row of the last group gives to one candidate is "
                 f"{mass:.0%} (row {row}, key {key}); half is asked for. Make that score larger, "
                 "compared with the row's other scores."
             )
-            return Verdict(False, words, draw)
-        if kept[key]:
+        elif kept[key]:
             words = (
                 f"not yet. Row {row} gives {mass:.0%} to key {key}, but a block keeps it: its "
                 f"mean lies at most θ = {CONFIG.theta:g} below. Let the other queries of the "
                 "block look elsewhere, at a key of the initial region, and strongly: that raises "
                 "the mean anchor."
             )
-            return Verdict(False, words, draw)
-        words = f"right. Row {row} gives {mass:.0%} of its mass to key {key}, which is dropped."
-        return Verdict(True, words, draw)
+        else:
+            words = (
+                f"right. Row {row} gives {mass:.0%} of its mass to key {key}, which is dropped."
+            )
+        draw = partial(_draw, q[0, 0], k[0, 0], anchor[0, 0], key)
+        return Verdict(words.startswith("right"), words, draw)
 
 
 def _unfit(result: object) -> str | None:
@@ -81,9 +79,7 @@ def _heaviest(q: Tensor, k: Tensor, kept: Tensor) -> tuple[int, int, float]:
     Of those that have enough, a dropped one goes before those kept.
     """
     group = groups(CONFIG, N, N)[-1]
-    scores = (q @ k.T) * DIM**-0.5
-    later = torch.ones(N, N, dtype=torch.bool).triu(1)
-    weights = scores.masked_fill(later, -torch.inf).softmax(-1)
+    weights = causal_scores(q, k, DIM**-0.5)[0, 0].softmax(-1)
     rows, keys = group.rows, group.candidates
     part = weights[rows.start : rows.stop, keys.start : keys.stop]
     lost = (part >= MASS) & ~kept[keys.start : keys.stop]

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from anchor_lab.drawing.style import INK, MAGNITUDE, SKIPPED, STRIPE
+from anchor_lab.drawing.shapes import CENTRED
+from anchor_lab.drawing.style import MAGNITUDE, SKIPPED, STRIPE
 
 FLOAT32 = 1e-4  # a weight e^s of a score near 800, the largest here, is good to 800 · 2^-24
 
@@ -45,46 +46,37 @@ def draw_failure(
     axes: tuple[str, str], part: str, expected: Tensor, got: object, tolerance: float
 ) -> None:
     """Where does it differ?"""
+    import seaborn as sns
     from matplotlib import pyplot as plt
-    from matplotlib.colors import ListedColormap
-    from matplotlib.ticker import MaxNLocator
 
     data = data_failure(expected, got, tolerance)
-    images = [data["expected"], data["got"]]
-    finite, *other = (x[x.isfinite()] for x in images if x is not None)
+    finite, *other = (x[x.isfinite()] for x in (data["expected"], data["got"]) if x is not None)
     if len(finite.unique()) < 2:  # one colour for all that is right, another for what is not
         finite = torch.cat([finite, *other])
     low, high = (finite.min(), finite.max()) if finite.numel() else (0, 1)
+    numbers = {"cmap": MAGNITUDE, "vmin": float(low), "vmax": float(max(high, low + 1e-9))}
+    looks = {
+        "expected": numbers,
+        "got": numbers,
+        "differ": {"cmap": [SKIPPED, STRIPE], "vmin": 0, "vmax": 1},
+    }
     figure, panels = plt.subplots(1, 3, figsize=(8.5, 2.9))
-    for ax, name in zip(panels, ("expected", "got", "differ"), strict=True):
+    for ax, (name, look) in zip(panels, looks.items(), strict=True):
         image = data[name]
         ax.set_title({"differ": "where they differ"}.get(name, name))
         if image is None:
             ax.text(0.5, 0.5, "not the same shape", ha="center", transform=ax.transAxes)
             ax.set_axis_off()
             continue
-        look = {"cmap": MAGNITUDE, "vmin": float(low), "vmax": float(max(high, low + 1e-9))}
-        if name == "differ":
-            look = {"cmap": ListedColormap([SKIPPED, STRIPE]), "vmin": 0, "vmax": 1}
-        ax.imshow(image.double().numpy(), aspect="auto", interpolation="nearest", **look)
+        small = name != "differ" and max(image.shape) <= 6  # there is room for the numbers
+        look |= {"annot": small, "fmt": ".3g", "annot_kws": {"size": 7}, "cbar": False}
+        sns.heatmap(
+            image.double().numpy(), yticklabels="auto" if len(image) > 1 else [], ax=ax, **look
+        )
+        for y, x in image.isnan().nonzero().tolist() if small else ():  # it leaves these blank
+            ax.text(x + 0.5, y + 0.5, "nan", **CENTRED, size=7)
         ax.set(xlabel=axes[1], ylabel=axes[0])
-        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        ax.yaxis.set_major_locator(MaxNLocator(6, integer=True))
-        if len(image) == 1:
-            ax.set_yticks([])
-        if name != "differ":
-            _write_numbers(image, look["vmin"], look["vmax"], ax)
     figure.suptitle(part, x=0.01, ha="left", fontsize=9)
-
-
-def _write_numbers(image: Tensor, low: float, high: float, ax) -> None:
-    """The numbers themselves, where there is room for them."""
-    if len(image) > 6 or image.shape[1] > 6:
-        return
-    for y, row in enumerate(image.tolist()):
-        for x, value in enumerate(row):
-            shade = "white" if value <= (low + high) / 2 else INK  # NaN is drawn white
-            ax.text(x, y, f"{value:.3g}", ha="center", va="center", color=shade, size=7)
 
 
 def _flat(x: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Regions of a query, its anchor, pooled queries, the difference test, the ragged list."""
 
-from itertools import chain
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -53,15 +53,12 @@ WINDOW = Exercise(
             "its stop.",
         ),
         (
-            lambda query, config: range(
-                max(0, query // config.block_size - config.window_blocks) * config.block_size,
-                query + 1,
-            ),
+            lambda query, config: _window(query, replace(config, step=1)),
             "This window starts at the query's block. It starts at its group, so that all queries "
             "of the group have the same candidates.",
         ),
         (
-            lambda query, config: range(query // config.group_size * config.group_size, query + 1),
+            lambda query, config: _window(query, replace(config, window_blocks=0)),
             "`window_blocks` is not used: that many blocks before the group belong to it as well.",
         ),
     ),
@@ -89,13 +86,7 @@ CANDIDATES = Exercise(
             "These hold the window: its keys would enter the softmax twice.",
         ),
         (
-            lambda query, config: range(
-                config.init_blocks * config.block_size,
-                max(
-                    query // config.group_size * config.group_size,
-                    config.init_blocks * config.block_size,
-                ),
-            ),
+            lambda query, config: _candidates(query, replace(config, window_blocks=0)),
             "These end at the group's start; the window starts `window_blocks` blocks earlier.",
         ),
     ),
@@ -104,21 +95,19 @@ CANDIDATES = Exercise(
 )
 
 
+def _initial(query: int, config: AnchorConfig) -> range:
+    return _group(query, config).init
+
+
 def _scores(random: torch.Generator) -> tuple[Tensor, AnchorConfig]:
     scores = 4 * torch.randn(30, 30, generator=random, dtype=torch.float64)
     return (scores, *_config(random))
 
 
-def _largest(scores: Tensor, config: AnchorConfig, seen) -> Tensor:
-    """Of each row the largest score of the keys that `seen(group, query)` holds."""
-    keys = [[*chain(*seen(_group(i, config), i))] for i in range(len(scores))]
+def _row_anchor(scores: Tensor, config: AnchorConfig, initial=_initial) -> Tensor:
+    """Of each row the largest score of its initial region and its window."""
+    keys = [[*initial(i, config), *_window(i, config)] for i in range(len(scores))]
     return torch.stack([scores[i, some].max() for i, some in enumerate(keys)])
-
-
-def _row_anchor(scores: Tensor, config: AnchorConfig) -> Tensor:
-    return _largest(
-        scores, config, lambda group, i: [group.init, range(group.window_start, i + 1)]
-    )
 
 
 ROW_ANCHOR = Exercise(
@@ -127,7 +116,7 @@ ROW_ANCHOR = Exercise(
     _row_anchor,
     (
         (
-            lambda scores, config: _largest(scores, config, lambda _, i: [range(i + 1)]),
+            lambda scores, config: scores.cummax(-1).values.diagonal(),
             "This is the largest score of all earlier keys. The anchor does not look at the "
             "candidates: that is what makes it cheap.",
         ),
@@ -136,19 +125,12 @@ ROW_ANCHOR = Exercise(
             "This looks at keys after the query. Query i sees keys 0 to i.",
         ),
         (
-            lambda scores, config: _largest(
-                scores, config, lambda group, i: [range(group.window_start, i + 1)]
-            ),
+            lambda scores, config: _row_anchor(scores, replace(config, init_blocks=0)),
             "The initial region is missing: every query sees it, and sinks lie there.",
         ),
         (
-            lambda scores, config: _largest(
-                scores,
-                config,
-                lambda group, i: [
-                    range(config.init_blocks * config.block_size),
-                    range(group.window_start, i + 1),
-                ],
+            lambda scores, config: _row_anchor(
+                scores, config, lambda _, config: range(config.init_blocks * config.block_size)
             ),
             "In the first group the initial region holds keys after the query. Query i sees keys "
             "0 to i.",

@@ -99,14 +99,6 @@ def _not_shrunk(state, q, k, v, stripes, scale):
     return (state.acc + part.acc) / (state.sum + part.sum).unsqueeze(-1)
 
 
-def _unscaled(state, q, k, v, stripes, scale):
-    return _finish(state, q, k, v, stripes, 1.0)
-
-
-def _not_gathered(state, q, k, v, stripes, scale):
-    return _finish(state, q, k, v, torch.arange(len(stripes)), scale)
-
-
 FINISH = Exercise(
     "finish",
     _stage_3,
@@ -126,9 +118,12 @@ FINISH = Exercise(
             "The sums are added as they are, but each is measured from the maximum of its own "
             "part. Bring both to one maximum first, as `merge` does.",
         ),
-        (_unscaled, "The scores lack the factor `scale`."),
         (
-            _not_gathered,
+            lambda *given: _finish(*given[:-1], 1.0),
+            "The scores lack the factor `scale`.",
+        ),
+        (
+            lambda *given: _finish(*given[:4], torch.arange(len(given[4])), given[5]),
             "These are the first keys of k. `stripes` holds positions: gather k[stripes] and "
             "v[stripes].",
         ),

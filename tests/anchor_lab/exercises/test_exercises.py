@@ -188,7 +188,7 @@ def test_a_small_error_in_one_place_is_found(solutions):
     verdict = judge(named("merge", almost))
     assert verdict.words.startswith("wrong. Acc: 1 of 8 numbers differ, the first at [3, 1]:")
     verdict.draw()
-    differ = plt.gcf().axes[2].images[0].get_array()
+    differ = plt.gcf().axes[2].collections[0].get_array()
     assert differ.sum() == 1
     assert differ[3, 1] == 1
     plt.close("all")
