@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from anchor_lab.drawing.style import INK, MAGNITUDE, STRIPE
-from anchor_lab.explorer import Selection, View
+from anchor_lab.explorer import HeadSelection, View
 
 FAINTEST = -5.0  # log10 of the weight below which differences are not shown
 LABELLED = 32  # tokens to a side up to which each is written out
@@ -112,7 +112,7 @@ def draw_scale(ax) -> None:
     ax.tick_params(length=0)
 
 
-def data_shares(selection: Selection) -> list[tuple[int, int, float]]:
+def data_shares(selection: HeadSelection) -> list[tuple[int, int, float]]:
     """For every group its first row, its end, and the share of its candidates that is kept."""
     return [
         (group.rows.start, group.rows.stop, share)

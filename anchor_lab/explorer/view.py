@@ -22,7 +22,7 @@ RECALL_ROWS = 64
 
 
 @dataclass(frozen=True, eq=False)
-class Selection:
+class HeadSelection:
     """What θ and step keep of a head.
 
     Attributes:
@@ -70,7 +70,7 @@ class View:
     kept: Float[Tensor, "cells cells"]
 
 
-def select(head: PreparedHead, config: AnchorConfig) -> Selection:
+def select(head: PreparedHead, config: AnchorConfig) -> HeadSelection:
     """Stage 2 on the anchors of the dense pass, and what the result is worth.
 
     Args:
@@ -90,7 +90,7 @@ def select(head: PreparedHead, config: AnchorConfig) -> Selection:
     sample = sampled_recall(q, k, stripes, config, min(RECALL_ROWS, n), head.scale)
     found = groups(config, n, n)
     counts = stripes.counts[0, 0].tolist()
-    return Selection(
+    return HeadSelection(
         config,
         found,
         stripes,
@@ -100,7 +100,7 @@ def select(head: PreparedHead, config: AnchorConfig) -> Selection:
     )
 
 
-def look(head: PreparedHead, selection: Selection, window: Window | None = None) -> View:
+def look(head: PreparedHead, selection: HeadSelection, window: Window | None = None) -> View:
     """The map of a window, with what the selection keeps of it.
 
     A window of at most `EXACT_PAIRS` pairs is scored anew, its weights exact by the row sums of
@@ -158,7 +158,7 @@ def _cut(head: PreparedHead, window: Window) -> tuple[Window, int, Tensor]:
     return Window(row * cell, key * cell, cells * cell), cell, part
 
 
-def _kept(selection: Selection, window: Window, cell: int, cells: int) -> Tensor:
+def _kept(selection: HeadSelection, window: Window, cell: int, cells: int) -> Tensor:
     """Share of each cell's keys in initial region, window or a stripe."""
     kept = torch.zeros(cells, cells)
     for g, group in enumerate(selection.groups):

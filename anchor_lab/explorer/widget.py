@@ -7,7 +7,7 @@ from functools import lru_cache
 from html import escape
 
 from anchor_lab.explorer.prepare import STEPS, PreparedHead, prepare_head
-from anchor_lab.explorer.view import Selection, View, Window, look, select
+from anchor_lab.explorer.view import HeadSelection, View, Window, look, select
 from anchor_models.capture import Captured
 from anchor_ref.config import AnchorConfig
 
@@ -22,7 +22,7 @@ def prepare_heads(
     """The dense pass for every head of the captured layers.
 
     Args:
-        captured: from `activations.capture_qkv`; the first text of a batch is taken.
+        captured: from `capture_qkv`; the first text of a batch is taken.
         steps: as in `prepare_head`.
         on_progress: called with a line of text after each head.
 
@@ -37,7 +37,7 @@ def prepare_heads(
     for layer, x in captured.items():
         x = x.causal()
         per_key_head = x.q.shape[1] // x.k.shape[1]
-        for place, head in enumerate(x.heads or range(x.q.shape[1])):
+        for place, head in enumerate(x.query_heads):
             prepared[layer, head] = prepare_head(
                 x.q[0, place], x.k[0, place // per_key_head], x.scaling, steps
             )
@@ -54,7 +54,7 @@ class Explorer:
         tokens: text of every token, written beside small windows.
         at: layer and head at the start; None means the first.
         theta: threshold at the start.
-        name: of the model, for those who cannot see the picture.
+        name: of the model, for the picture's alternative text.
 
     Every control has the focus in turn by Tab and moves by the arrow keys.
     """
@@ -77,37 +77,35 @@ class Explorer:
     def _make_controls(self, at: tuple[int, int], theta: float) -> None:
         import ipywidgets as widgets
 
-        layers = sorted({layer for layer, _ in self.heads})
         sizes = [self.n]
         while sizes[-1] >= 2 * SMALLEST_WINDOW:
             # Powers of two below the whole, so that cells are whole numbers of tokens.
             sizes.append(2 ** ((sizes[-1] - 1).bit_length() - 1))
-        wide = {"style": {"description_width": "6.5em"}, "layout": {"width": "23em"}}
-        whole = {"max": max(0, self.n - SMALLEST_WINDOW), "step": SMALLEST_WINDOW}
         steps = sorted(self.heads[at].anchors)
+        look = {"style": {"description_width": "6.5em"}, "layout": {"width": "23em"}}
+        places = {"max": max(0, self.n - SMALLEST_WINDOW), "step": SMALLEST_WINDOW} | look
+
+        def one_of(options: Sequence[int], value: int, name: str):
+            return widgets.SelectionSlider(options=options, value=value, description=name, **look)
+
         self.controls = {
-            "layer": widgets.SelectionSlider(
-                options=layers, value=at[0], description="layer", **wide
-            ),
-            "head": widgets.SelectionSlider(
-                options=self._heads_of(at[0]), value=at[1], description="head", **wide
-            ),
+            "layer": one_of(sorted({layer for layer, _ in self.heads}), at[0], "layer"),
+            "head": one_of(self._heads_of(at[0]), at[1], "head"),
             "theta": widgets.FloatSlider(
-                theta, min=0, max=24, step=0.5, description="θ", readout_format=".1f", **wide
+                theta, min=0, max=24, step=0.5, description="θ", readout_format=".1f", **look
             ),
-            "step": widgets.SelectionSlider(
-                options=steps, value=steps[-1], description="step", **wide
-            ),
-            "size": widgets.SelectionSlider(options=sizes, description="window", **wide),
-            "query": widgets.IntSlider(0, description="from query", **whole, **wide),
-            "key": widgets.IntSlider(0, description="from key", **whole, **wide),
+            "step": one_of(steps, steps[-1], "step"),
+            "size": one_of(sizes, self.n, "window"),
+            "query": widgets.IntSlider(0, description="from query", **places),
+            "key": widgets.IntSlider(0, description="from key", **places),
         }
-        self.image = widgets.HTML()
         for control in self.controls.values():
             control.observe(self._changed, "value")
+        self.image = widgets.HTML()
         flow = widgets.Layout(flex_flow="row wrap", max_width="50em")
-        self.box = widgets.VBox([widgets.HBox(list(self.controls.values()), layout=flow)])
-        self.box.children += (self.image,)
+        self.box = widgets.VBox(
+            [widgets.HBox(list(self.controls.values()), layout=flow), self.image]
+        )
 
     def _heads_of(self, layer: int) -> list[int]:
         return sorted(head for of, head in self.heads if of == layer)
@@ -122,10 +120,10 @@ class Explorer:
             head.observe(self._changed, "value")
         self.refresh()
 
-    def _select_now(self, layer: int, head: int, theta: float, step: int) -> Selection:
+    def _select_now(self, layer: int, head: int, theta: float, step: int) -> HeadSelection:
         return select(self.heads[layer, head], AnchorConfig(theta=theta, step=step))
 
-    def view(self) -> tuple[Selection, View]:
+    def view(self) -> tuple[HeadSelection, View]:
         """What the controls ask for: the selection and the window of the map."""
         at = {name: control.value for name, control in self.controls.items()}
         selection = self._select(at["layer"], at["head"], at["theta"], at["step"])
@@ -135,13 +133,13 @@ class Explorer:
     def refresh(self) -> None:
         """Draw what the controls ask for."""
         selection, view = self.view()
-        head = f"layer {self.controls['layer'].value}, head {self.controls['head'].value}"
         where = (
-            f"{head}, N = {self.n}, θ = {selection.config.theta:g}, step {selection.config.step}"
+            f"layer {self.controls['layer'].value}, head {self.controls['head'].value}, "
+            f"N = {self.n}, θ = {selection.config.theta:g}, step {selection.config.step}"
         )
         worth = f"density {selection.density:.2f}, recall {selection.recall:.3f}"
-        png = self._picture.draw(selection, view, self.tokens, f"{where}\n{worth}")
-        source = base64.b64encode(png).decode()
+        self._png = self._picture.draw(selection, view, self.tokens, f"{where}\n{worth}")
+        source = base64.b64encode(self._png).decode()
         says = escape(f"{self.name}, {where}: {worth}")  # a name may be anything
         self.image.value = (
             f'<img src="data:image/png;base64,{source}" style="width:100%;max-width:660px" '
@@ -150,7 +148,7 @@ class Explorer:
 
     def still(self) -> bytes:
         """The picture as it is now, PNG."""
-        return base64.b64decode(self.image.value.split("base64,")[1].split('"')[0])
+        return self._png
 
     def _repr_mimebundle_(self, **kwargs) -> dict:
         """The controls; as text, what to do where no kernel runs, such as on GitHub."""
@@ -175,7 +173,7 @@ class _Picture:
         self.title = self.figure.text(72 / 660, 668 / 710, "", fontsize=10, linespacing=1.4)
         self.image = None
 
-    def draw(self, selection: Selection, view: View, tokens, title: str) -> bytes:
+    def draw(self, selection: HeadSelection, view: View, tokens, title: str) -> bytes:
         from anchor_lab.explorer import figure as figures
 
         data = figures.data_view(view)

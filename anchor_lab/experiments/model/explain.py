@@ -24,6 +24,8 @@ from anchor_lab.experiments.model.measure import Needles, _needle_pairs
 from anchor_models.bundled import bundled_model_path
 from anchor_models.capture import Captured, capture_qkv
 from anchor_ref import AnchorConfig, compute_anchor
+from anchor_ref.regions import groups
+from anchor_ref.stripes import pooled_difference
 from training.corpus import load_corpus
 
 BLOCKS = (
@@ -59,12 +61,10 @@ def differences(captured: Captured, pairs: list[tuple[int, int]]) -> dict[str, T
         "mass": mass.mean(-1),
         "row": (anchor[:, rows] - scores[:, digit, keys]).amax(-1),
     }
-    last = k.shape[1] - config.group_size
     for size in BLOCKS:
-        pooled_q = q[:, last:].unflatten(1, (-1, size)).mean(2)  # [Hq, blocks, D]
-        pooled_a = anchor[:, last:].unflatten(1, (-1, size)).mean(2)
-        pooled = pooled_a.unsqueeze(-1) - pooled_q @ k[:, keys].mT * captured.scaling
-        found[f"pooled_{size}"] = pooled.amin(1).amax(-1)
+        group = groups(AnchorConfig(size, config.group_size // size), k.shape[1], k.shape[1])[-1]
+        pooled = pooled_difference(q[None], k[None], anchor[None], group, captured.scaling)[0]
+        found[f"pooled_{size}"] = pooled[..., keys - group.candidates.start].amin(1).amax(-1)
     return found
 
 
