@@ -25,7 +25,7 @@ from anchor_models.bundled import bundled_model_path
 from anchor_models.capture import Captured, capture_qkv
 from anchor_models.interface import replaced_attention
 from anchor_ref import AnchorConfig, anchor_attention
-from anchor_ref.heads import scaled_scores, stack_heads, unstack_heads
+from anchor_ref.heads import attention_scores, causal_scores
 from anchor_ref.measure import density, recall
 from training.corpus import Corpus, load_corpus
 from training.tasks import ANSWER, BOS, NOTHING, Tasks
@@ -206,9 +206,8 @@ def head_statistics(captured: Captured) -> dict[str, Tensor]:
     for start in range(length // 2, length, chunk):
         rows = torch.arange(start, min(start + chunk, length), device=q.device)[:, None]
         keys = torch.arange(int(rows[-1]) + 1, device=q.device)
-        stacked = stack_heads(q[:, :, start : start + chunk], k.shape[1])
-        scores = scaled_scores(stacked, k[:, :, : len(keys)], captured.scaling)
-        scores = unstack_heads(scores, heads)[0].masked_fill(keys > rows, -torch.inf)
+        q_rows = q[:, :, start : start + chunk]
+        scores = causal_scores(q_rows, k[:, :, : len(keys)], captured.scaling)[0]
         mass = scores.softmax(-1)  # [Hq, chunk, keys]
         best = scores.argmax(-1)
         near = keys > rows - LOCAL
@@ -246,8 +245,7 @@ def _mass_at(captured: Captured, pairs: list[tuple[int, int]]) -> Tensor:
     total = torch.zeros(q.shape[1], dtype=torch.float64, device=q.device)
     for start in range(0, len(pairs), 128):
         rows, keys = torch.tensor(pairs[start : start + 128], device=q.device).T
-        scores = scaled_scores(stack_heads(q[:, :, rows], k.shape[1]), k, captured.scaling)
-        scores = unstack_heads(scores, q.shape[1])[0]
+        scores = attention_scores(q[:, :, rows], k, captured.scaling)[0]
         later = torch.arange(k.shape[2], device=q.device) > rows[:, None]
         mass = scores.masked_fill(later, -torch.inf).softmax(-1)
         total += mass[:, torch.arange(len(rows), device=q.device), keys].sum(-1)
