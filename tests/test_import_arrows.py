@@ -389,7 +389,7 @@ def test_importing_the_packages_imports_nothing_heavy(files):
     code = (
         f"import sys, {', '.join(packages)}\n"
         "heavy = {'transformers', 'tokenizers', 'safetensors', 'matplotlib', 'seaborn', 'IPython',"
-        " 'ipywidgets', 'jinja2', 'tqdm', 'triton', 'anchor_kernels', 'pandas'}\n"
+        " 'ipywidgets', 'jinja2', 'triton', 'anchor_kernels', 'pandas'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     run = subprocess.run(

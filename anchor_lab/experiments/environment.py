@@ -45,8 +45,6 @@ def _version(package: str) -> str:
 
 def cuda_facts() -> dict:
     """Date, the current CUDA device, and what drives it."""
-    import triton
-
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         driver = subprocess.check_output(query, text=True).splitlines()[0].strip()
@@ -56,7 +54,7 @@ def cuda_facts() -> dict:
         "date": time.strftime("%Y-%m-%d"),
         "device": torch.cuda.get_device_name(),
         "torch": str(torch.__version__),
-        "triton": triton.__version__,
+        "triton": version("triton"),
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
         "driver": driver,
