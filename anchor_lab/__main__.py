@@ -3,19 +3,39 @@
 python -m anchor_lab                   what there is to run
 python -m anchor_lab NAME              measure into results/NAME, then the page
 python -m anchor_lab NAME --table      only the page, from the numbers that are there
-python -m anchor_lab NAME --quick      small sizes, to see that it runs
+python -m anchor_lab NAME --quick      small sizes, to see that it runs; into build/quick/NAME
 """
 
 import sys
 from collections.abc import Sequence
 
+from anchor_lab.experiments.ablations import page as ablations
+from anchor_lab.experiments.attention import page as attention
+from anchor_lab.experiments.compare import page as compare
 from anchor_lab.experiments.experiment import Experiment
+from anchor_lab.experiments.parallel import page as parallel
+from anchor_lab.experiments.questions import page as questions
+from anchor_lab.experiments.reference import page as reference
+from anchor_lab.experiments.retrieval import page as retrieval
+from anchor_lab.experiments.retrieval import written
 
-EXPERIMENTS: dict[str, Experiment] = {}
+EXPERIMENTS: dict[str, Experiment] = {
+    page.EXPERIMENT.name: page.EXPERIMENT
+    for page in (
+        attention,
+        ablations,
+        compare,
+        questions,
+        parallel,
+        reference,
+        retrieval,
+        written,
+    )
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit status: 0, or 2 for bad input, with one line on stderr."""
+    """The exit status: 0, that of a run, or 2 for a name that is none, with a line on stderr."""
     name, *more = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if name in ("-h", "--help"):
         print(__doc__)

@@ -9,7 +9,6 @@ weights of all linear layers but the last. It is an estimate: other head sizes, 
 happens between the kernels will differ.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -17,10 +16,18 @@ from statistics import median
 from jaxtyping import Float
 from torch import Tensor
 
+from anchor_lab.experiments.attention.cells import (
+    REFERENCE_DENSITY,
+    STAGES,
+    by_inputs,
+    by_length,
+    is_ok,
+    median_ms,
+)
+from anchor_lab.experiments.store import read
 from anchor_ref.config import AnchorConfig
 from anchor_ref.regions import causal_pairs, groups
 
-STAGES = ("stage1", "stage2", "stage3")
 NEEDED = ("anchor", "sdpa-cudnn", *STAGES)
 
 
@@ -46,7 +53,7 @@ class Rates:
     overhead_ms: float
 
 
-# `read_rates` on the committed results/attention/attention_h100.json; a test holds the two together.
+# `read_rates` of the committed results/attention/attention_h100.json, as a test makes sure.
 H100 = Rates("NVIDIA H100 80GB HBM3", "2026-11-26", 577.0, 405.0, 168.8, 496.0, 736.9, 0.91)
 
 
@@ -61,26 +68,22 @@ def read_rates(path: str | Path) -> Rates:
         ValueError: it holds no such measurements, or those of several runs.
     """
     try:
-        measured = json.loads(Path(path).read_text())
-        cells: dict[int, dict[str, dict]] = {}
-        for cell in measured["cells"]:
-            if (cell["source"], cell["density"], cell["status"]) == ("planted", 0.05, "ok"):
-                cells.setdefault(cell["n"], {})[cell["method"]] = cell
-        complete = [n for n, at in cells.items() if set(NEEDED) <= set(at)]
-        longest = cells[max(complete)]
-        used = {cells[n][name]["run"] for n in complete for name in NEEDED}
+        measured = read(Path(path))
+        at = by_length(by_inputs(measured), REFERENCE_DENSITY)
+        complete = {n: row for n, row in at.items() if is_ok(row, *NEEDED)}
+        longest = complete[max(complete)]
+        used = {row[name]["run"] for row in complete.values() for name in NEEDED}
         if len(used) > 1:
             raise ValueError(f"its cells are of several runs, {sorted(used)}")
         run = measured["runs"][used.pop()]
         rate = {name: longest[name]["tflops"] for name in (*STAGES, "sdpa-cudnn")}
         unexplained = [
-            cells[n]["anchor"]["ms"]["median"]
-            - sum(cells[n][name]["flop"] / rate[name] / 1e9 for name in STAGES)
-            for n in complete
+            median_ms(row["anchor"]) - sum(row[s]["flop"] / rate[s] / 1e9 for s in STAGES)
+            for n, row in complete.items()
             if n <= 16384
         ]
         return Rates(
-            run["device"],
+            measured["settings"]["device"],
             run["date"],
             rate["sdpa-cudnn"],
             *(rate[name] for name in STAGES),
@@ -89,7 +92,8 @@ def read_rates(path: str | Path) -> Rates:
         )
     except (KeyError, TypeError, IndexError, ValueError) as problem:
         raise ValueError(
-            f"rates must come from a file of anchor_lab.experiments.attention.measure, got {path}: {problem!r}"
+            f"rates must come from a file of `python -m anchor_lab attention`, got {path}: "
+            f"{problem!r}"
         ) from None
 
 

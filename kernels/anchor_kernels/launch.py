@@ -2,8 +2,8 @@
 
 Chosen by measurement where a device was at hand (`kernels/LOG.md`), elsewhere by what the
 compiler says: no spills, and shared memory within the target's limit
-(`results/verify/compile_report.md`). A plain function, not an autotuner: the same call runs the same
-code on every day, and the interpreter can run it too.
+(`results/verify/compile_report.md`). Plain functions, not an autotuner: the same call always runs
+the same code, also in the interpreter.
 """
 
 from dataclasses import dataclass

@@ -181,7 +181,7 @@ def _run_hopper(
     at: Pointers, scale: float, n_groups: int, tiles: int, launch: HopperLaunch
 ) -> None:
     """Launch `sparse_hopper_kernel`, a program for every three tiles of a list."""
-    # Gluon is Triton's youngest part: who has no Hopper does not depend on it.
+    # Gluon is Triton's youngest part: only Hopper GPUs depend on it.
     from anchor_kernels.sparse_hopper import WARPS, sparse_hopper_kernel
 
     sparse_hopper_kernel[(at.redo.numel() // HOPPER_CONSUMERS,)](

@@ -1,237 +1,206 @@
-"""The results of `anchor_lab.experiments.attention.measure` as a picture."""
+"""What was measured as pictures: time by length and by density, its stages, a model's layers."""
 
 import itertools
+from collections.abc import Callable
 from math import inf
 
-from anchor_lab.drawing.style import ACCENT, INIT, INK, SKIPPED, STRIPE, WINDOW, caption, use_style
-from anchor_lab.experiments.attention.course import left_below, short
-from anchor_lab.experiments.attention.page import (
+from anchor_lab.drawing.shapes import label, name_ticks
+from anchor_lab.drawing.style import (
+    ACCENT,
+    DIM,
+    INIT,
+    INK,
+    MUTED,
+    SKIPPED,
+    STRIPE,
+    WINDOW,
+    caption,
+    use_style,
+)
+from anchor_lab.experiments.attention.cells import (
+    STAGES,
     Row,
     by_density,
     by_inputs,
     by_length,
     crossing,
     is_ok,
-    of_captures,
-    percent,
+    median_ms,
+    of_layers,
     reference_density,
 )
+from anchor_lab.experiments.page import percent
 
-STAGES = ("stage1", "stage2", "stage3")
 # Name, colour and line of each method that has times of its own.
-LINES = {
+METHODS = {
     "anchor": ("AnchorAttention", STRIPE, "-"),
     "sdpa-cudnn": ("cuDNN", INK, "-"),
     "sdpa-flash": ("flash", INK, "--"),
     "flex": ("FlexAttention", ACCENT, "-."),
 }
+_FLOOR = ("its floor", STRIPE, ":")
+# By method and "floor", the project's least time: places, ms. A line without places is left out.
+Lines = dict[str, tuple[list, list]]
 
 
-def data_times(results: dict) -> dict:
-    """Times by length at the reference density.
+def data_lines(rows: dict[int, Row] | dict[float, Row]) -> Lines:
+    """Median times of every method, where it has a result, over the keys of `rows`."""
 
-    Returns:
-        lines, floor: see `data_lines`.
-        break_even: the length from which on it takes less than cuDNN; 0 or inf beyond the
-            measured ones.
-    """
-    rows = by_inputs(results)
-    break_even, both = crossing(rows, "sdpa-cudnn")
-    return {**data_lines(by_length(rows)), "break_even": break_even if both else inf}
-
-
-def data_densities(results: dict) -> dict:
-    """Times by stripe density, at the length `n` where densities were compared; `data_lines`."""
-    n, rows = by_density(by_inputs(results))
-    return {**data_lines(rows), "n": n}
-
-
-def data_lines(rows: dict[float, Row]) -> dict:
-    """Medians of every method.
-
-    Returns:
-        lines: by method, (keys of `rows`, ms) where it has a result.
-        floor: the same of AnchorAttention's least work.
-    """
-
-    def measured(method: str, value) -> tuple[list, list]:
+    def measured(method: str, value: Callable[[dict], float]) -> tuple[list, list]:
         found = {x: value(row[method]) for x, row in rows.items() if is_ok(row, method)}
         return list(found), list(found.values())
 
-    lines = {method: measured(method, lambda cell: cell["ms"]["median"]) for method in LINES}
-    return {
-        "lines": {method: line for method, line in lines.items() if line[0]},
-        "floor": measured("anchor", lambda cell: cell["floor_ms"]),
-    }
+    lines = {method: measured(method, median_ms) for method in METHODS}
+    lines["floor"] = measured("anchor", lambda cell: cell["floor_ms"])
+    return {name: line for name, line in lines.items() if line[0]}
 
 
-def draw_times(data: dict, ax) -> None:
-    """From which length on is it faster than dense attention?"""
-    draw_lines(data, ax, short)
-    if 0 < data["break_even"] < inf:
-        ax.axvline(data["break_even"], color="#9A9A9A", lw=0.8)
-        ax.annotate(
-            f"break-even with cuDNN\nN = {data['break_even']:.0f}",
-            (data["break_even"], 0.98),
-            (4, 0),
-            xycoords=("data", "axes fraction"),
-            textcoords="offset points",
-            va="top",
-            color="#555555",
-        )
-    ax.set(xlabel="N, tokens", ylabel="ms a call")
-    ax.set_title(draw_times.__doc__)
+def data_times(results: dict) -> Lines:
+    """`data_lines` by length, at the reference density."""
+    return data_lines(by_length(by_inputs(results)))
 
 
-def draw_densities(data: dict, ax) -> None:
+def draw_times(lines: Lines, ax, even: float | None = None) -> None:
+    """From which length on is it faster than dense attention?
+
+    Args:
+        lines: as `data_times` returns them. A line of any other name is drawn thin.
+        ax: where to.
+        even: break-even length with cuDNN, to be marked; None, 0 and inf are not.
+    """
+    _draw_lines(lines, ax, short)
+    if even is not None and 0 < even < inf:
+        ax.axvline(even, color=MUTED, lw=0.8)
+        text, at = f"break-even with cuDNN\nN = {even:.0f}", (even, 0.98)
+        label(ax, text, at, (4, 0), va="top", color=DIM, xycoords=("data", "axes fraction"))
+    ax.set(xlabel="N, tokens", ylabel="ms a call", title=draw_times.__doc__.splitlines()[0])
+
+
+def data_densities(results: dict) -> tuple[int, Lines]:
+    """The length at which densities were compared, and `data_lines` by stripe density there."""
+    n, rows = by_density(by_inputs(results))
+    return n, data_lines(rows)
+
+
+def draw_densities(n: int, lines: Lines, ax) -> None:
     """How dense may the stripes be?"""
-    draw_lines(data, ax, percent)
-    ax.set(xlabel=f"stripes, N = {data['n']}", ylabel="ms a call")
-    ax.set_title(draw_densities.__doc__)
+    _draw_lines(lines, ax, percent)
+    ax.set(xlabel=f"stripes, N = {n}", ylabel="ms a call", title=draw_densities.__doc__)
 
 
-def draw_lines(data: dict, ax, name_of) -> None:
-    """Every method's times over logarithmic axes, each line named at its end."""
-    ticks = sorted({place for places, _ in data["lines"].values() for place in places})
-    for method, (places, times) in data["lines"].items():
-        name, colour, style = LINES[method]
-        ax.plot(places, times, style, color=colour, lw=1.6, marker="o", ms=3)
-        # Where others go on to the right, it is named to the left of its end.
-        inside = method == "flex" and places[-1] < ticks[-1]
-        ax.annotate(
-            name,
-            (places[-1], times[-1]),
-            (-7, 6) if inside else (5, 0),
-            textcoords="offset points",
-            color=colour,
-            ha="right" if inside else "left",
-            va="center",
-            annotation_clip=False,
+def _draw_lines(lines: Lines, ax, name_of: Callable[[float], str]) -> None:
+    """Times over logarithmic axes, each line named at its end."""
+    ticks = sorted({place for places, _ in lines.values() for place in places})
+    for key, (places, times) in lines.items():
+        known = key in METHODS or key == "floor"
+        title, colour, dash = METHODS.get(key, _FLOOR) if known else (key, DIM, "-")
+        width, mark = 1.6 if known else 0.9, "" if key == "floor" else "o"
+        ax.plot(
+            places, times, dash, color=colour, lw=width, marker=mark, ms=2 * width, zorder=width
         )
-    places, times = data["floor"]
-    if places:
-        ax.plot(places, times, ":", color=STRIPE, lw=1.2)
-        ax.annotate(
-            "its floor",
-            (places[-1], times[-1]),
-            (5, -3),
-            textcoords="offset points",
-            color=STRIPE,
-            va="center",
-        )
+        end = places[-1], times[-1]
+        if not known:  # high above its start, where no line passes
+            leader = {"arrowstyle": "-", "color": colour, "lw": 0.6, "relpos": (0, 0)}
+            label(ax, title, (places[0], times[0]), (0, 95), color=colour, arrowprops=leader)
+        elif key == "flex" and places[-1] < ticks[-1]:  # between two lines that end where it does
+            label(ax, title, end, (-7, 6), color=colour, ha="right")
+        else:
+            label(ax, title, end, (6, -3 if key == "floor" else 0), color=colour)
+    logarithmic(ax, ticks, name_of)
+
+
+def logarithmic(ax, places: list, name_of: Callable[[float], str]) -> None:
+    """Both axes logarithmic, with these ticks below and no others."""
     ax.set(xscale="log", yscale="log")
-    ax.set_xticks(ticks, [name_of(place) for place in ticks])
-    ax.set_xticks([], minor=True)
+    name_ticks(ax.xaxis, places, [name_of(place) for place in places])
 
 
-def data_stages(results: dict) -> dict:
-    """Times of the stages by stripe density, at the length where densities were compared.
+def data_stages(rows: dict[int, Row] | dict[float, Row]) -> dict[str, list]:
+    """Times of the stages.
 
     Returns:
-        n: that length.
-        density: those at which all stages have a result.
-        stages: ms of each stage, a list by density for each.
-        floor: ms of the whole by density; None where there is no result.
+        at: the keys of `rows` where all stages have a result; and by each of `STAGES` its ms.
     """
-    n, rows = by_density(by_inputs(results))
-    rows = {density: row for density, row in rows.items() if is_ok(row, *STAGES)}
-    return {
-        "n": n,
-        "density": list(rows),
-        "stages": [[row[stage]["ms"]["median"] for row in rows.values()] for stage in STAGES],
-        "floor": [
-            row["anchor"]["floor_ms"] if is_ok(row, "anchor") else None for row in rows.values()
-        ],
-    }
+    found = {x: row for x, row in rows.items() if is_ok(row, *STAGES)}
+    times = {stage: [median_ms(row[stage]) for row in found.values()] for stage in STAGES}
+    return {"at": list(found), **times}
 
 
-def draw_stages(data: dict, ax) -> None:
-    """Which stage do more stripes make longer?"""
-    places = range(len(data["density"]))
-    below = [0.0] * len(data["density"])
-    for i, (times, colour) in enumerate(
-        zip(data["stages"], (WINDOW, INIT, STRIPE), strict=True), 1
-    ):
-        ax.bar(places, times, 0.6, bottom=below, color=colour)
-        if times:
-            ax.annotate(
-                f"stage {i}",
-                (places[-1] + 0.34, below[-1] + times[-1] / 2),
-                va="center",
-                annotation_clip=False,
-            )
-        below = [low + time for low, time in zip(below, times, strict=True)]
-    for place, floor in zip(places, data["floor"], strict=True):
-        if floor is not None:
-            ax.plot([place - 0.38, place + 0.38], [floor, floor], color=INK, lw=1.4)
+def draw_stack(data: dict[str, list], ax, name_of: Callable[[float], str]) -> None:
+    """A bar for each place, made of the three stages."""
+    places, below = range(len(data["at"])), [0.0] * len(data["at"])
+    looks = zip((WINDOW, INIT, STRIPE), ("", "//", ""), strict=True)
+    for (stage, title), (colour, hatch) in zip(STAGES.items(), looks, strict=True):
+        heights = data[stage]
+        ax.bar(places, heights, bottom=below, color=colour, ec="white", hatch=hatch)
+        if heights:
+            label(ax, title, (places[-1] + 0.4, below[-1] + heights[-1] / 2))
+        below = [low + height for low, height in zip(below, heights, strict=True)]
+    ax.set_xticks(places, [name_of(place) for place in data["at"]])
+
+
+def draw_stages(n: int, data: dict[str, list], floor: list[float | None], ax) -> None:
+    """Which stage do more stripes make longer?
+
+    Args:
+        n: length, for the label.
+        data: `data_stages` by stripe density.
+        floor: ms that the whole takes at least, for each density; None where it is not known.
+        ax: where to.
+    """
+    draw_stack(data, ax, percent)
+    for place, least in enumerate(floor):
+        if least is not None:
+            ax.plot([place - 0.45, place + 0.45], [least, least], color=INK, lw=1.4)
     ax.annotate("black line: floor of the whole", (0.02, 0.98), xycoords="axes fraction", va="top")
-    ax.set_xticks(places, [percent(density) for density in data["density"]])
-    ax.set(xlabel=f"stripes, N = {data['n']}", ylabel="ms a call")
+    ax.set(xlabel=f"stripes, N = {n}", ylabel="ms a call")
+    ax.set_title(draw_stages.__doc__.splitlines()[0])
     ax.grid(axis="y", color=SKIPPED)
     ax.set_axisbelow(True)
-    ax.set_title(draw_stages.__doc__)
 
 
-def data_captures(results: dict) -> dict:
-    """Layers of models: what is kept, and what that gains.
-
-    Returns:
-        By (model, length), ascending: (shares of the pairs kept, cuDNN's times over
-        AnchorAttention's, layers), where both have a result.
-    """
-    found: dict[tuple[str, int], tuple[list, list, list]] = {}
-    for (model, n, layer), row in of_captures(by_inputs(results)).items():
-        if is_ok(row, "anchor", "sdpa-cudnn"):
-            kept, gain, layers = found.setdefault((model, n), ([], [], []))
-            kept.append(row["anchor"]["kept"])
-            gain.append(row["sdpa-cudnn"]["ms"]["median"] / row["anchor"]["ms"]["median"])
-            layers.append(layer)
-    return found
+def data_layers(results: dict) -> list[tuple[str, int, int, float, float]]:
+    """Layers of models: (model, N, layer, share of the pairs kept, cuDNN's time / ours)."""
+    return [
+        (*place, row["anchor"]["kept"], median_ms(row["sdpa-cudnn"]) / median_ms(row["anchor"]))
+        for place, row in of_layers(by_inputs(results)).items()
+        if is_ok(row, "anchor", "sdpa-cudnn")
+    ]
 
 
-def draw_captures(data: dict, ax) -> None:
-    """What does it gain on a real model's layers?"""
-    ax.axhline(1, color="#9A9A9A", lw=0.8)
-    ax.annotate(
-        "as fast as cuDNN",
-        (0.01, 1),
-        (0, -3),
-        textcoords="offset points",
-        xycoords=("axes fraction", "data"),
-        va="top",
-        color="#555555",
-    )
+def draw_layers(rows: list[tuple[str, int, int, float, float]], ax) -> None:
+    """Which layers of a real model gain?"""
+    ax.axhline(1, color=MUTED, lw=0.8)
+    look = {"xycoords": ("axes fraction", "data"), "va": "top", "color": DIM}
+    label(ax, "as fast as cuDNN", (0.01, 1), (0, -3), **look)
     looks = itertools.cycle(zip((ACCENT, STRIPE, INIT, WINDOW, INK), "osD^v", strict=True))
-    for (model, n), (colour, mark) in zip(data, looks, strict=False):
-        kept, gain, layers = data[model, n]
+    of_models = itertools.groupby(rows, key=lambda row: row[:2])
+    for ((model, n), layers), (colour, mark) in zip(of_models, looks, strict=False):
+        dots = [(kept, gain, layer) for *_, layer, kept, gain in layers]
+        kept, gain, _ = zip(*dots, strict=True)
         ax.plot(kept, gain, mark, color=colour, ms=4)
-        for x, y, numbers in data_labels(kept, gain, layers):
-            ax.annotate(numbers, (x, y), (4, 3), textcoords="offset points", fontsize=7)
-        ax.annotate(
-            f"{model}, {short(n)} tokens",
-            left_below(list(zip(kept, gain, strict=True))),
-            (0, -12),
-            textcoords="offset points",
-            color=colour,
-            va="top",
-        )
-    if not data:
+        for x, y, numbers in data_labels(dots):
+            label(ax, numbers, (x, y), (4, 3), va="baseline", fontsize=7)
+        text = f"{model} model, {short(n)} tokens"
+        label(ax, text, left_below(dots), (0, -12), color=colour, va="top")
+    if not rows:
         ax.annotate("no layer measured", (0.5, 0.5), xycoords="axes fraction", ha="center")
     ax.xaxis.set_major_formatter(lambda x, _: percent(x))
     ax.set(xlabel="pairs kept", ylabel="cuDNN's time / ours", ylim=(0, None))
-    ax.set_title(draw_captures.__doc__)
+    ax.set_title(draw_layers.__doc__)
 
 
-def data_labels(
-    kept: list[float], gain: list[float], layers: list[int]
-) -> list[tuple[float, float, str]]:
+def data_labels(dots: list[tuple[float, float, int]]) -> list[tuple[float, float, str]]:
     """One label for dots that lie so close that their numbers would cover each other.
+
+    Args:
+        dots: (share kept, gain, layer) of each.
 
     Returns:
         (x, y, numbers of the layers) of the dot furthest to the right of each lot.
     """
     lots: list[list[tuple[float, float, int]]] = []
-    for dot in sorted(zip(kept, gain, layers, strict=True)):
+    for dot in sorted(dots):
         x, y, _ = dot
         near = (lot for lot in lots if x - lot[-1][0] < 0.015 and abs(y - lot[-1][1]) < 0.03)
         lot = next(near, None)
@@ -240,9 +209,23 @@ def data_labels(
         else:
             lot.append(dot)
     return [
-        (*lot[-1][:2], ", ".join(str(layer) for layer in sorted(dot[2] for dot in lot)))
-        for lot in lots
+        (*lot[-1][:2], ", ".join(map(str, sorted(layer for *_, layer in lot)))) for lot in lots
     ]
+
+
+def left_below(dots: list[tuple[float, float, int]]) -> tuple[float, float]:
+    """Under what words may stand that begin at the leftmost dot: the lowest of the left half."""
+    left = min(dots)[0]
+    middle = (left + max(dots)[0]) / 2
+    return left, min(y for x, y, _ in dots if x <= middle)
+
+
+def short(n: int) -> str:
+    """131072 -> 128k, 1048576 -> 1M."""
+    for unit, letter in ((2**20, "M"), (2**10, "k")):
+        if n >= unit and n % unit == 0:
+            return f"{n // unit}{letter}"
+    return str(n)
 
 
 def draw(results: dict):
@@ -251,20 +234,28 @@ def draw(results: dict):
 
     use_style()
     figure, axes = plt.subplots(2, 2, figsize=(11, 8.2), width_ratios=(1.15, 1))
-    draw_times(data_times(results), axes[0, 0])
-    draw_densities(data_densities(results), axes[0, 1])
-    draw_captures(data_captures(results), axes[1, 0])
-    draw_stages(data_stages(results), axes[1, 1])
-    last = results["runs"][-1]
-    planted = [cell for cell in results["cells"] if cell["source"] == "planted"]
-    shapes = [cell["heads"] for cell in planted if cell["status"] == "ok"]
+    rows = by_inputs(results)
+    draw_times(data_times(results), axes[0, 0], crossing(rows, "sdpa-cudnn")[0])
+    draw_densities(*data_densities(results), axes[0, 1])
+    draw_layers(data_layers(results), axes[1, 0])
+    n, densities = by_density(rows)
+    stages = data_stages(densities)
+    whole = [densities[density].get("anchor", {}) for density in stages["at"]]
+    draw_stages(n, stages, [cell.get("floor_ms") for cell in whole], axes[1, 1])
+    about, shapes = results["settings"], shapes_of(results)
     shape = "{} / {} heads of {}".format(*shapes[0][1:]) if shapes else "no result"
-    density = percent(reference_density(by_inputs(results)))
     caption(
         figure,
-        f"{last['device']}, kernels {last['kernels']}, torch {last['torch']}, Triton "
-        f"{last['triton']}, {last['date']}; bf16, causal, θ = 12, medians. Planted stripes, "
-        f"{shape}, {density} at the top left;\nbelow it layers of models with their numbers. "
-        "cuDNN, flash: SDPA with that backend; FlexAttention: on blocks that hold a kept pair.",
+        f"{about['device']}, kernels {about['kernels']}, torch {about['torch']}, Triton "
+        f"{about['triton']}, {results['runs'][-1]['date']}; bf16, causal, θ = 12, medians. "
+        f"Planted stripes, {shape}, {percent(reference_density(rows))} at the top left;\n"
+        "below it layers of models with their numbers. cuDNN, flash: SDPA with that backend; "
+        "FlexAttention: on blocks that hold a kept pair.",
     )
     return figure
+
+
+def shapes_of(results: dict) -> list[list[int]]:
+    """[B, query heads, kv heads, D] of each planted cell that was measured."""
+    planted = [cell for cell in results["rows"] if cell["source"] == "planted"]
+    return [cell["heads"] for cell in planted if cell["status"] == "ok"]

@@ -1,47 +1,16 @@
 """Time, memory and error of one method on one set of inputs, on the current CUDA device."""
 
 import gc
-import hashlib
-import subprocess
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from anchor_lab.experiments.attention.jobs import Case, Job, causal_pairs, floor_ms, flop, size
+from anchor_lab.experiments.attention.jobs import Case, Job, floor_ms, flop, size
 from anchor_ref.measure import output_error
 
 LEAST_REPEATS, MOST_REPEATS = 3, 50
 MIB = 2**20
-KERNELS = Path(__file__).parents[3] / "kernels" / "anchor_kernels"
-
-
-def device_facts() -> dict:
-    """The current CUDA device and what drives it."""
-    import triton
-
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        driver = subprocess.check_output(query, text=True).splitlines()[0].strip()
-    except (OSError, subprocess.CalledProcessError, IndexError):
-        driver = "unknown"
-    return {
-        "device": torch.cuda.get_device_name(),
-        "torch": str(torch.__version__),
-        "triton": triton.__version__,
-        "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),
-        "driver": driver,
-    }
-
-
-def kernels_version() -> str:
-    """The first digits of the SHA-256 of the kernels' sources: which code it was."""
-    digest = hashlib.sha256()
-    for path in sorted(KERNELS.glob("*.py")):
-        digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()[:12]
 
 
 def repeats_for(once_s: float, budget_s: float) -> int:
@@ -61,7 +30,7 @@ def quantiles(times: list[float]) -> dict:
     }
 
 
-def _digits(x: float) -> float:
+def _digits(x: float | Tensor) -> float:
     """Four digits: more would only be noise in the committed file."""
     return float(f"{float(x):.4g}")
 
@@ -122,7 +91,7 @@ class CudaInstruments:
         }
 
 
-def measure(job: Job, case: Case, instruments, rates: dict) -> dict:
+def measure_job(job: Job, case: Case, instruments, rates: dict[str, float]) -> dict:
     """Everything about one method on one case."""
     times = quantiles(instruments.times(job.run))
     # After the timing: the first call of a kernel may need memory that later ones do not.
@@ -133,7 +102,7 @@ def measure(job: Job, case: Case, instruments, rates: dict) -> dict:
         "status": "ok",
         "ms": times,
         "pairs": job.pairs,
-        "kept": _digits(job.pairs / (case.heads * causal_pairs(case.n))),
+        "kept": _digits(job.pairs / case.dense_pairs),
         "pooled": job.pooled,
         "flop": work,
         "bytes": job.bytes,

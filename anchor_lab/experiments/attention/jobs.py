@@ -1,4 +1,4 @@
-"""What `anchor_lab.experiments.attention.measure` runs: each method made ready on one set of inputs, and its work.
+"""The methods that are timed: each made ready on one set of inputs, and the work it has to do.
 
 Pairs are counted from the method's own definition, not from what an implementation multiplies.
 """
@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anchor_ref.config import AnchorConfig
+from anchor_ref.measure import stripe_pairs
 from anchor_ref.plan import StripePlan
-from anchor_ref.regions import groups
+from anchor_ref.regions import Group, causal_pairs, groups
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,11 +46,39 @@ class Case:
         """Query heads of the whole batch."""
         return self.q.shape[0] * self.q.shape[1]
 
+    @property
+    def inputs(self) -> tuple[Tensor, Tensor, Tensor, AnchorConfig, float | None]:
+        """Arguments of stage 1 and of the whole call."""
+        return self.q, self.k, self.v, self.config, self.scale
+
+    @cached_property
+    def layout(self) -> tuple[Group, ...]:
+        return groups(self.config, self.n, self.n)
+
+    @property
+    def dense_pairs(self) -> int:
+        """All causal pairs of all heads."""
+        return self.heads * causal_pairs(self.n)
+
+    @property
+    def always_pairs(self) -> int:
+        """Pairs of stage 1, all heads: initial region and window."""
+        return self.heads * sum(group.always_pairs for group in self.layout)
+
+    @property
+    def stripe_pairs(self) -> int:
+        """Pairs of stage 3, all heads: every stripe is seen by all rows of its group."""
+        return int(stripe_pairs(self.stripes, self.layout).sum())
+
+    @property
+    def pooled_pairs(self) -> int:
+        """Pairs that stage 2 scores, all heads."""
+        return self.heads * sum(group.pooled_pairs for group in self.layout)
+
     @cached_property
     def stripes(self) -> StripePlan:
         """What the project keeps: pairs are counted from it, FlexAttention gets its blocks."""
-        inputs = (self.q, self.k, self.v, self.config, self.scale)
-        return self.backend.anchor_attention(*inputs, return_trace=True)[1].stripes
+        return self.backend.anchor_attention(*self.inputs, return_trace=True)[1].stripes
 
     @cached_property
     def truth(self) -> tuple[Tensor, Tensor]:
@@ -79,32 +108,6 @@ class Job:
     complete: bool = True
     held_bytes: int = 0
     note: str = ""
-
-
-def causal_pairs(n: int) -> int:
-    """Pairs of a query and an earlier key or its own."""
-    return n * (n + 1) // 2
-
-
-def always_pairs(config: AnchorConfig, n: int) -> int:
-    """Pairs of stage 1, one head: initial region and window."""
-    total = 0
-    for group in groups(config, n, n):
-        before = group.rows.start - group.window_start  # the window's keys before the group
-        rows = len(group.rows)
-        total += rows * (len(group.init) + before) + causal_pairs(rows)
-    return total
-
-
-def stripe_pairs(stripes: StripePlan, config: AnchorConfig, n: int) -> int:
-    """Pairs of stage 3, all heads: every stripe is seen by all rows of its group."""
-    rows = torch.tensor([len(group.rows) for group in groups(config, n, n)])
-    return int((stripes.counts.cpu().long() * rows).sum())
-
-
-def pooled_pairs(config: AnchorConfig, n: int) -> int:
-    """Pairs of a block's pooled query and a candidate, one head: what stage 2 scores."""
-    return sum(len(group.blocks) * len(group.candidates) for group in groups(config, n, n))
 
 
 def flop(pairs: int, pooled: int, head_dim: int) -> int:
@@ -144,45 +147,43 @@ def make_methods() -> dict[str, Callable[[Case], Job]]:
 
 def end_to_end(case: Case) -> Job:
     """This project: the three stages in one call."""
-    q, k, v, config, scale = case.q, case.k, case.v, case.config, case.scale
     return Job(
-        lambda: case.backend.anchor_attention(q, k, v, config, scale),
-        pairs=case.heads * always_pairs(config, case.n)
-        + stripe_pairs(case.stripes, config, case.n),
-        pooled=case.heads * pooled_pairs(config, case.n),
-        bytes=size(q, q, k, v),
+        lambda: case.backend.anchor_attention(*case.inputs),
+        pairs=case.always_pairs + case.stripe_pairs,
+        pooled=case.pooled_pairs,
+        bytes=size(case.q, case.q, case.k, case.v),
     )
 
 
 def stage_1(case: Case) -> Job:
-    q, k, v, config, scale = case.q, case.k, case.v, case.config, case.scale
     return Job(
-        lambda: case.backend.compute_anchor(q, k, v, config, scale),
-        pairs=case.heads * always_pairs(config, case.n),
+        lambda: case.backend.compute_anchor(*case.inputs),
+        pairs=case.always_pairs,
         pooled=0,
-        bytes=size(q, q, k, v) + 2 * _row_bytes(q),  # a maximum and a sum for each row
+        # A maximum and a sum for each row.
+        bytes=size(case.q, case.q, case.k, case.v) + 2 * _row_bytes(case.q),
         complete=False,
     )
 
 
 def stage_2(case: Case) -> Job:
-    q, k, v, config, scale = case.q, case.k, case.v, case.config, case.scale
-    row_anchor = case.backend.compute_anchor(q, k, v, config, scale).max
+    q, k, _, config, scale = case.inputs
+    row_anchor = case.backend.compute_anchor(*case.inputs).max
     return Job(
         lambda: case.backend.identify_stripes(q, k, row_anchor, config, scale),
         pairs=0,
-        pooled=case.heads * pooled_pairs(config, case.n),
+        pooled=case.pooled_pairs,
         bytes=size(q, k, case.stripes.indices) + _row_bytes(q),
         complete=False,
     )
 
 
 def stage_3(case: Case) -> Job:
-    q, k, v, config, scale = case.q, case.k, case.v, case.config, case.scale
-    state = case.backend.compute_anchor(q, k, v, config, scale)
+    q, k, v, config, scale = case.inputs
+    state = case.backend.compute_anchor(*case.inputs)
     return Job(
         lambda: case.backend.attend_stripes(q, k, v, state, case.stripes, config, scale),
-        pairs=stripe_pairs(case.stripes, config, case.n),
+        pairs=case.stripe_pairs,
         pooled=0,
         # q, stage 1's part and the output; lists of several groups may share their rows of k.
         bytes=size(q, q, q, case.stripes.indices) + _row_bytes(q),
@@ -191,7 +192,7 @@ def stage_3(case: Case) -> Job:
 
 def _row_bytes(q: Tensor) -> int:
     """One float32 for each row."""
-    return 4 * q.shape[0] * q.shape[1] * q.shape[2]
+    return 4 * q[..., 0].numel()
 
 
 def kernels() -> SimpleNamespace:
@@ -202,10 +203,10 @@ def kernels() -> SimpleNamespace:
     import anchor_kernels
     from anchor_kernels.sparse import continue_softmax
 
-    def attend_stripes(q, k, v, state, stripes, config, scale):
+    def attend_stripes(q, k, v, state, stripes, config, scale, launch=None):
         scale = q.shape[-1] ** -0.5 if scale is None else scale
-        out = torch.empty_like(q)
-        return continue_softmax(q, k, v, state, stripes, config, scale, None, out=out)
+        where = {"out": torch.empty_like(q), "launch": launch}
+        return continue_softmax(q, k, v, state, stripes, config, scale, None, **where)
 
     return SimpleNamespace(
         anchor_attention=anchor_kernels.anchor_attention,
@@ -240,7 +241,7 @@ def _sdpa(case: Case, backend: str) -> Job:
     shape = f"{case.q.shape[1]} / {case.k.shape[1]} heads of {case.q.shape[3]}"
     return Job(
         run,
-        pairs=case.heads * causal_pairs(case.n),
+        pairs=case.dense_pairs,
         pooled=0,
         bytes=size(case.q, case.q, case.k, case.v),
         note=f"SDPA without a forced backend is {names.get(chosen, chosen)} for {shape}",
@@ -258,7 +259,7 @@ def flex(case: Case) -> Job:
     )
     attend, gqa = _compiled_flex(), case.q.shape[1] != case.k.shape[1]
     pairs = block_pairs(tables[2], block, case.n)
-    share = pairs / (case.heads * causal_pairs(case.n))
+    share = pairs / case.dense_pairs
     return Job(
         lambda: attend(case.q, case.k, case.v, block_mask=mask, scale=case.scale, enable_gqa=gqa),
         pairs=pairs,

@@ -1,8 +1,7 @@
 """The kernels on a GPU against dense attention and FlexAttention: time, memory, error.
 
-    python -m anchor_lab attention --activations bundled             writes attention.json
-    python -m anchor_lab attention --activations bundled --resume    what is missing
-    python -m anchor_lab attention --table                           .md and .png from it
+    python -m anchor_lab attention --activations bundled    writes attention.json, .md and .png
+    python -m anchor_lab attention --table                  .md and .png from attention.json
 
 bf16, causal, batch 1, 32 query and 8 kv heads of 128, planted stripes. `--activations` adds the
 queries, keys and values of models: `bundled` stands for every layer of the one that comes with the
@@ -17,34 +16,26 @@ memory      peak of one call above what was there before it and the output
 error       ‖out − dense‖ / ‖dense‖ per head on sampled rows, dense in float64
 
 Dense methods and FlexAttention end at stated lengths, and other densities than 5 % see them at
-131072 tokens only. Each result is written as soon as it is there.
+131072 tokens only. Each result is written as soon as it is there; the same command goes on where
+a run was cut off.
 """
 
 import argparse
-import json
-import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, astuple, dataclass, replace
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, astuple, dataclass, fields, replace
 from math import inf
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import torch
 
-from anchor_lab.experiments.attention.instruments import (
-    CudaInstruments,
-    attempt,
-    device_facts,
-    kernels_version,
-    measure,
-)
+from anchor_lab.experiments.attention.cells import DENSE, DENSITY_LENGTH, REFERENCE_DENSITY
+from anchor_lab.experiments.attention.instruments import CudaInstruments, attempt, measure_job
 from anchor_lab.experiments.attention.jobs import Case, Job, kernels, make_methods
-from anchor_lab.experiments.attention.page import DENSE, DENSITY_LENGTH, REFERENCE_DENSITY, page
-from anchor_lab.experiments.command import lacks_cuda
-from anchor_lab.experiments.store import write_whole
+from anchor_lab.experiments.environment import cuda_facts, kernels_version
+from anchor_lab.experiments.store import Store
 from anchor_models import (
     Captured,
     capture_qkv,
@@ -55,7 +46,6 @@ from anchor_models import (
 )
 from anchor_ref.config import AnchorConfig
 
-HERE = Path("results") / "attention"
 LENGTHS = [2**power for power in range(12, 21)]
 DENSITIES = [0.01, 0.02, 0.05, 0.1, 0.2]
 QUICK_LENGTHS = [4096, 16384]
@@ -91,6 +81,10 @@ class Cell:
         return astuple(self)[:-1]
 
 
+KEY = tuple(field.name for field in fields(Cell))
+Plan = list[tuple[Cell, str]]  # each cell with the reason to skip it, or ""
+
+
 def planned(
     lengths: list[int],
     densities: list[float],
@@ -122,27 +116,32 @@ def planned(
             yield Cell(source, layer, n, density, method), reason
 
 
-def missing(plan: list[tuple[Cell, str]], results: dict) -> list[tuple[Cell, str]]:
-    """What the results do not hold yet; a cell once skipped is missing when nothing forbids it."""
-    fields = Cell.__dataclass_fields__
-    present = {
-        tuple(found[name] for name in fields): found["status"] for found in results["cells"]
-    }
-    return [
-        (cell, reason)
-        for cell, reason in plan
-        if astuple(cell) not in present or (present[astuple(cell)] == "skipped" and not reason)
-    ]
+def missing(plan: Plan, rows: Sequence[dict], retry: bool = False) -> Plan:
+    """What a file does not hold yet.
+
+    Args:
+        plan: all cells.
+        rows: those that the file holds. One once skipped is missing when nothing forbids it.
+        retry: whether one that failed is missing as well.
+    """
+    present = {tuple(row[name] for name in KEY): row["status"] for row in rows}
+
+    def is_missing(cell: Cell, reason: str) -> bool:
+        status = present.get(astuple(cell))
+        if status in (None, "ok"):
+            return status is None
+        return not reason if status == "skipped" else retry
+
+    return [(cell, reason) for cell, reason in plan if is_missing(cell, reason)]
 
 
 @torch.no_grad()
 def run(
-    todo: list[tuple[Cell, str]],
+    todo: Plan,
     make_case: Callable[[Cell], Case],
     methods: dict[str, Callable[[Case], Job]],
     instruments,
-    results: dict,
-    save: Callable[[dict], None],
+    store: Store,
     budget_s: float = inf,
     clock: Callable[[], float] = time.monotonic,
 ) -> int:
@@ -151,8 +150,8 @@ def run(
     Raises:
         RuntimeError: the device stopped answering after a failure. What failed is saved.
     """
-    started, number = clock(), len(results["runs"]) - 1
-    rates = {name: results["runs"][-1][name] for name in ("matrix_tflops", "copy_tbs")}
+    started = clock()
+    rates = {name: store.run[name] for name in ("matrix_tflops", "copy_tbs")}
     case, inputs = None, None
 
     for place, (cell, reason) in enumerate(todo):
@@ -165,23 +164,15 @@ def run(
             nonlocal case
             if case is None:
                 case = make_case(cell)
-            return measure(methods[cell.method](case), case, instruments, rates)
+            return measure_job(methods[cell.method](case), case, instruments, rates)
 
         found = {"status": "skipped", "message": reason} if reason else attempt(measured)
-        _replace(results, {**asdict(cell), "run": number, **found})
-        save(results)
-        print(line(results["cells"][-1]), flush=True)
+        found = {**asdict(cell), **found}
+        store.add([found])
+        print(line(found), flush=True)
         if found["status"] in ("error", "out of memory"):
             instruments.settle()
     return 0
-
-
-def _replace(results: dict, found: dict) -> None:
-    """Put a cell at the end, in place of an older one of the same name."""
-    fields = list(Cell.__dataclass_fields__)
-    name = [found[field] for field in fields]
-    results["cells"] = [x for x in results["cells"] if [x[field] for field in fields] != name]
-    results["cells"].append(found)
 
 
 def line(found: dict) -> str:
@@ -199,16 +190,13 @@ def line(found: dict) -> str:
     )
 
 
-def command_line(arguments: list[str]) -> str:
-    """As it was given, of absolute paths the last part: where files lay tells nobody anything."""
-    short = [Path(word).name if Path(word).is_absolute() else word for word in arguments]
-    return shlex.join(["python", "-m", "anchor_lab.experiments.attention.measure", *short])
-
-
-def find_captures(names: Iterable[str], device: str = "cuda") -> Captures:
+def find_captures(names: Iterable[str | Path], device: str = "cuda") -> Captures:
     """Every layer of the bundled model, of the files and of the folders that are named.
 
     Layer files of `capture_qkv` are called alike in every folder, so the folder's name is theirs.
+
+    Raises:
+        ValueError: two of them have one name.
     """
     found: Captures = {}
     for name in names:
@@ -247,18 +235,12 @@ def case_maker(
 ) -> Callable[[Cell], Case]:
     """A function that makes the inputs of a cell, in bf16 on the device."""
     config = AnchorConfig()
+    shape = {"q_heads": 32, "kv_heads": 8, "head_dim": 128}
 
     def make_case(cell: Cell) -> Case:
         if cell.source == "planted":
-            inputs = planted_stripes(
-                cell.n,
-                q_heads=32,
-                kv_heads=8,
-                head_dim=128,
-                density=cell.density,
-                dtype=torch.bfloat16,
-                device=device,
-            )
+            where = {"dtype": torch.bfloat16, "device": device}
+            inputs = planted_stripes(cell.n, **shape, density=cell.density, **where)
             return Case(inputs.q, inputs.k, inputs.v, None, config, backend)
         found = captures[cell.source, cell.layer, cell.n]
         if found.sliding_window is not None and found.sliding_window < cell.n:
@@ -271,82 +253,10 @@ def case_maker(
     return make_case
 
 
-def write(results: dict, path: Path) -> None:
-    """Replace the file in one step: a run that is cut off leaves the last whole one."""
-    cells = ",\n".join("  " + json.dumps(cell) for cell in results["cells"])
-    runs = ",\n".join("  " + json.dumps(run) for run in results["runs"])
-    write_whole(path, f'{{\n "runs": [\n{runs}\n ],\n "cells": [\n{cells}\n ]\n}}\n')
-
-
-def main(arguments: list[str] | None = None) -> int:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    options = _options(arguments)
-    if options.table:
-        from anchor_lab.experiments.attention.figure import (
-            draw,  # matplotlib is not asked for on a GPU
-        )
-
-        draw(json.loads(options.out.read_text())).savefig(options.out.with_suffix(".png"), dpi=150)
-        options.out.with_suffix(".md").write_text(page(options.out))
-        print(page(options.out))
-        return 0
-    if lacks_cuda("attention"):
-        return 2
-    if options.out.exists() and not options.resume:
-        print(f"{options.out} exists: add --resume, or name another --out.", file=sys.stderr)
-        return 2
-    results = {"runs": [], "cells": []}
-    if options.out.exists():
-        results = json.loads(options.out.read_text())
-    about = {"date": options.date, **device_facts(), "kernels": kernels_version()}
-    about["command"] = command_line(arguments)
-    for what in SAME_IN_ALL_RUNS:
-        others = {run[what] for run in results["runs"]} - {about[what]}
-        if others:
-            print(f"{options.out} holds results of {what} {others.pop()}.", file=sys.stderr)
-            return 2
-    if options.retry:
-        results["cells"] = [c for c in results["cells"] if c["status"] in ("ok", "skipped")]
-
-    captures = find_captures(options.activations)
-    plan = planned(
-        options.lengths,
-        options.densities,
-        options.methods,
-        captures,
-        options.dense_to,
-        options.flex_to,
-    )
-    todo = missing(list(plan), results)
-    if not todo:
-        print(f"{options.out} holds all of it.")
-        return 0
-    instruments = CudaInstruments(options.cell_s)
-    results["runs"].append(about | instruments.rates())
-    left = run(
-        todo,
-        case_maker(captures, kernels()),
-        make_methods(),
-        instruments,
-        results,
-        lambda results: write(results, options.out),
-        options.budget_s,
-    )
-    if left:
-        print(f"Budget of {options.budget_s:.0f} s used: {left} cells left, go on with --resume.")
-    return 0
-
-
-def _options(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def options(parser: argparse.ArgumentParser) -> None:
+    """What is measured, and for how long."""
     names = list(make_methods())
-    parser.add_argument("--out", type=Path, default=HERE / "attention.json")
-    parser.add_argument("--resume", action="store_true", help="keep what --out holds, add to it")
-    parser.add_argument("--retry", action="store_true", help="with --resume: failed cells again")
-    parser.add_argument("--table", action="store_true", help="no measuring, only table and figure")
-    parser.add_argument("--quick", action="store_true", help="two lengths, one density")
+    parser.add_argument("--retry", action="store_true", help="failed cells again")
     parser.add_argument("--lengths", type=int, nargs="+")
     parser.add_argument("--densities", type=float, nargs="+", help="shares of planted keys")
     parser.add_argument("--methods", nargs="+", choices=names, default=names)
@@ -355,13 +265,40 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--flex-to", type=int, default=131_072, help="largest N of FlexAttention")
     parser.add_argument("--cell-s", type=float, default=2.0, help="seconds of repeats per cell")
     parser.add_argument("--budget-s", type=float, default=inf, help="stop cleanly after that")
-    parser.add_argument("--date", default=f"{datetime.now(UTC):%Y-%m-%d}")
-    options = parser.parse_args(arguments)
-    quick = options.quick
-    options.lengths = options.lengths or (QUICK_LENGTHS if quick else LENGTHS)
-    options.densities = options.densities or ([REFERENCE_DENSITY] if quick else DENSITIES)
-    return options
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def measure(options: argparse.Namespace) -> int:
+    """Measure what the file lacks.
+
+    Returns:
+        0; 1 while the file has no cell at all; 2 with a line on stderr where it is of another
+        device, of other kernels or libraries, or none of this experiment.
+    """
+    about = cuda_facts() | {"kernels": kernels_version()}
+    try:
+        store = Store(options.out, KEY, {name: about.pop(name) for name in SAME_IN_ALL_RUNS})
+    except ValueError as problem:
+        print(problem, file=sys.stderr)
+        return 2
+    captures = find_captures(options.activations)
+    plan = planned(
+        options.lengths or (QUICK_LENGTHS if options.quick else LENGTHS),
+        options.densities or ([REFERENCE_DENSITY] if options.quick else DENSITIES),
+        options.methods,
+        captures,
+        options.dense_to,
+        options.flex_to,
+    )
+    todo = missing(list(plan), store.rows, options.retry)
+    if not todo:
+        print(f"{options.out} holds all of it.")
+        return 0
+    instruments = CudaInstruments(options.cell_s)
+    store.run = {**about, "command": options.command, **instruments.rates()}
+    make_case = case_maker(captures, kernels())
+    left = run(todo, make_case, make_methods(), instruments, store, options.budget_s)
+    if left:
+        print(
+            f"Budget of {options.budget_s:.0f} s used: {left} cells left, the same call goes on."
+        )
+    return 0 if store.rows else 1

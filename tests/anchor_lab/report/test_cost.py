@@ -16,7 +16,7 @@ from tests.tree import RESULTS
 BENCHMARK = RESULTS / "attention" / "attention_h100.json"
 CELLS = {
     (cell["n"], cell["method"]): cell
-    for cell in json.loads(BENCHMARK.read_text())["cells"]
+    for cell in json.loads(BENCHMARK.read_text())["rows"]
     if (cell["source"], cell["density"], cell["status"]) == ("planted", 0.05, "ok")
 }
 LENGTHS = sorted(n for n, method in CELLS if method == "anchor")
@@ -68,7 +68,7 @@ def test_speed_ups_are_ratios_of_times():
 
 def test_the_overhead_is_that_of_short_prompts(tmp_path):
     measured, path = json.loads(BENCHMARK.read_text()), tmp_path / "attention.json"
-    for cell in measured["cells"]:
+    for cell in measured["rows"]:
         if cell["method"] == "anchor" and cell["n"] > 16384:
             cell["ms"]["median"] += 1000.0
     path.write_text(json.dumps(measured))
@@ -83,9 +83,9 @@ def test_rates_are_those_of_the_committed_benchmark():
 def written(tmp_path, run_of) -> Path:
     """The benchmark's file with a run before its own, and of which run each cell is."""
     measured = json.loads(BENCHMARK.read_text())
-    other = measured["runs"][0] | {"device": "other", "date": "never", "matrix_tflops": 1.0}
+    other = measured["runs"][0] | {"date": "never", "matrix_tflops": 1.0}
     measured["runs"].insert(0, other)
-    for cell in measured["cells"]:
+    for cell in measured["rows"]:
         cell["run"] = run_of(cell)
     path = tmp_path / "attention.json"
     path.write_text(json.dumps(measured))
@@ -112,9 +112,11 @@ def test_the_estimate_is_near_the_measured_time(n):
         assert found.dense == pytest.approx(CELLS[n, "sdpa-cudnn"]["ms"]["median"], rel=0.15)
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"runs": [], "cells": []}', "[1]"])
+@pytest.mark.parametrize("text", ["", "{}", '{"settings": {}, "runs": [], "rows": []}', "[1]"])
 def test_a_file_without_measurements_is_refused(tmp_path, text):
     path = tmp_path / "rates.json"
     path.write_text(text)
-    with pytest.raises(ValueError, match="rates must come from a file of benchmarks"):
+    with pytest.raises(
+        ValueError, match="rates must come from a file of `python -m anchor_lab attention`"
+    ):
         read_rates(path)

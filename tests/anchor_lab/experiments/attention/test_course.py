@@ -1,14 +1,14 @@
-"""What notebook 12 reads from the benchmark's file, on results made for it and on the file."""
+"""What notebook 12 draws, on results made for it and on those that are committed."""
 
-import json
 from math import inf, sqrt
 
 import pytest
 from matplotlib import pyplot as plt
 
 from anchor_lab.drawing import style
-from anchor_lab.experiments.attention import course as speed
-from anchor_lab.experiments.attention import page as attention_tables
+from anchor_lab.experiments.attention import cells as found
+from anchor_lab.experiments.attention import course, figure
+from anchor_lab.experiments.store import read
 from tests.tree import RESULTS
 
 FOLDER = RESULTS / "attention"
@@ -57,14 +57,14 @@ def results() -> dict:
         cell(method, 1024, ms, source="tiny", layer=3, density=None)
         for method, ms in (("anchor", 4.0), ("sdpa-cudnn", 2.0))
     ]
-    return {"runs": [{"matrix_tflops": 10.0, "copy_tbs": 2.0}], "cells": cells}
+    return {"settings": {}, "runs": [{"matrix_tflops": 10.0, "copy_tbs": 2.0}], "rows": cells}
 
 
 def test_only_measured_planted_results_of_one_density_count(results):
-    assert list(speed.cells(results, "anchor")) == [1024, 2048, 4096]
-    assert speed.cells(results, "anchor")[1024]["ms"]["median"] == 4.0
-    assert speed.cells(results, "sdpa-flash") == {}
-    race = speed.data_race(results)
+    assert list(found.cells(results, "anchor")) == [1024, 2048, 4096]
+    assert found.cells(results, "anchor")[1024]["ms"]["median"] == 4.0
+    assert found.cells(results, "sdpa-flash") == {}
+    race = figure.data_times(results)
     assert race["floor"] == ([1024, 2048, 4096], [2.0, 4.0, 8.0])
     assert "sdpa-flash" not in race
 
@@ -78,50 +78,48 @@ def test_only_measured_planted_results_of_one_density_count(results):
         ({1: 2.0, 4: 2.0}, {1: 1.0, 4: 4.0}, 2.0),
         ({1: 2.0, 4: 2.0, 8: 1.0}, {1: 1.0, 4: 4.0}, 2.0),
         ({1: 1.0, 2: 3.0, 4: 3.0}, {1: 2.0, 2: 2.0, 4: 4.5}, 2 * sqrt(2)),
+        ({1: 2.0, 3: 0.1, 4: 2.0}, {1: 1.0, 2: 9.0, 4: 4.0}, 2.0),
     ],
 )
-def test_break_even_is_the_last_crossing_as_in_the_benchmark(ours, theirs, expected):
-    found = speed.break_even(ours, theirs)
-    assert found == pytest.approx(expected)
-    both = {n: (ours[n], theirs[n]) for n in ours.keys() & theirs.keys()}
-    assert found == pytest.approx(attention_tables.break_even(both))
+def test_break_even_is_the_last_crossing_of_the_shared_lengths(ours, theirs, expected):
+    assert found.break_even(ours, theirs) == pytest.approx(expected)
 
 
 def test_shares_are_of_the_sum_of_the_stages(results):
-    data = speed.data_shares(results)
-    assert data["n"] == [1024, 2048, 4096]
+    data = course.data_shares(results)
+    assert data["at"] == [1024, 2048, 4096]
     assert data["stage3"] == pytest.approx([1 / 4, 4 / 8, 8 / 16])
-    for shares in zip(*(data[stage] for stage in speed.STAGES), strict=True):
+    for shares in zip(*(data[stage] for stage in found.STAGES), strict=True):
         assert sum(shares) == pytest.approx(1)
 
 
 def test_roofline_memory_and_layers_are_those_of_the_file(results):
-    roof = speed.data_roofline(results, 2048)
+    roof = course.data_roofline(results, 2048)
     assert (roof["peak"], roof["bandwidth"]) == (10.0, 2.0)
     assert roof["points"]["3 sparse"] == (4 * 6e9 / 2e9, 6.0)
-    memory = speed.data_memory(results)
+    memory = course.data_memory(results)
     assert memory["AnchorAttention"] == ([1024, 2048, 4096], [1, 2, 4])
     assert memory["q, k, v and output"][1][0] == pytest.approx(10.24)
-    assert speed.data_layers(results) == [("tiny", 1024, 3, 0.5, 0.5)]
+    assert figure.data_layers(results) == [("tiny", 1024, 3, 0.5, 0.5)]
 
 
 @pytest.mark.parametrize("committed", [None, "attention", "attention_h100"])
 def test_every_figure_draws(results, committed):
     if committed:
-        results = json.loads((FOLDER / f"{committed}.json").read_text())
+        results = read(FOLDER / f"{committed}.json")
     n = 131072 if committed else 2048
-    race = speed.data_race(results)
+    race = figure.data_times(results)
     style.use_style()
-    figure, axes = plt.subplots(2, 3, figsize=(14, 8))
-    speed.draw_race({**race, "another device": race["anchor"]}, axes[0, 0])
+    drawn, axes = plt.subplots(2, 3, figsize=(14, 8))
+    figure.draw_times({**race, "another device": race["anchor"]}, axes[0, 0])
     assert "another device" in {text.get_text() for text in axes[0, 0].texts}
-    speed.draw_shares(speed.data_shares(results), axes[0, 1])
-    speed.draw_roofline(speed.data_roofline(results, n), axes[0, 2])
-    speed.draw_memory(speed.data_memory(results), axes[1, 0])
-    speed.draw_layers(speed.data_layers(results), axes[1, 1])
-    figure.canvas.draw()
-    plt.close(figure)
+    course.draw_shares(course.data_shares(results), axes[0, 1])
+    course.draw_roofline(course.data_roofline(results, n), axes[0, 2])
+    course.draw_memory(course.data_memory(results), axes[1, 0])
+    figure.draw_layers(figure.data_layers(results), axes[1, 1])
+    drawn.canvas.draw()
+    plt.close(drawn)
 
 
 def test_lengths_are_named_shortly():
-    assert [speed.short(n) for n in (1000, 131072, 2**20)] == ["1000", "128k", "1M"]
+    assert [figure.short(n) for n in (1000, 131072, 2**20)] == ["1000", "128k", "1M"]

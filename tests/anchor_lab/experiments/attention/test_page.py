@@ -1,25 +1,44 @@
 """The tables and the figure of the GPU benchmark: what they say about results that are known."""
 
-import json
 from math import inf, isclose
+from pathlib import Path
 
 import pytest
 from matplotlib import pyplot as plt
 
-from anchor_lab.experiments.attention import figure
-from anchor_lab.experiments.attention import measure as bench
-from anchor_lab.experiments.attention import page as tables
-from tests.anchor_lab.experiments.attention.test_measure import ABOUT, RATES
+from anchor_lab.experiments.attention import cells, figure
+from anchor_lab.experiments.attention.measure import KEY
+from anchor_lab.experiments.attention.page import EXPERIMENT, page, values
+from anchor_lab.experiments.store import read, write_json
+from tests.anchor_lab.experiments.attention.test_measure import ABOUT, RUN, SETTINGS
 from tests.tree import RESULTS
 
 FOLDER = RESULTS / "attention"
-RUN = ABOUT | RATES
+
+
+def table(results: dict) -> str:
+    """The page, of a file that lies alone."""
+    return page(results, Path("nowhere") / "a.md")
+
+
+def of_ratios(ratios: list[float]) -> tuple[dict[int, float], dict[int, float]]:
+    lengths = [1000 * 2**i for i in range(len(ratios))]
+    return dict(zip(lengths, ratios, strict=True)), dict.fromkeys(lengths, 1.0)
 
 
 def test_break_even_of_power_laws_is_their_crossing():
-    times = {n: (n * 3.0, n**2 / 1000) for n in (1024, 2048, 4096, 8192)}
-    assert isclose(tables.break_even(times), 3000, rel_tol=1e-9)
-    assert tables.break_even({n: times[n] for n in (8192, 1024)}) == pytest.approx(3000)
+    ours, theirs = ({n: time(n) for n in (8192, 1024, 2048, 4096)} for time in (linear, square))
+    assert isclose(cells.break_even(ours, theirs), 3000, rel_tol=1e-9)
+    both = {n: ours[n] for n in (8192, 1024)}
+    assert cells.break_even(both, theirs) == pytest.approx(3000)
+
+
+def linear(n: int) -> float:
+    return n * 3.0
+
+
+def square(n: int) -> float:
+    return n**2 / 1000
 
 
 @pytest.mark.parametrize(
@@ -31,12 +50,16 @@ def test_break_even_of_power_laws_is_their_crossing():
         ([2.0, 1.0], inf),
         ([1.0, 0.5], 1000.0),
         ([2.0, 0.5, 2.0, 0.5], 4000.0 * 2**0.5),  # from there on for good
-        ([], inf),
     ],
 )
 def test_break_even_is_where_the_first_stays_ahead(ratios, expected):
-    times = {1000 * 2**i: (ratio, 1.0) for i, ratio in enumerate(ratios)}
-    assert tables.break_even(times) == pytest.approx(expected)
+    assert cells.break_even(*of_ratios(ratios)) == pytest.approx(expected)
+
+
+def test_break_even_without_a_shared_length_is_refused_with_what_there_is():
+    message = r"ours and theirs must share a length, got \[1000, 2000\] and \[4000\]"
+    with pytest.raises(ValueError, match=message):
+        cells.break_even({2000: 1.0, 1000: 1.0}, {4000: 1.0})
 
 
 CHOICE = "SDPA without a forced backend is FLASH_ATTENTION"
@@ -69,9 +92,9 @@ def made_up(method, n, ms, density=0.05, source="planted", layer=None, **more) -
 
 @pytest.fixture
 def results() -> dict:
-    cells = []
+    rows = []
     for n, ours, flash, cudnn in ((131_072, 20.0, 418.0, 254.0), (65_536, 60.0, 102.8, 57.0)):
-        cells += [
+        rows += [
             made_up("anchor", n, ours),
             made_up("stage1", n, ours / 4),
             made_up("stage2", n, ours / 8),
@@ -81,11 +104,11 @@ def results() -> dict:
         ]
     nothing = {"status": "out of memory", "message": "no | room"}
     where = {"source": "planted", "layer": None, "run": 0, "density": 0.05}
-    cells.append({**where, "n": 131_072, "method": "flex", **nothing})
-    cells += [made_up(m, 131_072, 44.0, density=0.2) for m in ("anchor", *figure.STAGES)]
-    cells.append(made_up("anchor", 16_384, 3.0, None, "llama", 7))
-    cells.append(made_up("sdpa-cudnn", 16_384, 3.3, None, "llama", 7))
-    return {"runs": [RUN], "cells": cells}
+    rows.append({**where, "n": 131_072, "method": "flex", **nothing})
+    rows += [made_up(m, 131_072, 44.0, density=0.2) for m in ("anchor", *cells.STAGES)]
+    rows.append(made_up("anchor", 16_384, 3.0, None, "llama", 7))
+    rows.append(made_up("sdpa-cudnn", 16_384, 3.3, None, "llama", 7))
+    return {"settings": SETTINGS, "runs": [RUN], "rows": rows}
 
 
 def section(text: str, title: str) -> list[dict[str, str]]:
@@ -100,7 +123,7 @@ def section(text: str, title: str) -> list[dict[str, str]]:
 
 
 def test_the_table_gives_times_quantiles_and_both_dense_backends(results):
-    shorter, longer = section(tables.table(results), "End to end, 5 % stripes")
+    shorter, longer = section(table(results), "End to end, 5 % stripes")
     assert longer["N"] == "131072"
     assert longer["AnchorAttention, ms"] == "20 [18–22]"
     assert longer["SDPA flash, ms"] == "418 [376–460]"
@@ -113,7 +136,7 @@ def test_the_table_gives_times_quantiles_and_both_dense_backends(results):
 
 
 def test_the_table_says_what_has_no_result_and_why(results):
-    text = tables.table(results)
+    text = table(results)
     shorter, longer = section(text, "End to end")
     assert longer["FlexAttention, ms"] == "out of memory"
     assert shorter["FlexAttention, ms"] == "–"
@@ -121,25 +144,25 @@ def test_the_table_says_what_has_no_result_and_why(results):
 
 
 def test_the_table_names_break_even_device_and_command(results):
-    text = tables.table(results)
+    text = table(results)
     # log(60/57) = 0.05129 before, log(20/254) = -2.54160 after: 65536 · 2^(0.05129 / 2.59289).
     assert "Break-even with SDPA cuDNN: N = 66441, interpolated" in text
     assert "Break-even with SDPA flash: below N = 65536, the shortest measured" in text
-    for value in (*ABOUT.values(), "790", "4.3"):
+    for value in (*SETTINGS.values(), *ABOUT.values(), RUN["command"], "790", "4.3"):
         assert str(value) in text
     assert CHOICE in text
 
 
 def test_the_table_of_stages_adds_them_up(results):
-    row = section(tables.table(results), "Stages, 5 % stripes")[1]
+    row = section(table(results), "Stages, 5 % stripes")[1]
     assert row["sum"] == "17.5"
     assert row["end to end, ms"] == "20 (345)"
     assert [row[f"stage {i}, ms"] for i in (1, 2, 3)] == ["5 (345)", "2.5 (345)", "10 (345)"]
 
 
 def test_the_table_by_density_holds_every_method_that_was_measured_there(results):
-    results["cells"].append(made_up("flex", 131_072, 330.0, density=0.2, kept=0.998))
-    few, many = section(tables.table(results), "By stripe density, N = 131072")
+    results["rows"].append(made_up("flex", 131_072, 330.0, density=0.2, kept=0.998))
+    few, many = section(table(results), "By stripe density, N = 131072")
     assert (few["stripes"], many["stripes"]) == ("5 %", "20 %")
     assert few["SDPA cuDNN, ms"] == "254 [229–279]"
     assert many["AnchorAttention, ms"].startswith("44 ")
@@ -149,15 +172,15 @@ def test_the_table_by_density_holds_every_method_that_was_measured_there(results
 
 
 def test_the_table_of_memory_holds_its_numbers(results):
-    memory = section(tables.table(results), "Peak memory")
+    memory = section(table(results), "Peak memory")
     assert memory[0]["inputs and output"] == "2048"
     assert memory[0]["AnchorAttention"] == "321"
 
 
 def test_the_table_of_captures_goes_by_model_length_and_layer(results):
-    results["cells"].append(made_up("anchor", 8192, 2.0, None, "llama", 7))
-    results["cells"].append(made_up("anchor", 16_384, 3.0, None, "llama", 3))
-    rows = section(tables.table(results), "Activations of a model")
+    results["rows"].append(made_up("anchor", 8192, 2.0, None, "llama", 7))
+    results["rows"].append(made_up("anchor", 16_384, 3.0, None, "llama", 3))
+    rows = section(table(results), "Activations of a model")
     keys = [(row["model"], row["N"], row["layer"]) for row in rows]
     assert keys == [("llama", "8192", "7"), ("llama", "16384", "3"), ("llama", "16384", "7")]
     last = rows[-1]
@@ -169,56 +192,73 @@ def test_the_table_of_captures_goes_by_model_length_and_layer(results):
 def test_a_table_of_nothing_but_failures_is_a_table():
     failed = {"status": "out of memory", "message": "no room", "n": 300, "method": "anchor"}
     where = {"source": "planted", "layer": None, "run": 0, "density": 0.05}
-    text = tables.table({"runs": [RUN], "cells": [where | failed]})
+    text = table({"settings": SETTINGS, "runs": [RUN], "rows": [where | failed]})
     assert "out of memory | no room" in text
     assert "Break-even with SDPA cuDNN: no length has both." in text
 
 
 def test_without_5_percent_the_table_stands_on_the_density_measured_first(results):
-    for found in results["cells"]:
+    for found in results["rows"]:
         if found["density"] == 0.05:
             found["density"] = 0.02
-    assert "## End to end, 2 % stripes" in tables.table(results)
+    assert "## End to end, 2 % stripes" in table(results)
 
 
-def test_the_table_is_written_beside_the_results(results, tmp_path, capsys):
+def test_page_and_picture_are_written_beside_the_results(results, tmp_path, capsys):
     out = tmp_path / "a.json"
-    bench.write(results, out)
-    assert bench.main(["--out", str(out), "--table"]) == 0
+    write_json(out, results["settings"], results["rows"], results["runs"])
+    assert EXPERIMENT.run(["--out", str(out), "--table"]) == 0
     text = (tmp_path / "a.md").read_text()
-    assert text == tables.page(out)
-    picture = f"![{tables.in_words(results)}](a.png)\n\n"
-    assert picture in text
-    assert text.replace(picture, "") == tables.table(results)
+    assert text == page(read(out), tmp_path / "a.md")
+    assert text.count("](a.png)\n\nMedians") == 1
     assert (tmp_path / "a.png").stat().st_size > 10_000
 
 
 def test_a_page_leads_to_results_of_later_kernels(results, tmp_path):
-    later = {**results, "runs": [RUN | {"date": "2099-01-01", "kernels": "later"}]}
-    same = {**results, "runs": [RUN | {"date": "2099-01-01"}]}
+    run = RUN | {"date": "2099-01-01"}
+    later = {**results, "runs": [run], "settings": SETTINGS | {"kernels": "later"}}
+    same = {**results, "runs": [run]}
     for name, found in (("attention", results), ("attention_x", later), ("attention_y", same)):
-        bench.write(found, tmp_path / f"{name}.json")
-    lines = tables.page(tmp_path / "attention.json").splitlines()
-    assert lines[2].startswith(f"**These kernels, {RUN['kernels']}, are older than those of ")
-    assert "[attention_x.md](attention_x.md), later" in lines[2]
+        write_json(tmp_path / f"{name}.json", found["settings"], found["rows"], found["runs"])
+
+    def lines(name: str) -> list[str]:
+        return page(read(tmp_path / f"{name}.json"), tmp_path / f"{name}.md").splitlines()
+
+    first = f"**These kernels, {SETTINGS['kernels']}, are older than those of "
+    assert lines("attention")[2].startswith(first)
+    assert "[attention_x.md](attention_x.md), later" in lines("attention")[2]
     for name in ("attention_x", "attention_y"):
-        assert tables.page(tmp_path / f"{name}.json").splitlines()[2].startswith("![Four panels")
+        assert lines(name)[2].startswith("![Four panels")
+
+
+def in_words(results: dict) -> str:
+    return table(results).split("![")[1].split("](a.png)")[0]
 
 
 def test_the_picture_is_told_in_words(results):
-    assert tables.in_words(results) == (
-        f"Four panels, {RUN['device']}. Time of a call from 65536 to 131072 tokens: 60 to 20 ms. "
-        "At 131072 tokens cuDNN takes 13 times as long. Time from 5 % to 20 % stripes at 131072 "
-        "tokens: 20 to 44 ms, cuDNN 254 to 254 ms; its stage 3 10 to 44 ms. On layers of a model "
-        "cuDNN's time over ours is 1.10 to 1.10."
+    assert in_words(results) == (
+        f"Four panels, {SETTINGS['device']}. Time of a call from 65536 to 131072 tokens: 60 to 20 "
+        "ms. At 131072 tokens cuDNN takes 13 times as long. Time from 5 % to 20 % stripes at "
+        "131072 tokens: 20 to 44 ms, cuDNN 254 to 254 ms; its stage 3 10 to 44 ms. On layers of a "
+        "model cuDNN's time over ours is 1.10 to 1.10."
     )
-    failed = [cell for cell in results["cells"] if cell["status"] != "ok"]
-    assert "not measured" in tables.in_words({"runs": [RUN], "cells": failed})
+    failed = [cell for cell in results["rows"] if cell["status"] != "ok"]
+    assert "not measured" in in_words({**results, "rows": failed})
+
+
+def test_what_the_page_shows_is_what_was_measured(results):
+    found = values(results)
+    assert (found["density"], found["compared_at"]) == (0.05, 131_072)
+    assert found["shape"] == [1, 32, 8, 128]
+    assert found["gains"] == [pytest.approx(1.1)]
+    assert found["even"]["SDPA flash"] == (0.0, [65_536, 131_072])
+    assert [row["flex"]["status"] for row in found["lengths"].values()] == ["–", "out of memory"]
+    assert [cell["method"] for cell in found["gaps"]] == ["flex"]
 
 
 def test_dots_that_lie_close_share_a_label():
-    kept, gain = [0.5, 0.995, 1.0, 1.0, 1.0], [0.6, 0.20, 0.21, 0.5, 0.19]
-    assert figure.data_labels(kept, gain, [0, 4, 2, 3, 1]) == [
+    dots = [(0.5, 0.6, 0), (0.995, 0.20, 4), (1.0, 0.21, 2), (1.0, 0.5, 3), (1.0, 0.19, 1)]
+    assert figure.data_labels(dots) == [
         (0.5, 0.6, "0"),
         (1.0, 0.21, "1, 2, 4"),
         (1.0, 0.5, "3"),
@@ -229,33 +269,44 @@ def test_dots_that_lie_close_share_a_label():
 
 
 def test_the_figure_shows_the_times_of_the_table(results):
-    data = figure.data_times(results)
-    assert data["lines"]["anchor"] == ([65_536, 131_072], [60.0, 20.0])
-    assert data["lines"]["sdpa-cudnn"] == ([65_536, 131_072], [57.0, 254.0])
-    assert "flex" not in data["lines"]
-    assert data["floor"] == ([65_536, 131_072], pytest.approx([40.0, 13.333], rel=1e-3))
-    assert data["break_even"] == pytest.approx(66_441, abs=1)
+    lines = figure.data_times(results)
+    assert lines["anchor"] == ([65_536, 131_072], [60.0, 20.0])
+    assert lines["sdpa-cudnn"] == ([65_536, 131_072], [57.0, 254.0])
+    assert "flex" not in lines
+    assert lines["floor"] == ([65_536, 131_072], pytest.approx([40.0, 13.333], rel=1e-3))
+    even, lengths = cells.crossing(cells.by_inputs(results), "sdpa-cudnn")
+    assert even == pytest.approx(66_441, abs=1)
+    assert lengths == [65_536, 131_072]
+    assert cells.crossing(cells.by_inputs(results), "flex") == (None, [])
+
+
+def test_the_figure_marks_the_break_even_length_where_there_is_one(results):
+    lines = figure.data_times(results)
+    for even, marks in ((66_441.0, 1), (0.0, 0), (inf, 0), (None, 0)):
+        drawn, ax = plt.subplots()
+        figure.draw_times(lines, ax, even)
+        assert sum("break-even" in text.get_text() for text in ax.texts) == marks
+        plt.close(drawn)
 
 
 def test_the_figure_shows_every_density_stage_and_layer_of_the_table(results):
-    densities = figure.data_densities(results)
-    assert densities["n"] == 131_072
-    assert densities["lines"]["anchor"] == ([0.05, 0.2], [20.0, 44.0])
-    assert densities["lines"]["sdpa-flash"] == ([0.05], [418.0])
-    stages = figure.data_stages(results)
-    assert (stages["n"], stages["density"]) == (131_072, [0.05, 0.2])
-    assert stages["stages"] == [[5.0, 44.0], [2.5, 44.0], [10.0, 44.0]]
-    assert figure.data_captures(results) == {
-        ("llama", 16_384): ([0.125], [pytest.approx(1.1)], [7])
-    }
+    n, lines = figure.data_densities(results)
+    assert n == 131_072
+    assert lines["anchor"] == ([0.05, 0.2], [20.0, 44.0])
+    assert lines["sdpa-flash"] == ([0.05], [418.0])
+    n, densities = cells.by_density(cells.by_inputs(results))
+    stages = figure.data_stages(densities)
+    assert (n, stages.pop("at")) == (131_072, [0.05, 0.2])
+    assert list(stages.values()) == [[5.0, 44.0], [2.5, 44.0], [10.0, 44.0]]
+    assert figure.data_layers(results) == [("llama", 16_384, 7, 0.125, pytest.approx(1.1))]
 
 
 @pytest.mark.parametrize("kept", ["all", "no dense", "failures"])
 def test_the_figure_can_be_drawn_whatever_is_missing(results, kept):
     if kept == "no dense":
-        results["cells"] = [c for c in results["cells"] if "sdpa" not in c["method"]]
+        results["rows"] = [c for c in results["rows"] if "sdpa" not in c["method"]]
     if kept == "failures":
-        results["cells"] = [c for c in results["cells"] if c["status"] != "ok"]
+        results["rows"] = [c for c in results["rows"] if c["status"] != "ok"]
     drawn = figure.draw(results)
     drawn.canvas.draw()
     assert len(drawn.axes) == 4
@@ -264,5 +315,12 @@ def test_the_figure_can_be_drawn_whatever_is_missing(results, kept):
 
 @pytest.mark.parametrize("name", ["attention", "attention_h100"])
 def test_the_committed_pages_are_what_the_committed_results_give(name):
-    assert (FOLDER / f"{name}.md").read_text() == tables.page(FOLDER / f"{name}.json")
+    path = FOLDER / f"{name}.json"
+    assert (FOLDER / f"{name}.md").read_text() == page(read(path), path.with_suffix(".md"))
     assert (FOLDER / f"{name}.png").exists()
+
+
+@pytest.mark.parametrize("name", ["attention", "attention_h100"])
+def test_the_committed_results_hold_each_cell_once(name):
+    rows = read(FOLDER / f"{name}.json")["rows"]
+    assert len({tuple(row[field] for field in KEY) for row in rows}) == len(rows) == 331

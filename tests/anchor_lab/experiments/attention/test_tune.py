@@ -7,6 +7,7 @@ import torch
 
 from anchor_kernels.launch import AttentionLaunch, HopperLaunch, SelectLaunch
 from anchor_lab.experiments.attention import tune
+from anchor_lab.experiments.attention.jobs import Case, kernels
 from anchor_models import planted_stripes
 from anchor_ref.config import AnchorConfig
 
@@ -52,10 +53,9 @@ def test_without_a_gpu_one_line_says_so(monkeypatch, capsys):
 def test_every_stage_runs_under_its_own_and_another_launch():
     config = AnchorConfig(16, 2)
     inputs = planted_stripes(100, q_heads=2, kv_heads=1, head_dim=16, density=0.1)
-    x = [
-        tensor.cuda() if torch.cuda.is_available() else tensor for tensor in vars(inputs).values()
-    ]
-    known = tune.stages(*x[:3], config)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    q, k, v = (x.to(device) for x in (inputs.q, inputs.k, inputs.v))
+    known = tune.stages(Case(q, k, v, None, config, kernels()))
     others = ("anchor:16,16,4,1", "sparse:32,16,4,1", "select:16,32,64,4,1")
     for stage, launch in map(tune.read_launch, others):
         run, work = known[stage]
