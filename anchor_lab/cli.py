@@ -3,15 +3,14 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 from importlib.metadata import version
-from types import ModuleType
 
 import torch
 
-# Each is a module of anchor_lab.commands: its docstring's first line is the help, and it has
-# `add_arguments(parser) -> None` and `run(options) -> int`.
-COMMANDS = ("compare", "inspect")
+from anchor_lab.commands import compare, inspect
+
+# The first line of each module's docstring is its help, the rest is shown below the options.
+COMMANDS = {"compare": compare, "inspect": inspect}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,15 +26,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: from argparse, after --help, --version and arguments that it cannot read.
     """
-    # By name, so that the reference's own level imports nothing above it.
-    commands = {name: import_module(f"anchor_lab.commands.{name}") for name in COMMANDS}
-    parser = _parser(commands)
+    parser = _parser()
     options = parser.parse_args(argv)
     if options.command is None:
         parser.print_help()
         return 0
     try:
-        return commands[options.command].run(options)
+        return COMMANDS[options.command].run(options)
     except KeyboardInterrupt:
         return _refuse("interrupted", 130)
     except (ValueError, OSError, ImportError) as error:
@@ -50,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
 
 
-def _parser(commands: dict[str, ModuleType]) -> argparse.ArgumentParser:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="anchor-ref",
         description="AnchorAttention and its peers on the activations of any transformers model.",
@@ -59,7 +56,7 @@ def _parser(commands: dict[str, ModuleType]) -> argparse.ArgumentParser:
         "--version", action="version", version=f"anchor-ref {version('anchor-attention')}"
     )
     subcommands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
-    for name, command in commands.items():
+    for name, command in COMMANDS.items():
         about, _, more = command.__doc__.partition("\n")
         part = subcommands.add_parser(
             name,

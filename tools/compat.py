@@ -15,6 +15,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LAST_4 = "4.57.6"
+TESTS = [
+    f"tests/anchor_models/{name}"
+    for name in ("integration", "test_interface.py", "test_capture.py")
+]
 # transformers 4 takes these below what constraints.txt has.
 WITH = ("huggingface-hub>=0.34,<1", "tokenizers>=0.22,<=0.23.0")
 
@@ -46,12 +50,7 @@ def main() -> int:
     if run.stdout.strip() != version:
         print(f"transformers must be {version} here, got {run.stdout.strip()}", file=sys.stderr)
         return 1
-    tests = [
-        "tests/integrations",
-        "tests/anchor_models/test_interface.py",
-        "tests/anchor_models/test_capture.py",
-    ]
-    command = [sys.executable, "-m", "pytest", "-q", *tests]
+    command = [sys.executable, "-m", "pytest", "-q", *TESTS]
     return subprocess.run(command, cwd=ROOT, env=variables, check=False).returncode
 
 

@@ -13,6 +13,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import ModuleType
 
+from anchor_lab.experiments.page import render
 from tools.notebooks import ROOT
 
 PAGE = ROOT / "docs" / "notation.md"
@@ -93,31 +94,16 @@ DIMENSIONS = {
 
 def page() -> str:
     """The whole page."""
-    lines = [
-        "# Notation",
-        "",
-        "Made from the code by `python -m tools.notation`: meanings are those of its docstrings, "
-        "shapes those of its annotations, places are in `anchor_ref`. The second column has the "
-        "words of the paper's abstract (arXiv 2505.23520), where it has one. A score is always "
-        "scaled, in natural-log units: e to the difference of two is the ratio of their weights.",
-        "",
-    ]
-    for title, rows in SYMBOLS.items():
-        lines += [
-            f"## {title}",
-            "",
-            "| symbol | in the abstract | code | shape or type | unit | meaning |",
-            "| --- | --- | --- | --- | --- | --- |",
-        ]
-        for symbol, paper, place, unit in rows:
-            shape, meaning = look_up(place)
-            name = re.sub(r"\.(return|ā_t)$", "", place)
-            cells = (symbol, paper, f"`{name}`", shape, unit, meaning)
-            lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
-        lines.append("")
-    lines += ["## Letters in shapes", "", "| letter | stands for |", "| --- | --- |"]
-    lines += [f"| {letter} | {meaning} |" for letter, meaning in DIMENSIONS.items()]
-    return "\n".join(lines) + "\n"
+    tables = {title: [_row(*symbol) for symbol in rows] for title, rows in SYMBOLS.items()}
+    folder = Path(__file__).parent
+    return render("notation.md.j2", folder, tables=tables, letters=list(DIMENSIONS.items()))
+
+
+def _row(symbol: str, paper: str, place: str, unit: str) -> list[str]:
+    shape, meaning = look_up(place)
+    code = f"`{re.sub(r'[.](return|ā_t)$', '', place)}`"
+    cells = (symbol, paper, code, shape, unit, meaning)
+    return [cell.replace("|", r"\|") for cell in cells]
 
 
 def look_up(place: str) -> tuple[str, str]:

@@ -105,7 +105,7 @@ def measure_layer(
         found["least"].append(recall.amin(-1))
         found["density"].append(curve.density[:, 0, 0])
     tables = {name: torch.stack(rows, 1).tolist() for name, rows in found.items()}
-    return {"heads": list(x.heads or range(x.q.shape[1])), **tables}
+    return {"heads": list(x.query_heads), **tables}
 
 
 def working_bytes(n: int, head_dim: int, n_thetas: int = len(THETAS)) -> int:
