@@ -42,6 +42,10 @@ class Source:
     packages: Sequence[str]
     capture: Callable[[Sequence[int], Path], Mapping[int, Captured]]
 
+    def first_readers(self) -> list[int]:
+        """The first query head of each key head."""
+        return list(self.heads[:: len(self.heads) // self.key_heads])
+
 
 def read_by_model(model, name: str, text: Text) -> Source:
     """What a model's attention layers are given while it reads a text, in the model's dtype.

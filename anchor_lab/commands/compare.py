@@ -14,7 +14,6 @@ examples:
 """
 
 import argparse
-from collections.abc import Iterator
 from pathlib import Path
 
 from anchor_lab.commands import common
@@ -68,11 +67,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Load, measure what is missing, write table and figure, print who is ahead."""
     common.need("compare", ("tqdm", "pandas", "matplotlib", *["pyarrow"] * options.parquet))
+    import pandas as pd
+
     from anchor_lab.experiments.compare.equal import mean_curves
     from anchor_lab.experiments.compare.figure import comparison_figure, data_budgets
     from anchor_lab.experiments.compare.measure import group_for, sweeps
-    from anchor_lab.experiments.compare.runs import describe, run_comparison
-    from anchor_lab.experiments.store import Results
+    from anchor_lab.experiments.compare.runs import describe, open_table, run_comparison, shown
 
     sweeps(options.methods)  # a wrong name is refused before anything is loaded
     common.check_folder("out", options.out)
@@ -85,17 +85,22 @@ def run(options: argparse.Namespace) -> int:
         )
     chosen = sweeps(options.methods, group)
     heads = chosen_heads(options.heads, source)
-    results = Results(options.out, describe(source, group))
-    frame = run_comparison(source, results, chosen, options.layers, heads, _bar)
+    table = open_table(options.out / "compare.csv", describe(source, group))
+    frame = run_comparison(source, table, chosen, options.layers, heads, shown)
     if options.parquet:
-        results.frame.to_parquet(options.out / "compare.parquet", index=False)
+        pd.DataFrame(table.rows).to_parquet(options.out / "compare.parquet", index=False)
     curves = mean_curves(frame)
     about = (
         f"{source.title}, {source.length} tokens, groups of {group}, "
         f"{curves['heads'].iloc[0]} heads"
     )
     print(f"{about}. Mean recall where {LEVEL:.0%} of dense attention is spent:\n")
-    print(_summary(data_budgets(curves, LEVEL)))
+    means = {
+        budget: {method: mean for method, (mean, _) in found.items()}
+        for budget, found in data_budgets(curves, LEVEL).items()
+    }
+    shape = {"float_format": "{:.4f}".format, "na_rep": "out of reach", "col_space": 16}
+    print(pd.DataFrame(means).to_string(**shape))
     figure = comparison_figure(curves, LEVEL, about)
     figure.savefig(options.out / "compare.png")
     print(f"\n{options.out}: compare.csv, compare.png, settings.json")
@@ -103,11 +108,11 @@ def run(options: argparse.Namespace) -> int:
 
 
 def read_source(options: argparse.Namespace):
-    """The `lab.sources.Source` asked for; options that were not given get their defaults.
+    """The `Source` asked for; options that were not given get their defaults.
 
     Raises:
         ValueError: an option was given that would not be used; or see `common.load_input` and
-            `lab.sources`.
+            `anchor_lab.sources`.
     """
     from anchor_lab import sources
 
@@ -150,28 +155,9 @@ def chosen_heads(asked: list[int | str] | None, source) -> list[int] | None:
         ValueError: all stands beside numbers.
     """
     if asked is None:
-        return list(source.heads[:: len(source.heads) // source.key_heads])
+        return source.first_readers()
     if "all" not in asked:
         return asked
     if others := sorted(set(asked) - {"all"}):
         raise ValueError(f"heads must be numbers, or all alone, got all beside {others[0]}")
     return None
-
-
-def _bar(left: list[tuple[int, str]]) -> Iterator[tuple[int, str]]:
-    with common.bar(left, unit="method") as bar:
-        for layer, method in bar:
-            bar.set_postfix_str(f"layer {layer}, {method}")
-            yield layer, method
-
-
-def _summary(points: dict[str, dict[str, tuple[float, float]]]) -> str:
-    """A line for each method: mean recall at each budget."""
-    methods = list(points["density"])
-    width = max(map(len, methods))
-    lines = [" ".join([" " * width, *(f"{name:>16}" for name in points)])]
-    for method in methods:
-        means = (points[budget][method][0] for budget in points)
-        shown = (f"{mean:16.4f}" if mean == mean else f"{'out of reach':>16}" for mean in means)
-        lines.append(" ".join([f"{method:{width}}", *shown]))
-    return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""On what an experiment ran: device, versions, code. Recorded with the numbers, read by the page."""
+"""On what an experiment ran: device, versions, code; recorded with the numbers."""
 
 import hashlib
 import platform

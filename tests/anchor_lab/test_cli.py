@@ -3,9 +3,9 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -13,6 +13,7 @@ import torch
 
 from anchor_lab import cli
 from anchor_lab.commands import common, compare
+from anchor_lab.sources import planted
 from anchor_models import capture_qkv, load_bundled
 from anchor_models.texts import read_text
 
@@ -167,7 +168,7 @@ def test_compare_hands_on_what_it_was_asked_for(tmp_path, monkeypatch, more, gro
     assert (source.about["dtype"], layers, heads) == ("bfloat16", [1, 2], [0, 5])
     text = read_text("document", load_bundled()[1], 300, 4)
     assert source.about["text_sha256"] == text.sha256
-    assert results.folder == tmp_path
+    assert results.path.parent == tmp_path
     assert {method.config.group_size for method in chosen["AnchorAttention"]} == {group}
 
 
@@ -327,14 +328,17 @@ def test_a_capture_needs_safetensors(monkeypatch, capsys):
 
 
 def test_compare_takes_one_query_head_of_each_key_head_unless_told():
-    source = SimpleNamespace(heads=range(8), key_heads=2)
-    assert compare.chosen_heads(None, source) == [0, 4]
-    assert compare.chosen_heads(["all"], source) is None
+    def source(heads, key_heads):
+        return replace(planted(64), heads=heads, key_heads=key_heads)
+
+    some = source(range(8), 2)
+    assert compare.chosen_heads(None, some) == [0, 4]
+    assert compare.chosen_heads(["all"], some) is None
     with pytest.raises(ValueError, match="numbers, or all alone, got all beside 3"):
-        compare.chosen_heads(["all", 3], source)
-    assert compare.chosen_heads([3, 5], source) == [3, 5]
-    assert compare.chosen_heads(None, SimpleNamespace(heads=range(3), key_heads=3)) == [0, 1, 2]
-    assert compare.chosen_heads(None, SimpleNamespace(heads=(2, 3, 6, 7), key_heads=2)) == [2, 6]
+        compare.chosen_heads(["all", 3], some)
+    assert compare.chosen_heads([3, 5], some) == [3, 5]
+    assert compare.chosen_heads(None, source(range(3), 3)) == [0, 1, 2]
+    assert compare.chosen_heads(None, source((2, 3, 6, 7), 2)) == [2, 6]
 
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch, capsys):

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from anchor_lab.experiments.compare import runs
-from anchor_lab.experiments.compare.runs import describe, run_comparison
-from anchor_lab.experiments.store import KEY, Results
+from anchor_lab.experiments.compare.runs import KEY, describe, open_table, run_comparison
 from anchor_lab.methods import AnchorAttention, Dense, StreamingLLM
 from anchor_lab.sources import fingerprint, planted, read_by_model, saved_capture
 from anchor_models import Captured, capture_qkv, load_bundled, save_capture
@@ -45,9 +44,13 @@ def saved(loaded, tmp_path_factory):
     return folder, folder.parent / "mine.safetensors"
 
 
+def table_in(folder, settings):
+    return open_table(folder / "compare.csv", settings)
+
+
 def measured(source, folder, heads=(0, 5), **more):
     frame = run_comparison(
-        source, Results(folder, describe(source, 64)), SWEEPS, heads=heads, **more
+        source, table_in(folder, describe(source, 64)), SWEEPS, heads=heads, **more
     )
     return frame.drop(columns="text").sort_values(["layer", "head", "density"], ignore_index=True)
 
@@ -105,7 +108,7 @@ def test_of_planted_stripes_exactly_the_heavy_keys_are_kept(tmp_path, density, s
     """AnchorAttention at θ = 12 keeps its regions and each planted candidate, and no pair more."""
     n, config = 700, AnchorConfig(64, 2)
     source = planted(n, density, seed, device)
-    results = Results(tmp_path, describe(source, config.group_size))
+    results = table_in(tmp_path, describe(source, config.group_size))
     frame = run_comparison(source, results, {"AnchorAttention": [AnchorAttention(config)]})
     assert frame["head"].tolist() == list(range(8))
     assert set(frame["text"]) == {"planted"}
@@ -146,10 +149,18 @@ def test_methods_run_on_the_device_asked_for(kind, by_model, saved, tmp_path, mo
 
     def look(x, *_):
         seen.append({getattr(x, part).device.type for part in "qkv"})
-        return [{"method": "Dense", "configuration": "default", "layer": x.layer, "head": 0}]
+        return [
+            {
+                "text": source.name,
+                "method": "Dense",
+                "configuration": "default",
+                "layer": x.layer,
+                "head": 0,
+            }
+        ]
 
     monkeypatch.setattr(runs, "compare_layer", look)
-    results = Results(tmp_path, describe(source, 64))
+    results = table_in(tmp_path, describe(source, 64))
     run_comparison(source, results, {"Dense": [Dense()]}, source.layers[:1], [0])
     assert seen == [{"meta"}]
 
@@ -201,12 +212,12 @@ def test_one_capture_is_one_source_as_file_and_as_folder(saved):
 )
 def test_another_capture_of_the_same_name_is_not_gone_on_with(tmp_path, other):
     path = save(tmp_path / "mine.safetensors", made_up())
-    Results(tmp_path / "out", describe(saved_capture(path), 64)).add([ROW])
-    Results(tmp_path / "out", describe(saved_capture(path), 64))
+    table_in(tmp_path / "out", describe(saved_capture(path), 64)).add([ROW])
+    table_in(tmp_path / "out", describe(saved_capture(path), 64))
     path.unlink()  # it may be mapped
     save(path, replace(made_up(), **other))
     with pytest.raises(ValueError, match="holds results made with capture_sha256 '"):
-        Results(tmp_path / "out", describe(saved_capture(path), 64))
+        table_in(tmp_path / "out", describe(saved_capture(path), 64))
 
 
 def test_another_source_is_not_gone_on_with(by_model, saved, tmp_path):
@@ -224,10 +235,10 @@ def test_another_source_is_not_gone_on_with(by_model, saved, tmp_path):
         replace(planted(N), device=torch.device("meta")),
     ]
     for place, source in enumerate(sources):
-        Results(tmp_path / str(place), describe(source, 64)).add([ROW])
+        table_in(tmp_path / str(place), describe(source, 64)).add([ROW])
         for other in sources[:place] + sources[place + 1 :]:
             with pytest.raises(ValueError, match="holds results made with"):
-                Results(tmp_path / str(place), describe(other, 64))
+                table_in(tmp_path / str(place), describe(other, 64))
 
 
 def test_only_a_models_rows_depend_on_transformers(by_model, saved):

@@ -1,5 +1,7 @@
 """Who is ahead at equal budget: mean curves of methods, read off at the same place."""
 
+from anchor_lab.experiments.compare.measure import MEASURES
+
 BUDGETS = ("density", "executed_density", "total_cost")
 
 
@@ -10,7 +12,7 @@ def mean_curves(frame):
     heads at the same setting.
 
     Args:
-        frame: pandas frame with `lab.compare.COLUMNS`.
+        frame: pandas frame with `measure.COLUMNS`.
 
     Returns:
         A frame with "text", "method", "configuration", "heads" (how many) and the mean of each
@@ -20,8 +22,6 @@ def mean_curves(frame):
         ValueError: the configurations were not all measured on the same heads: means over others
             would compare heads, not methods.
     """
-    from anchor_lab.experiments.compare.measure import MEASURES
-
     groups = frame.groupby(["text", "method", "configuration"], sort=False)
     heads = {key: set(zip(part["layer"], part["head"], strict=True)) for key, part in groups}
     for (text, method, configuration), there in heads.items():

@@ -33,6 +33,7 @@ LABELS = {
     "executed_density": "executed density",
     "total_cost": "total cost: executed + identification",
 }
+NAMES = {budget: label.split(":")[0] for budget, label in LABELS.items()}
 COLUMNS = 5  # panels in a row
 KEY = """dots: configurations, mean over heads
 band: down to the 10th percentile of rows
@@ -60,8 +61,8 @@ def data_curves(curves, budget: str = "density") -> dict[str, dict[str, list[flo
     """Each method's mean recall and its 10th percentile over what it spends.
 
     Args:
-        curves: what `lab.equal.mean_curves` returned, of one text.
-        budget: one of `lab.equal.BUDGETS`.
+        curves: what `mean_curves` returned, of one text.
+        budget: one of `BUDGETS`.
 
     Returns:
         By method, in the order of `METHODS`, "budget", "mean" and "p10", by rising budget.

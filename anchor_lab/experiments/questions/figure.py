@@ -1,6 +1,7 @@
-"""Figures of the lab: what its questions found out about the heads of a model."""
+"""What the lab's questions found out about the heads of a model, a panel for each."""
 
 from collections.abc import Sequence
+from statistics import fmean
 
 from anchor_lab.drawing.style import ACCENT, INK, MAGNITUDE, STRIPE
 
@@ -9,7 +10,7 @@ def data_maxima(rows: Sequence[dict]) -> list[list[float]]:
     """Share of rows whose largest score is a candidate's, by layer and head.
 
     Args:
-        rows: one for each head, with "layer", "head" and "maxima", the shares of `lab.REGIONS`.
+        rows: one for each head, with "layer", "head" and "maxima", the shares of `REGIONS`.
 
     Returns:
         Shares `[layers][heads]`.
@@ -20,12 +21,12 @@ def data_maxima(rows: Sequence[dict]) -> list[list[float]]:
 
 def draw_maxima(shares: list[list[float]], ax) -> None:
     """Where is a row's largest score a candidate's?"""
-    ax.imshow(shares, cmap=MAGNITUDE, vmin=0, vmax=1, interpolation="nearest", aspect="auto")
-    for layer, heads in enumerate(shares):
-        for head, share in enumerate(heads):
-            shade = "white" if share < 0.5 else INK
-            ax.text(head, layer, f"{share:.0%}", ha="center", va="center", color=shade, size=7)
-    ax.set(xlabel="head", ylabel="layer", xticks=range(len(shares[0])), yticks=range(len(shares)))
+    import seaborn as sns
+
+    look = {"cmap": MAGNITUDE, "vmin": 0, "vmax": 1, "cbar": False}
+    sns.heatmap(shares, annot=True, fmt=".0%", annot_kws={"size": 7}, ax=ax, **look)
+    ax.set(xlabel="head", ylabel="layer")
+    ax.tick_params(axis="y", rotation=0)
 
 
 def data_tests(rows: Sequence[dict]) -> dict[str, tuple[float, float]]:
@@ -35,10 +36,7 @@ def data_tests(rows: Sequence[dict]) -> dict[str, tuple[float, float]]:
         rows: one for each head, with "tests": {name: {"density": …, "recall": …}}.
     """
     return {
-        name: tuple(
-            sum(row["tests"][name][what] for row in rows) / len(rows)
-            for what in ("density", "recall")
-        )
+        name: tuple(fmean(row["tests"][name][x] for row in rows) for x in ("density", "recall"))
         for name in rows[0]["tests"]
     }
 
@@ -82,8 +80,7 @@ def data_certificate(rows: Sequence[dict]) -> dict[str, list]:
         if row["certificate"][-1]["cost"] > 0
     ]
     means = [
-        tuple(sum(x) / len(heads) for x in zip(*points, strict=True))
-        for points in zip(*heads, strict=True)
+        tuple(fmean(x) for x in zip(*points, strict=True)) for points in zip(*heads, strict=True)
     ]
     ranks = [effort["rank"] for effort in rows[0]["certificate"]]
     return {"rank": ranks, "heads": heads, "mean": means}

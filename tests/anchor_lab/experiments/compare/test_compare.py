@@ -19,9 +19,17 @@ from anchor_lab.experiments.compare.measure import (
     label_configurations,
     sweeps,
 )
-from anchor_lab.experiments.compare.page import table
-from anchor_lab.experiments.compare.runs import SOURCE, code_version, describe, run_comparison
-from anchor_lab.experiments.store import KEY, Results, read_table
+from anchor_lab.experiments.compare.page import EXPERIMENT
+from anchor_lab.experiments.compare.runs import (
+    KEY,
+    MEASURING,
+    TEXT_COLUMNS,
+    describe,
+    open_table,
+    run_comparison,
+)
+from anchor_lab.experiments.environment import sources_version
+from anchor_lab.experiments.store import read_table
 from anchor_lab.methods import (
     METHODS,
     AnchorAttention,
@@ -34,10 +42,28 @@ from anchor_lab.methods import (
 from anchor_lab.sources import read_by_model
 from anchor_models import Captured, load_bundled, texts
 from anchor_ref import AnchorConfig
-from tests.tree import RESULTS
+from tests.tree import RESULTS, ROOT
 
 FOLDER = RESULTS / "compare"
 N = 300
+
+
+def table_in(folder, settings):
+    return open_table(folder / "compare.csv", settings)
+
+
+def missing(table, labels, layer, heads):
+    """Heads that lack a configuration of "Mine" on the text "document"."""
+    one = {"text": "document", "method": "Mine", "layer": layer}
+    return [
+        head
+        for head in heads
+        if not all(table.holds(**one, head=head, configuration=label) for label in labels)
+    ]
+
+
+def frame_in(path):
+    return pd.DataFrame(read_table(path, TEXT_COLUMNS))
 
 
 def captured(n=N, q_heads=4, kv_heads=2, layer=5, batch=1, **more):
@@ -157,22 +183,22 @@ def test_short_prompts_get_four_groups(length, size):
 def test_rows_are_kept_and_found_again(tmp_path):
     sweep = small_sweep()
     labels, rows = label_configurations(sweep), compare_layer(captured(), "Mine", sweep, [0, 2])
-    results = Results(tmp_path / "new", {"length": N})
-    assert results.missing("Mine", labels, 5, [0, 1, 2]) == [0, 1, 2]
+    results = table_in(tmp_path / "new", {"length": N})
+    assert missing(results, labels, 5, [0, 1, 2]) == [0, 1, 2]
     results.add(rows[:-1])
-    again = Results(tmp_path / "new", {"length": N})
-    assert again.missing("Mine", labels, 5, [0, 1, 2]) == [1, 2]  # one of head 2 is not there
+    again = table_in(tmp_path / "new", {"length": N})
+    assert missing(again, labels, 5, [0, 1, 2]) == [1, 2]  # one of head 2 is not there
     again.add(rows[3:])
-    assert again.missing("Mine", labels, 5, [0, 2]) == []
-    assert again.missing("Mine", labels, 4, [0]) == [0]
-    kept = read_table(tmp_path / "new" / "compare.csv")
+    assert missing(again, labels, 5, [0, 2]) == []
+    assert missing(again, labels, 4, [0]) == [0]
+    kept = frame_in(tmp_path / "new" / "compare.csv")
     assert tuple(kept.columns) == COLUMNS
     expected = pd.DataFrame(rows)
     pd.testing.assert_frame_equal(kept, expected, rtol=1e-5, check_dtype=False)
 
 
 def test_an_interrupted_write_leaves_the_table_as_it_was(tmp_path, monkeypatch):
-    results = Results(tmp_path, {})
+    results = table_in(tmp_path, {})
     rows = compare_layer(captured(), "Dense", [Dense()], [0, 1])
     results.add(rows[:1])
     before = (tmp_path / "compare.csv").read_text()
@@ -183,47 +209,47 @@ def test_an_interrupted_write_leaves_the_table_as_it_was(tmp_path, monkeypatch):
 
 
 def test_other_settings_are_refused_by_name(tmp_path):
-    Results(tmp_path, {"length": 4096, "model": "bundled"}).add([dict.fromkeys(KEY, 0)])
+    table_in(tmp_path, {"length": 4096, "model": "bundled"}).add([dict.fromkeys(KEY, 0)])
     with pytest.raises(ValueError, match="made with length 4096, this run has 8192: give another"):
-        Results(tmp_path, {"length": 8192, "model": "bundled"})
+        table_in(tmp_path, {"length": 8192, "model": "bundled"})
     with pytest.raises(ValueError, match="made with group_size None, this run has 128"):
-        Results(tmp_path, {"length": 4096, "model": "bundled", "group_size": 128})
+        table_in(tmp_path, {"length": 4096, "model": "bundled", "group_size": 128})
     with pytest.raises(ValueError, match="made with model 'bundled', this run has None"):
-        Results(tmp_path, {"length": 4096})
+        table_in(tmp_path, {"length": 4096})
 
 
 def test_a_run_that_stopped_before_its_first_row_binds_no_later_one(tmp_path):
-    Results(tmp_path, {"length": 4096})
-    Results(tmp_path, {"length": 8192}).add([dict.fromkeys(KEY, 0)])
+    table_in(tmp_path, {"length": 4096})
+    table_in(tmp_path, {"length": 8192}).add([dict.fromkeys(KEY, 0)])
     assert json.loads((tmp_path / "settings.json").read_text()) == {"length": 8192}
 
 
 @pytest.mark.parametrize("text", ['{"editor.fontSize": 14}', "[1]", "// no JSON"])
 def test_settings_of_somebody_else_stay(tmp_path, text):
     (tmp_path / "settings.json").write_text(text)
-    with pytest.raises(ValueError, match="is not of a comparison: give another folder"):
-        Results(tmp_path, {"length": 4096})
+    with pytest.raises(ValueError, match="is not of an experiment: give another folder"):
+        table_in(tmp_path, {"length": 4096})
     assert (tmp_path / "settings.json").read_text() == text
 
 
 def test_a_table_that_nobody_knows_the_settings_of_is_not_adopted(tmp_path):
-    results = Results(tmp_path, {"length": N})
+    results = table_in(tmp_path, {"length": N})
     results.add(compare_layer(captured(), "Dense", [Dense()], [0]))
     (tmp_path / "settings.json").unlink()
     before = (tmp_path / "compare.csv").read_text()
     for _ in range(2):  # the refused run must not leave settings that the next one believes
         with pytest.raises(ValueError, match=r"holds compare\.csv without settings\.json"):
-            Results(tmp_path, {"length": N})
+            table_in(tmp_path, {"length": N})
     assert (tmp_path / "compare.csv").read_text() == before
 
 
 def test_of_rows_measured_twice_the_newest_is_kept(tmp_path):
-    results = Results(tmp_path, {})
+    results = table_in(tmp_path, {})
     (row,) = compare_layer(captured(), "Dense", [Dense()], [0])
     results.add([row])
     results.add([row | {"recall_mean": 0.5}])
-    assert results.frame["recall_mean"].tolist() == [0.5]
-    assert read_table(tmp_path / "compare.csv")["recall_mean"].tolist() == [0.5]
+    assert [row["recall_mean"] for row in results.rows] == [0.5]
+    assert frame_in(tmp_path / "compare.csv")["recall_mean"].tolist() == [0.5]
 
 
 @pytest.fixture(scope="module")
@@ -247,8 +273,8 @@ def test_a_run_goes_on_where_it_stopped_and_adds_what_is_asked_for(loaded, tmp_p
         return left
 
     with pytest.raises(KeyboardInterrupt):
-        run_comparison(source, Results(tmp_path, settings), chosen, [1], [0, 5], stop_after_one)
-    run = (source, Results(tmp_path, settings), chosen)
+        run_comparison(source, table_in(tmp_path, settings), chosen, [1], [0, 5], stop_after_one)
+    run = (source, table_in(tmp_path, settings), chosen)
     frame = run_comparison(*run, [1], [0, 5], watch)
     assert seen == [[(1, "StreamingLLM"), (1, "AnchorAttention")], [(1, "AnchorAttention")]]
     assert len(frame) == 2 * (7 + 10)
@@ -262,7 +288,7 @@ def test_a_run_goes_on_where_it_stopped_and_adds_what_is_asked_for(loaded, tmp_p
 
 
 def test_rows_of_another_method_under_the_same_label_are_not_given(loaded, tmp_path):
-    results = Results(tmp_path, {})
+    results = table_in(tmp_path, {})
     (row,) = compare_layer(captured(layer=1), "Dense", [Dense()], [0])
     results.add([row, row | {"method": "Other"}])
     source = read_by_model(loaded[0], "bundled", texts.read_text("document", loaded[1], 64))
@@ -295,29 +321,35 @@ def test_other_weights_or_another_configuration_are_other_settings(loaded):
     assert set(before["versions"]) == {"anchor-attention", "torch", "transformers"}
 
 
+def copied(folder):
+    """The packages, without weights."""
+    for package in ("anchor_ref", "anchor_models", "anchor_lab"):
+        ignored = shutil.ignore_patterns("model", "__pycache__")
+        shutil.copytree(ROOT / package, folder / package, ignore=ignored)
+    return folder
+
+
 @pytest.mark.parametrize(
     "name",
     [
-        *("measure.py", "baselines/xattention.py", "activations/capture.py"),
-        *("lab/compare.py", "lab/sources.py"),
+        *("anchor_ref/measure.py", "anchor_models/capture.py", "anchor_lab/sources.py"),
+        *("anchor_lab/methods/xattention.py", "anchor_lab/experiments/compare/measure.py"),
     ],
 )
 def test_a_correction_of_what_measures_is_another_setting(tmp_path, name):
-    copy = tmp_path / "anchor_ref"
-    shutil.copytree(SOURCE, copy, ignore=shutil.ignore_patterns("model", "__pycache__"))
-    before = code_version(copy)
+    copy = copied(tmp_path)
+    before = sources_version(copy, MEASURING)
     with (copy / name).open("a") as file:
         file.write("\n")
-    assert code_version(copy) != before
+    assert sources_version(copy, MEASURING) != before
 
 
 def test_the_code_is_that_which_runs_and_a_figure_is_no_part_of_it(loaded, tmp_path):
-    copy = tmp_path / "anchor_ref"
-    shutil.copytree(SOURCE, copy, ignore=shutil.ignore_patterns("model", "__pycache__"))
-    (copy / "figures" / "style.py").unlink()
+    copy = copied(tmp_path)
+    (copy / "anchor_lab" / "drawing" / "style.py").unlink()
     text = texts.read_text("document", loaded[1], 64)
     found = describe(read_by_model(loaded[0], "bundled", text), 128)["code"]
-    assert found == code_version(copy), "wherever it is installed"
+    assert found == sources_version(copy, MEASURING), "wherever it is installed"
 
 
 def test_a_prompt_beyond_the_models_positions_is_refused(loaded):
@@ -476,17 +508,20 @@ def test_each_curve_rises():
 # -- what was committed
 
 
-def test_the_committed_table_is_that_of_the_committed_numbers():
-    frame = read_table(FOLDER / "compare.csv.gz")
-    results = json.loads((FOLDER / "compare.json").read_text())
-    planted = read_table(FOLDER / "compare_planted.csv")
-    assert (FOLDER / "compare.md").read_text() == table(results, frame, planted)
+@pytest.fixture(scope="module")
+def committed():
+    return EXPERIMENT.read(FOLDER / "compare.csv.gz")
 
 
-def test_the_committed_rows_are_whole_and_plausible():
-    planted = read_table(FOLDER / "compare_planted.csv")
-    frame = pd.concat([read_table(FOLDER / "compare.csv.gz"), planted])
+def test_the_committed_table_is_that_of_the_committed_numbers(committed):
+    page = FOLDER / "compare.md"
+    assert page.read_text() == EXPERIMENT.page(committed, page)
+
+
+def test_the_committed_rows_are_whole_and_plausible(committed):
+    frame = pd.DataFrame(committed["rows"])
     assert tuple(frame.columns) == COLUMNS
+    assert set(frame["text"]) == set(committed["settings"])
     for text, part in frame.groupby("text"):
         chosen = {n: label_configurations(sweep) for n, sweep in sweeps().items()}
         heads = 2 if text == "planted" else 64
@@ -498,3 +533,23 @@ def test_the_committed_rows_are_whole_and_plausible():
     assert (frame["executed_density"] >= frame["density"] - 1e-6).all()
     total = frame["executed_density"] + frame["identification_cost"]
     assert (frame["total_cost"] - total).abs().max() < 1e-5
+
+
+def test_a_quick_run_writes_numbers_page_and_picture_and_is_not_run_again(tmp_path, monkeypatch):
+    out = tmp_path / "compare.csv.gz"
+    asked = ["--quick", "--device", "cpu", "--out", str(out)]
+    assert EXPERIMENT.run(asked) == 0
+    assert {x.name for x in tmp_path.iterdir()} == {
+        *("compare.csv.gz", "compare.md", "compare.png", "settings.json")
+    }
+    frame = pd.DataFrame(EXPERIMENT.read(out)["rows"])
+    assert frame.groupby("text")["method"].nunique().to_dict() == {
+        name: len(METHODS) for name in ("document", "retrieval", "planted")
+    }
+    page = out.with_name("compare.md").read_text()
+    assert "2 heads, groups of 128" in page
+    assert "answers nothing" in page
+    before = out.read_bytes()
+    monkeypatch.setattr("anchor_lab.experiments.compare.runs.compare_layer", None)
+    assert EXPERIMENT.run(asked) == 0
+    assert out.read_bytes() == before
