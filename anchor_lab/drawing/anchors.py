@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from anchor_lab.analysis.maxima import REGIONS, Maxima
-from anchor_lab.drawing.shapes import label
+from anchor_lab.drawing.shapes import curve, label
 from anchor_lab.drawing.style import ACCENT, DIM, INK, STRIPE
 
 WIDTH = 0.25  # of a bar of the histogram, natural-log units
@@ -71,8 +71,8 @@ def data_missed(
 def draw_missed(lines: Mapping[str, dict[str, Tensor]], ax) -> None:
     """Where in a group does the anchor miss?"""
     for name, data in lines.items():
-        colour, width, weight = (INK, 2, "bold") if name == "all layers" else (DIM, 0.8, "normal")
-        ax.plot(data["place"], data["share"], color=colour, lw=width)
-        label(ax, name, (data["place"][-1], data["share"][-1]), color=colour, weight=weight)
+        whole = name == "all layers"
+        look = {"lw": 2, "weight": "bold"} if whole else {"lw": 0.8}
+        curve(ax, data["place"], data["share"], name, INK if whole else DIM, **look)
     ax.set(xlabel="rows since the group's start", ylabel="share of rows", ylim=(0, None))
     ax.set_xlim(0, float(next(iter(lines.values()))["place"][-1]))

@@ -7,7 +7,7 @@ from jaxtyping import Int8
 from torch import Tensor
 
 from anchor_lab.analysis.discrepancies import RoundedTest, dense_share, memory
-from anchor_lab.drawing.shapes import label, mark, name_ticks, note
+from anchor_lab.drawing.shapes import curve, mark, name_ticks, note
 from anchor_lab.drawing.style import ACCENT, INIT, INK, STRIPE
 
 # How often a key is counted, from "later key, not visible" on.
@@ -73,8 +73,7 @@ def draw_theta_error(data: dict[str, list[float]], ax) -> None:
     """How near to dense attention does θ bring the output?"""
     x = data["x"]
     for (name, errors), colour in zip(list(data.items())[1:], (ACCENT, STRIPE), strict=True):
-        ax.plot(x, errors, color=colour, marker="o", ms=4)
-        label(ax, name, (x[-1], errors[-1]), (8, 2), color=colour, va="bottom", weight="bold")
+        curve(ax, x, errors, name, colour, (8, 2), marker="o", va="bottom", weight="bold")
     ax.set_xticks(x, [*(f"{theta:g}" for theta in x[:-1]), "∞"])
     ax.set(xlabel="θ", ylabel="output error, mean over heads", ylim=(0, None))
     ax.set_xlim(x[0] - 0.5, x[-1] + 0.28 * (x[-1] - x[0]))
@@ -158,9 +157,10 @@ def draw_memory(data: dict[str, list[float]], ax) -> None:
         dashed = "--" if name.startswith("keys") else "-"
         other = "selection" if name.startswith("keys") else "keys and values"
         upper = sizes[-1] >= data[f"{other}, {name.split(', ')[1]}"][-1]
-        ax.loglog(length, sizes, base=2, color=colour, ls=dashed)
         up = 4 if upper else -4  # the two of a side may lie close together
-        label(ax, name, (length[-1], sizes[-1]), (6, up), color=colour)
+        curve(ax, length, sizes, name, colour, (6, up), ls=dashed)
+    ax.set_xscale("log", base=2)
+    ax.set_yscale("log", base=2)
     name_ticks(ax.xaxis, length[::2], [f"{n / 1024:g}k" for n in length[::2]])
     powers = [2.0**p for p in range(20, 36, 5)]
     name_ticks(ax.yaxis, powers, ["1 MiB", "32 MiB", "1 GiB", "32 GiB"])

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from anchor_lab.analysis.failures import CAUSES
-from anchor_lab.drawing.shapes import label, mark
+from anchor_lab.drawing.shapes import curve, mark
 from anchor_lab.drawing.style import ACCENT, DIM, INIT, INK, SKIPPED, STRIPE, WINDOW
 
 COLOURS = {"kept": SKIPPED, **dict(zip(CAUSES, (INIT, STRIPE, WINDOW, INK), strict=True))}
@@ -27,8 +27,7 @@ def data_bound(thetas: Sequence[float], counts: Sequence[int]) -> dict[str, list
 def draw_bound(data: dict[str, list], ax) -> None:
     """How much can keys weigh together that are light alone?"""
     for theta, lost in data["lost"].items():
-        ax.plot(data["count"], lost, color=ACCENT)
-        label(ax, f"θ = {theta:g}", (data["count"][-1], lost[-1]), color=ACCENT)
+        curve(ax, data["count"], lost, f"θ = {theta:g}", ACCENT)
     ax.set(xscale="log", xlabel="candidates", ylabel="mass lost, at most", ylim=(0, 1))
 
 
@@ -79,9 +78,7 @@ def draw_reach(data: dict[str, list[float]], ax) -> None:
     """
     reach, *names = data
     for name, colour in zip(names, (STRIPE, ACCENT), strict=True):
-        ax.plot(data[reach], data[name], color=colour, marker="o", ms=4)
-        end = data[reach][-1], data[name][-1]
-        label(ax, name, end, (8, 0), color=colour, weight="bold")
+        curve(ax, data[reach], data[name], name, colour, (8, 0), marker="o", weight="bold")
     ax.set(xlabel="each vector moves by this share of its length", ylabel="recall, mean over rows")
     ax.set_ylim(0, 1.02)
 

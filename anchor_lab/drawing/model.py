@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from jaxtyping import Float
 from torch import Tensor
 
-from anchor_lab.drawing.shapes import CENTRED, bars, box, label
+from anchor_lab.drawing.shapes import CENTRED, bars, box, curve, label
 from anchor_lab.drawing.style import ACCENT, DIM, INK, MUTED, SKIPPED, STRIPE, WINDOW
 
 
@@ -38,9 +38,8 @@ def draw_layer_errors(together: list[float], alone: Mapping[int, list[float]], a
     for layer, errors in alone.items():
         after = places[layer + 1 :]  # before it nothing differs
         ax.plot(after, errors[layer + 1 :], color=MUTED, lw=1, marker="o", ms=4, markevery=[0])
-    ax.plot(places, together, color=STRIPE, lw=2.2, marker="o", ms=4)
     worst = max(alone, key=lambda layer: alone[layer][-1])
-    label(ax, "in every layer", (places[-1], together[-1]), color=STRIPE)
+    curve(ax, places, together, "in every layer", STRIPE, lw=2.2, marker="o")
     label(ax, f"in layer {worst} alone", (places[-1], alone[worst][-1]), color=DIM)
     _name_layers(ax, places)
     ax.set(ylabel="relative error of the hidden state", ylim=(0, None))

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from anchor_lab.drawing.shapes import label, name_ticks
+from anchor_lab.drawing.shapes import curve, name_ticks
 from anchor_lab.drawing.style import ACCENT, INK, STRIPE
 
 # A difference of lightness L* (0 to 100) that is easily seen; about 1 is the least that can be.
@@ -116,8 +116,7 @@ def data_fading(
 def draw_fading(data: dict[str, list], ax) -> None:
     """How much of a stripe is left when a cell grows?"""
     for how, colour, mark in (("max", STRIPE, "o"), ("mean", ACCENT, "s")):
-        ax.plot(data["tokens"], data[how], color=colour, marker=mark, ms=4)
-        label(ax, f"pooled by {how}", (data["tokens"][-1], data[how][-1]), color=colour)
+        curve(ax, data["tokens"], data[how], f"pooled by {how}", colour, marker=mark)
     ax.axhline(1, color=INK, lw=0.8, ls=":")
     ax.set(xscale="log", yscale="log", xlabel="tokens to a side of a cell")
     ax.set(ylabel="stripe / neighbours", xlim=(data["tokens"][0] / 1.2, data["tokens"][-1] * 4))

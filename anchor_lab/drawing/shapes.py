@@ -23,6 +23,13 @@ def label(ax, text: str, at: tuple, offset: tuple = (6, 0), **look) -> None:
     ax.annotate(text, at, offset, textcoords="offset points", **look)
 
 
+def curve(ax, x, y, name: str, colour: str, offset: tuple = (6, 0), **look) -> None:
+    """A line with its name beside its last point; `weight` and `va` in `look` are the name's."""
+    words = {key: look.pop(key) for key in ("weight", "va") if key in look}
+    ax.plot(x, y, color=colour, ms=4, **look)
+    label(ax, name, (x[-1], y[-1]), offset, color=colour, **words)
+
+
 def note(ax, text: str, colour: str, at: tuple = (0.02, 0.96)) -> None:
     """Bold words in a corner of the axes; `at` in fractions of the axes."""
     side = "right" if at[0] > 0.5 else "left"

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from anchor_lab.analysis.maxima import locate_maxima
-from anchor_lab.drawing.shapes import label, mark, note, threshold
+from anchor_lab.drawing.shapes import curve, label, mark, note, threshold
 from anchor_lab.drawing.style import ACCENT, INK, MAGNITUDE, MUTED, STRIPE
 from anchor_ref.config import AnchorConfig
 from anchor_ref.plan import StripePlan
@@ -177,11 +177,8 @@ def draw_recall(data: dict[str, Tensor], ax) -> None:
     """How much of each row's attention mass is kept?"""
     position = data["position"]
     ax.fill_between(position, data["p10"], data["median"], color=ACCENT, alpha=0.25, lw=0)
-    ax.plot(position, data["median"], color=ACCENT)
-    ax.plot(position, data["p10"], color=ACCENT, lw=0.8)
-    look = {"fontsize": 8, "color": ACCENT}
-    label(ax, "median row", (position[-1], data["median"][-1]), (4, 0), **look)
-    label(ax, "10th percentile", (position[-1], data["p10"][-1]), (4, 0), **look, va="top")
+    curve(ax, position, data["median"], "median row", ACCENT, (4, 0))
+    curve(ax, position, data["p10"], "10th percentile", ACCENT, (4, 0), lw=0.8, va="top")
     ax.set(xlabel="query position", ylabel="recall", ylim=(0, 1.03))
     ax.set_xlim(0, int(position[-1]) * 1.22)
 

@@ -70,9 +70,10 @@ def draw_failure(
             continue
         small = name != "differ" and max(image.shape) <= 6  # there is room for the numbers
         look |= {"annot": small, "fmt": ".3g", "annot_kws": {"size": 7}, "cbar": False}
-        sns.heatmap(
-            image.double().numpy(), yticklabels="auto" if len(image) > 1 else [], ax=ax, **look
-        )
+        rows, columns = (max(1, size // 6) for size in image.shape)  # a tick at each so many
+        ticks = {"xticklabels": columns, "yticklabels": rows if len(image) > 1 else []}
+        sns.heatmap(image.double().numpy(), ax=ax, **look, **ticks)
+        ax.tick_params(rotation=0)
         for y, x in image.isnan().nonzero().tolist() if small else ():  # it leaves these blank
             ax.text(x + 0.5, y + 0.5, "nan", **CENTRED, size=7)
         ax.set(xlabel=axes[1], ylabel=axes[0])
