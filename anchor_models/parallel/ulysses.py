@@ -6,12 +6,12 @@
 Between the two exchanges a rank holds whole heads, and whatever attention works on one head works.
 Shares need not be equal: what is sent is as long as it is, nothing is padded.
 
-No library does this for inference with an attention of one's own. transformers 5.23 reserves
-`DistributedConfig(enable_sequence_parallel=...)` but does not use it yet. accelerate 1.15 has
-Ulysses through DeepSpeed and for training alone; its other way, PyTorch's context parallelism,
-replaces the attention by a ring. DeepSpeed 0.19.8 (`UlyssesSPAttentionHF`) wants equal shares of
-the prompt, and its `DistributedAttention` a kv head for every rank. PyTorch 2.13's DTensor pads
-shares that differ, and gathers everything where the ranks are CPU processes.
+Why not a library: for inference, with an attention of one's own, none of these does it.
+transformers 5.23 reserves `DistributedConfig(enable_sequence_parallel=...)` but does not use it
+yet. accelerate 1.15 has Ulysses through DeepSpeed and for training alone; its other way, PyTorch's
+context parallelism, replaces the attention by a ring. DeepSpeed 0.19.8 wants equal shares of the
+prompt (`UlyssesSPAttentionHF`) or a kv head for every rank (`DistributedAttention`). PyTorch
+2.13's DTensor pads unequal shares, and gathers everything where the ranks are CPU processes.
 """
 
 from collections.abc import Callable, Sequence
