@@ -213,7 +213,7 @@ def kept_mass(
         weights: dense softmax weights; keys that nobody drops may be left out.
         kept: which of these keys are kept.
     """
-    # A product, so that a row of NaN stays one. Rounding may carry 1 − lost past either end by an ulp.
+    # A product, so that a row of NaN stays one; rounding may carry 1 − lost past an end by an ulp.
     return (1 - (weights * ~kept).sum(-1)).clamp_(0, 1)
 
 

@@ -4,6 +4,8 @@ The selected keys lie scattered. Their rows are gathered into a small dense matr
 that stage 1 began goes on over it. Every stripe precedes the whole group: no mask is needed.
 """
 
+from itertools import product
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -52,7 +54,7 @@ def attend_stripes(
     check_plan(stripes, [group.candidates for group in all_groups], q)
     dtype, heads_per_kv = state.acc.dtype, q.shape[1] // k.shape[1]
     out = torch.empty_like(q)
-    for b, h in _pairs(q.shape[0], q.shape[1]):
+    for b, h in product(range(q.shape[0]), range(q.shape[1])):
         for g, group in enumerate(all_groups):
             keys = stripes.keys(b, h, g)
             k_stripes = k[b, h // heads_per_kv].index_select(0, keys).to(dtype)  # [n, D]
@@ -61,10 +63,6 @@ def attend_stripes(
             scores = scaled_scores(q[rows].to(dtype), k_stripes, scale)  # [S, n]
             out[rows] = normalise(merge(state[rows], partial_softmax(scores, v_stripes)))
     return out
-
-
-def _pairs(batch: int, heads: int):
-    return ((b, h) for b in range(batch) for h in range(heads))
 
 
 def _check_state(state: SoftmaxState, q: Tensor) -> None:

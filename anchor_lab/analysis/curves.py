@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from anchor_lab.methods.stripes import row_anchor
 from anchor_models.capture import Captured
-from anchor_ref.anchor import compute_anchor
 from anchor_ref.config import AnchorConfig
 from anchor_ref.inputs import check_inputs
 from anchor_ref.measure import block_scores, causal_share
@@ -62,8 +62,7 @@ def theta_curve(
         raise ValueError(f"thetas must be ascending numbers, at least one, got {thetas}")
     dtype = torch.promote_types(q.dtype, torch.float32)
     q, k = q.to(dtype), k.to(dtype)
-    # Values play no part in the anchor; the keys stand in for them.
-    anchor = compute_anchor(q, k, k, config, scale, cu_seqlens).max
+    anchor = row_anchor(q, k, config, scale, cu_seqlens)
     steps = torch.tensor(thetas, dtype=dtype, device=q.device)
     n_bins = len(thetas) + 1  # the last holds what no threshold keeps
     layout = groups(config, q.shape[2], k.shape[2], cu_seqlens)

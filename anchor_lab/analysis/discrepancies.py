@@ -15,9 +15,10 @@ from torch import Tensor
 
 from anchor_models.memory import choice_bytes
 from anchor_ref.config import AnchorConfig
-from anchor_ref.heads import causal_scores, scaled_scores, stack_heads, unstack_heads
+from anchor_ref.heads import attention_scores, causal_scores
 from anchor_ref.inputs import check_inputs, check_tensor
-from anchor_ref.regions import Group, groups
+from anchor_ref.regions import Group, causal_pairs, groups
+from anchor_ref.stripes import block_means, passes_difference_test, pooled_difference
 
 _LOG2_E = math.log2(math.e)
 
@@ -73,21 +74,20 @@ def times_counted(
         TypeError, ValueError: see `inputs.check_inputs`.
     """
     scale = check_inputs(q, k, None, scale)
-    scores = causal_scores(q.float(), k.float(), scale)
+    q, k = q.float(), k.float()
+    scores = causal_scores(q, k, scale)
     counted = torch.zeros(scores.shape, dtype=torch.int8, device=q.device)
+    anchor = torch.empty_like(scores[..., 0])
     for group in layout:
         rows = slice(group.rows.start, group.rows.stop)
         candidates = slice(group.candidates.start, group.candidates.stop)
         always = counted[:, :, rows]
         always[..., group.init.start : group.init.stop] += 1
         always[..., group.window_start :] += 1
-        anchor = scores[:, :, rows].masked_fill(always == 0, -torch.inf).amax(-1)
-        keep = torch.zeros_like(always[:, :, :1, candidates], dtype=torch.bool)
-        for block in group.blocks:
-            pooled = anchor[:, :, block.start - rows.start : block.stop - rows.start].mean(2)
-            difference = pooled[..., None, None] - _pooled_scores(q, k, block, group, scale)
-            keep |= ~(difference > config.theta)
-        counted[:, :, rows, candidates] += keep.to(torch.int8)
+        anchor[:, :, rows] = scores[:, :, rows].masked_fill(always == 0, -torch.inf).amax(-1)
+        difference = pooled_difference(q, k, anchor, group, scale)
+        kept = passes_difference_test(difference, config.theta).any(2, keepdim=True)
+        always[..., candidates] += kept.to(torch.int8)
     return counted.masked_fill_(scores == -torch.inf, 0)
 
 
@@ -156,17 +156,13 @@ def round_test(
     check_tensor("row_anchor", row_anchor, q.shape[:3], (torch.float32,), q.device)
     exact, rounded = [], []
     for group in groups(config, q.shape[2], k.shape[2]):
-        if not group.candidates:
-            continue
-        found = {torch.float32: [], torch.bfloat16: []}
-        for block in group.blocks:
-            anchor = row_anchor[:, :, block.start : block.stop].mean(2)[..., None, None]
-            for dtype, differences in found.items():
-                scores = _pooled_scores(q, k, block, group, scale * _LOG2_E, dtype)
-                parts = (anchor * _LOG2_E).to(dtype).float(), scores.to(dtype).float()
-                differences.append((parts[0] - parts[1]) / _LOG2_E)
-        exact.append(torch.stack(found[torch.float32]).amin(0).flatten())
-        rounded.append(torch.stack(found[torch.bfloat16]).amin(0).flatten())
+        mean_q = block_means(q, group.blocks, torch.float32)
+        anchor = block_means(row_anchor, group.blocks, torch.float32).unsqueeze(-1) * _LOG2_E
+        keys = k[:, :, group.candidates.start : group.candidates.stop].float()
+        for dtype, found in ((torch.float32, exact), (torch.bfloat16, rounded)):
+            scores = attention_scores(mean_q.to(dtype).float(), keys, scale * _LOG2_E)
+            difference = anchor.to(dtype).float() - scores.to(dtype).float()  # [B, Hq, T, C]
+            found.append((difference / _LOG2_E).amin(2).flatten())
     return RoundedTest(torch.cat(exact), torch.cat(rounded))
 
 
@@ -190,7 +186,7 @@ def written_rows(n: int, group_size: int) -> tuple[range, range]:
 def dense_share(n: int, group_size: int) -> float:
     """Share of the causal pairs that belong to the dense rows of `written_rows`, in [0, 1]."""
     _, dense = written_rows(n, group_size)
-    return sum(row + 1 for row in dense) / (n * (n + 1) / 2)
+    return causal_pairs(len(dense), n) / causal_pairs(n)
 
 
 def memory(
@@ -227,19 +223,3 @@ def memory(
             "selection": q_heads * choice_bytes(n, head_dim, selected, config),
         },
     }
-
-
-def _pooled_scores(
-    q: Tensor,
-    k: Tensor,
-    block: range,
-    group: Group,
-    scale: float,
-    dtype: torch.dtype = torch.float32,
-) -> Tensor:
-    """Scores of one block's mean query, rounded to `dtype`, with the candidates: float32."""
-    pooled = q[:, :, block.start : block.stop].float().mean(2, keepdim=True).to(dtype).float()
-    keys = k[:, :, group.candidates.start : group.candidates.stop].float()
-    return unstack_heads(
-        scaled_scores(stack_heads(pooled, k.shape[1]), keys, scale), q.shape[1]
-    )  # [B, Hq, 1, C]

@@ -7,10 +7,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from anchor_lab.methods.selection import token_blocks
 from anchor_ref.config import AnchorConfig
 from anchor_ref.heads import causal_scores
 from anchor_ref.inputs import check_inputs
 from anchor_ref.regions import Group, groups
+from anchor_ref.stripes import block_means, passes_difference_test
 
 CAUSES = {
     "threshold": "the row's own test drops the key too: light alone, heavy with others",
@@ -132,10 +134,16 @@ def blame(
     for group in groups(config, q.shape[2], k.shape[2]):
         weights, scores, anchor = _of_group(q.float(), k.float(), group, scale)
         mean_scores, mean_anchor = (_block_means(x, config) for x in (scores, anchor))
-        dropped = (mean_anchor - mean_scores > config.theta).all(2, keepdim=True)  # [B, Hq, 1, C]
-        own = anchor - scores > config.theta  # [B, Hq, S, C]
-        by_query = anchor - mean_scores > config.theta
-        by_anchor = mean_anchor - scores > config.theta
+        own, by_query, by_anchor, by_both = (
+            ~passes_difference_test(difference, config.theta)
+            for difference in (
+                anchor - scores,
+                anchor - mean_scores,
+                mean_anchor - scores,
+                mean_anchor - mean_scores,
+            )
+        )  # [B, Hq, S, C]
+        dropped = by_both.all(2, keepdim=True)
         reasons = (own, by_query & ~by_anchor, by_anchor & ~by_query, by_query == by_anchor)
         for cause, reason in zip(CAUSES, reasons, strict=True):
             blamed = dropped & (reason if reason is own else reason & ~own)
@@ -151,7 +159,7 @@ def _mean_recall(
     soft, hard = q.new_zeros(()), 0.0
     for group in groups(config, q.shape[2], k.shape[2]):
         weights, scores, anchor = _of_group(q, k, group, scale)
-        difference = _block_means(anchor, config) - _block_means(scores, config)
+        difference = _block_means(anchor - scores, config)
         excess = difference.amin(2, keepdim=True) - config.theta  # [B, Hq, 1, C]
         soft = soft + (weights * (excess / width).sigmoid()).sum()
         hard += float((weights.detach() * (excess > 0)).sum())
@@ -174,6 +182,6 @@ def _block_means(x: Tensor, config: AnchorConfig) -> Tensor:
 
     The mean of the queries' scores is the score of the mean query.
     """
-    return torch.cat(
-        [b.mean(2, keepdim=True).expand_as(b) for b in x.split(config.block_size, 2)], 2
-    )
+    rows, size = x.shape[2], config.block_size
+    means = block_means(x, token_blocks(rows, size), x.dtype)
+    return means.repeat_interleave(size, 2)[:, :, :rows]

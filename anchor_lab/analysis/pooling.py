@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from anchor_lab.analysis.maxima import locate_maxima
-from anchor_ref.anchor import compute_anchor
+from anchor_lab.methods.stripes import row_anchor
 from anchor_ref.config import AnchorConfig
 from anchor_ref.inputs import check_inputs
 from anchor_ref.measure import block_scores, causal_share, kept_mass
@@ -59,8 +59,7 @@ def compare_tests(
     scale = check_inputs(q, k, None, scale, cu_seqlens)
     dtype = torch.promote_types(q.dtype, torch.float32)
     q, k = q.to(dtype), k.to(dtype)
-    # Values play no part in the anchor; the keys stand in for them.
-    anchor = compute_anchor(q, k, k, config, scale, cu_seqlens).max
+    anchor = row_anchor(q, k, config, scale, cu_seqlens)
     row_max = locate_maxima(q, k, config, scale, cu_seqlens).largest
     recall = {name: torch.empty_like(anchor) for name in TESTS}
     pairs = {name: anchor.new_zeros(q.shape[:2], dtype=torch.float64) for name in TESTS}

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from anchor_ref.config import AnchorConfig
-from anchor_ref.heads import scaled_scores
+from anchor_ref.heads import causal_scores
 from anchor_ref.regions import groups
 
 STEPS = (1, 2, 4, 8, 16)
@@ -80,10 +80,8 @@ def prepare_head(
     regions = {step: _group_of_block(n, step) for step in steps}
     for number, start in enumerate(range(0, n, block)):
         rows = slice(start, min(start + block, n))
-        scores = scaled_scores(q[rows], k[: rows.stop], scale)  # [b, keys]
-        size = len(scores)
-        later = torch.ones(size, size, dtype=torch.bool).triu(1)
-        scores[:, -size:].masked_fill_(later, -torch.inf)
+        one_head = q[None, None, rows], k[None, None, : rows.stop]
+        scores = causal_scores(*one_head, scale)[0, 0]  # [b, keys]
         log_sum[rows] = scores.logsumexp(-1)
         by_block = pool_keys(scores, block)  # the regions are made of whole blocks
         for step, found in regions.items():
@@ -93,7 +91,7 @@ def prepare_head(
             anchors[step][rows] = torch.cat([first, window], 1).amax(1)
         scores -= log_sum[rows, None]  # now the logarithm of the weight
         # Rows first: a maximum along contiguous keys is the slower one.
-        pooled = pool_keys(pool_rows(scores, min(cell, size)), cell)
+        pooled = pool_keys(pool_rows(scores, min(cell, len(scores))), cell)
         place = finest[start // cell : start // cell + len(pooled), : pooled.shape[1]]
         torch.maximum(place, pooled, out=place)  # a cell may be higher than a block
     # float16 holds every logarithm to a hundredth of a decade, at half the memory.

@@ -145,7 +145,8 @@ def test_each_prompt_of_a_batch_counts_as_a_text():
 
 
 def test_what_no_threshold_reaches_gets_the_last_and_says_so():
-    found = choose_thetas(average_curves([{0: sample(1)}], AnchorConfig(8, 2), (-9, -8)), 0.9999)
+    curves = average_curves([{0: sample(1)}], AnchorConfig(8, 2), (-9.0, -8.0))
+    found = choose_thetas(curves, 0.9999)
     assert set(found.thetas[0]) == {-8.0}
     assert max(found.reached[0]) < 0.9999
 
