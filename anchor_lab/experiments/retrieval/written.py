@@ -34,7 +34,6 @@ from anchor_lab.experiments.retrieval.prompts import Prompt, make_retrieval
 from anchor_lab.experiments.retrieval.score import run_prompts
 from anchor_lab.experiments.store import Store
 from anchor_models import choose_backend, load_bundled
-from anchor_models.transformers import options, record
 from anchor_ref import AnchorConfig
 from anchor_ref.regions import groups
 
@@ -103,6 +102,8 @@ def backend_of(model) -> str:
 
 def measure(model, prompts: Sequence[Prompt], theta: float | None, config: AnchorConfig) -> dict:
     """Answers read and written, and the mean density, of prompts of about one length."""
+    from anchor_models.transformers import options, record  # makes "anchor_attention" known
+
     sizes = {"block_size": config.block_size, "step": config.step}
     model.set_attn_implementation("sdpa" if theta is None else "anchor_attention")
     found, densities = [], []
