@@ -6,7 +6,6 @@ Meaning and shape are those of the docstrings and annotations that the code is c
 here are the symbols, the words of the paper's abstract, and the units.
 """
 
-import importlib
 import inspect
 import re
 from dataclasses import fields, is_dataclass
@@ -14,10 +13,28 @@ from pathlib import Path
 from types import ModuleType
 
 from anchor_lab.experiments.page import render
+from anchor_ref import (
+    anchor,
+    attention,
+    config,
+    heads,
+    measure,
+    online_softmax,
+    plan,
+    regions,
+    sparse,
+    stripes,
+)
 from tools.notebooks import ROOT
 
 PAGE = ROOT / "docs" / "notation.md"
-MODULES = "config regions anchor stripes sparse attention online_softmax plan heads measure"
+MODULES = {
+    module.__name__.removeprefix("anchor_ref."): module
+    for module in (
+        *(anchor, attention, config, heads, measure),
+        *(online_softmax, plan, regions, sparse, stripes),
+    )
+}
 SCORE = "natural log"
 
 # Symbol, the word of the paper's abstract for it, place in `anchor_ref`, unit.
@@ -109,7 +126,7 @@ def _row(symbol: str, paper: str, place: str, unit: str) -> list[str]:
 def look_up(place: str) -> tuple[str, str]:
     """Shape and meaning of `module.Class.attribute`, `module.function.argument` or `….return`."""
     module, owner_name, name = place.split(".")
-    owner = getattr(importlib.import_module(f"anchor_ref.{module}"), owner_name)
+    owner = getattr(MODULES[module], owner_name)
     if isinstance(member := getattr(owner, name, None), property):
         return "–", _first_sentence(inspect.getdoc(member))
     if is_dataclass(owner):
@@ -124,8 +141,8 @@ def look_up(place: str) -> tuple[str, str]:
 def letters() -> set[str]:
     """Every letter in the shapes of the reference's public functions and data types."""
     found = set()
-    for name in MODULES.split():
-        for annotation in _annotations(importlib.import_module(f"anchor_ref.{name}")):
+    for module in MODULES.values():
+        for annotation in _annotations(module):
             for dimension in getattr(annotation, "dim_str", "").split():
                 letter = dimension.lstrip("*")
                 if letter.isidentifier() and letter != "_":
