@@ -118,17 +118,15 @@ def data_touched(
     Returns:
         keys, blocks: for every head of all layers, over all groups.
     """
-    b = config.block_size
-    open_groups = [(g, group) for g, group in enumerate(groups(config, n, n)) if group.candidates]
-    all_keys = sum(len(group.candidates) for _, group in open_groups)
-    all_blocks = sum(-(-len(group.candidates) // b) for _, group in open_groups)
-    keys, blocks = [], []
-    for plan in plans:
-        for h in range(plan.counts.shape[1]):
-            lists = [plan.keys(0, h, g) for g, _ in open_groups]
-            keys.append(sum(len(found) for found in lists) / all_keys)
-            blocks.append(sum(len((found // b).unique()) for found in lists) / all_blocks)
-    return {"keys": torch.tensor(keys), "blocks": torch.tensor(blocks)}
+    sizes = torch.tensor([len(group.candidates) for group in groups(config, n, n)])
+    keys = torch.cat([plan.counts[0].cpu().sum(-1) for plan in plans])
+    blocks = [
+        sum(len((plan.keys(0, h, g) // config.block_size).unique()) for g in range(len(sizes)))
+        for plan in plans
+        for h in range(plan.counts.shape[1])
+    ]
+    all_blocks = (sizes / config.block_size).ceil().sum()
+    return {"keys": keys / sizes.sum(), "blocks": torch.tensor(blocks) / all_blocks}
 
 
 def draw_touched(data: Mapping[str, Tensor], ax) -> None:
