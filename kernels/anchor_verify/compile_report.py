@@ -1,6 +1,6 @@
 """Every kernel in every shipped configuration, compiled for each target; no GPU needed.
 
-    python -m anchor_verify.compile_report              # all of it, and results/verify/compile_report.md
+    python -m anchor_verify.compile_report              # all, and results/verify/compile_report.md
     python -m anchor_verify.compile_report --targets sm_90 --head-dims 128 --dtypes bfloat16
     python -m anchor_verify.compile_report --launches   # only what would be compiled, in seconds
 
@@ -16,11 +16,12 @@ import importlib
 import pkgutil
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import astuple, dataclass, fields
 from itertools import product
 from pathlib import Path
 from unittest.mock import patch
@@ -34,29 +35,39 @@ from triton.runtime.jit import JITFunction
 
 import anchor_kernels
 from anchor_kernels import launch, support
-from anchor_lab.experiments.attention.page import markdown
+from anchor_lab.experiments.experiment import RESULTS
+from anchor_lab.experiments.page import render
+from anchor_lab.experiments.store import write_whole
 from anchor_ref.config import AnchorConfig
 
-HERE = Path("results") / "verify"
+PAGE = RESULTS / "verify" / "compile_report.md"
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is compiled for.
+
+    Attributes:
+        gpu: as Triton calls it.
+        shared: bytes of shared memory that one program may have. The compiler refuses nothing.
+        matrix: pattern of its matrix instructions.
+    """
+
+    gpu: GPUTarget
+    shared: int
+    matrix: str
+
 
 TARGETS = {
-    "sm_80": GPUTarget("cuda", 80, 32),
-    "sm_90": GPUTarget("cuda", 90, 32),
-    "sm_100": GPUTarget("cuda", 100, 32),
-    "gfx942": GPUTarget("hip", "gfx942", 64),
+    "sm_80": Target(GPUTarget("cuda", 80, 32), 166_912, r"\bmma\.sync"),
+    "sm_90": Target(GPUTarget("cuda", 90, 32), 232_448, r"\bwgmma\.mma_async"),
+    "sm_100": Target(GPUTarget("cuda", 100, 32), 232_448, r"\btcgen05\.mma"),
+    "gfx942": Target(GPUTarget("hip", "gfx942", 64), 65_536, r"\bv_mfma_"),
 }
-# Shared memory that one program may have, bytes. The compiler itself refuses nothing.
-SHARED_LIMIT = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
+# Copies to shared memory that nobody waits for.
+ASYNC_COPY = r"\bcp\.async\.(ca|cg)|\bcp\.async\.bulk\.tensor"
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 HEAD_DIMS = (16, 64, 96, 128, 192, 256)
-# Matrix instructions of each target, and its copies to shared memory that nobody waits for.
-MATRIX = {
-    "sm_80": r"\bmma\.sync",
-    "sm_90": r"\bwgmma\.mma_async",
-    "sm_100": r"\btcgen05\.mma",
-    "gfx942": r"\bv_mfma_",
-}
-ASYNC_COPY = r"\bcp\.async\.(ca|cg)|\bcp\.async\.bulk\.tensor"
 MULTIPLY_NOTHING = ("pool_kernel", "compact_kernel")
 MODULES = [
     importlib.import_module(f"anchor_kernels.{module.name}")
@@ -102,6 +113,10 @@ class Compiled:
     shared: int
     matrix_instructions: int
     async_copies: int
+
+    @property
+    def entries(self) -> tuple:
+        return astuple(self)
 
 
 class Recorder:
@@ -161,19 +176,19 @@ def compile_launch(found: Launch, target_name: str, dtype: torch.dtype, head_dim
     make_source = GluonASTSource if kernel.is_gluon() else ASTSource
     source = make_source(kernel, signature, constants, attributes)
     target = TARGETS[target_name]
-    binary = triton.compile(source, target=target, options=found.options)
-    read = _read_amd if target.backend == "hip" else _read_nvidia
+    binary = triton.compile(source, target=target.gpu, options=found.options)
+    read = _read_amd if target.gpu.backend == "hip" else _read_nvidia
     text = binary.asm.get("ptx") or binary.asm["amdgcn"]
     return Compiled(
         kernel=found.kernel,
         target=target_name,
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=_name(dtype),
         head_dim=head_dim,
         tiles=found.tiles,
         stages=found.options["num_stages"],
         **read(binary, target_name),
         shared=binary.metadata.shared,
-        matrix_instructions=len(re.findall(MATRIX[target_name], text)),
+        matrix_instructions=len(re.findall(target.matrix, text)),
         async_copies=len(re.findall(ASYNC_COPY, text)),
     )
 
@@ -187,6 +202,10 @@ _TYPE_NAMES = {
     torch.int32: "*i32",
     torch.int64: "*i64",
 }
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _type_name(value) -> str:
@@ -243,22 +262,19 @@ def _read_amd(binary, target_name: str) -> dict[str, int]:
     }
 
 
-def _compile(job) -> list[Compiled]:
-    target_name, dtype, head_dim = job
-    launches = record_launches(dtype, head_dim, TARGETS[target_name])
-    return [compile_launch(found, target_name, dtype, head_dim) for found in launches]
+def _compile(job: tuple[str, torch.dtype, int]) -> list[Compiled]:
+    target, dtype, head_dim = job
+    launches = record_launches(dtype, head_dim, TARGETS[target].gpu)
+    return [compile_launch(found, target, dtype, head_dim) for found in launches]
 
 
 def report(
-    targets: Iterable[str] = tuple(TARGETS),
-    dtypes: Iterable[torch.dtype] = DTYPES,
-    head_dims: Iterable[int] = HEAD_DIMS,
-    workers: int = 2,
+    targets: Iterable[str], dtypes: Iterable[torch.dtype], head_dims: Iterable[int]
 ) -> list[Compiled]:
-    """Compile everything asked for, each target, dtype and head size in a process of its own."""
-    jobs = [(t, dtype, d) for t in targets for dtype in dtypes for d in head_dims]
-    with ProcessPoolExecutor(workers) as pool:
-        return [row for rows in pool.map(_compile, jobs) for row in rows]
+    """Compile everything asked for; targets, dtypes and head sizes are shared by two processes."""
+    with ProcessPoolExecutor(2) as pool:
+        found = pool.map(_compile, product(targets, dtypes, head_dims))
+        return [row for rows in found for row in rows]
 
 
 def faults(row: Compiled) -> list[str]:
@@ -268,8 +284,8 @@ def faults(row: Compiled) -> list[str]:
         found.append(f"{row.spilled} bytes spilled")
     if row.slowed:
         found.append(f"{row.slowed} times slowed down by the assembler")
-    if row.shared > SHARED_LIMIT[row.target]:
-        found.append(f"{row.shared} bytes of shared memory, {SHARED_LIMIT[row.target]} allowed")
+    if row.shared > TARGETS[row.target].shared:
+        found.append(f"{row.shared} bytes of shared memory, {TARGETS[row.target].shared} allowed")
     if multiplies_on_matrix_units(row) and not row.matrix_instructions:
         found.append("no matrix instruction")
     if copies_ahead(row) and not row.async_copies:
@@ -287,46 +303,47 @@ def copies_ahead(row: Compiled) -> bool:
     return multiplies_on_matrix_units(row) and row.target != "gfx942" and row.stages > 1
 
 
-def write_table(rows: list[Compiled], path: Path) -> None:
-    """The rows as one Markdown table."""
-    header = [name.replace("_", " ") for name in Compiled.__dataclass_fields__]
-    parts = [
-        "# What the compiler makes of each kernel",
-        f"Made by `python -m anchor_verify.compile_report` with Triton {triton.__version__}, no GPU: "
-        "registers a thread, spilled bytes, how often the assembler says that it slowed the code "
-        "down (wgmma serialised, setmaxnreg ignored), bytes of shared memory, and how many matrix "
-        "instructions and asynchronous copies stand in the generated code.",
-        markdown(header, [[str(x) for x in asdict(row).values()] for row in rows]),
-    ]
-    path.write_text("\n\n".join(parts) + "\n")
+def page(rows: list[Compiled]) -> str:
+    """The extremes of each target, then all rows."""
+    targets = {}
+    for name in dict.fromkeys(row.target for row in rows):
+        mine = [row for row in rows if row.target == name]
+        faulty = [row for row in mine if faults(row)]
+        targets[name] = {"rows": mine, "faulty": faulty, "allowed": TARGETS[name].shared}
+    header = [field.name.replace("_", " ") for field in fields(Compiled)]
+    return render(
+        "compile_report.md.j2",
+        Path(__file__).parent,
+        header=header,
+        targets=targets,
+        triton=triton.__version__,
+    )
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
-    names = [str(dtype).removeprefix("torch.") for dtype in DTYPES]
+    names = [_name(dtype) for dtype in DTYPES]
     parser.add_argument("--dtypes", nargs="+", choices=names, default=names)
     parser.add_argument("--head-dims", nargs="+", type=int, default=list(HEAD_DIMS))
-    parser.add_argument("--out", type=Path, help="default: compile_report.md for a whole run")
+    parser.add_argument("--out", type=Path, help=f"default: {PAGE} for a whole run")
     parser.add_argument("--launches", action="store_true", help="compile nothing")
-    args = parser.parse_args()
-    dtypes = [getattr(torch, x) for x in args.dtypes]
-    if args.launches:
-        for target, dtype, head_dim in product(args.targets, dtypes, args.head_dims):
-            for found in record_launches(dtype, head_dim, TARGETS[target]):
-                name, stages = str(dtype).removeprefix("torch."), found.options["num_stages"]
-                print(found.kernel, target, name, head_dim, found.tiles, stages, sep=" | ")
-        return
-    rows = report(args.targets, dtypes, args.head_dims)
+    options = parser.parse_args()
+    dtypes = [getattr(torch, name) for name in options.dtypes]
+    if options.launches:
+        for target, dtype, head_dim in product(options.targets, dtypes, options.head_dims):
+            for found in record_launches(dtype, head_dim, TARGETS[target].gpu):
+                stages = found.options["num_stages"]
+                print(found.kernel, target, _name(dtype), head_dim, found.tiles, stages, sep=" | ")
+        return 0
+    rows = report(options.targets, dtypes, options.head_dims)
     for row in rows:
-        wrong = "  ".join(faults(row))
-        print(*asdict(row).values(), wrong, sep="  ")
-    whole = (args.targets, args.dtypes, args.head_dims) == (list(TARGETS), names, [*HEAD_DIMS])
-    if args.out or whole:
-        write_table(rows, args.out or HERE / "compile_report.md")
-    if any(faults(row) for row in rows):
-        raise SystemExit(1)
+        print(*row.entries, "  ".join(faults(row)), sep="  ")
+    whole = options.targets == list(TARGETS) and dtypes == list(DTYPES)
+    if options.out or (whole and options.head_dims == list(HEAD_DIMS)):
+        write_whole(options.out or PAGE, page(rows))
+    return int(any(faults(row) for row in rows))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,10 +1,11 @@
 """Every test that needs a GPU, and the kernels under tools that watch memory: what they found.
 
-    python -m anchor_verify.gpu_report                              writes gpu_report.json and .md
-    python -m anchor_verify.gpu_report --pieces bfloat16 memcheck   these; others stay as they were
-    python -m anchor_verify.gpu_report --table                      gpu_report.md from gpu_report.json
+    python -m anchor_verify.gpu_report                              gpu_report.json and .md
+    python -m anchor_verify.gpu_report --pieces bfloat16 memcheck   others stay as they were
+    python -m anchor_verify.gpu_report --table                      .md from gpu_report.json
 
-Pieces, each in processes of its own and stopped after --limit-s seconds:
+Run in the repository's root. Pieces, each in processes of its own and stopped after --limit-s
+seconds:
 
 bfloat16, float16, float32, other   `pytest -m gpu`, divided by dtype
 memcheck, racecheck, initcheck      compute-sanitizer on `anchor_verify.small_calls`
@@ -21,7 +22,6 @@ Exits with 1 unless every piece asked for has passed; a tool that is absent has 
 
 import argparse
 import importlib.util
-import json
 import os
 import platform
 import re
@@ -34,16 +34,14 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from xml.etree import ElementTree
 
-from anchor_lab.experiments.attention.instruments import device_facts, kernels_version
-from anchor_lab.experiments.attention.page import markdown
-from anchor_lab.experiments.command import lacks_cuda
+from anchor_lab.experiments.environment import cuda_facts, kernels_version, lacks_cuda
+from anchor_lab.experiments.experiment import RESULTS
+from anchor_lab.experiments.page import render
+from anchor_lab.experiments.store import Store, read, write_whole
 
-HERE = Path("results") / "verify"
-ROOT = HERE.parent
 TESTS = {
     "bfloat16": "bfloat16",
     "float16": "float16 and not bfloat16",
@@ -56,7 +54,7 @@ BY_BARRIERS = "sparse_hopper"  # the kernel whose warps have tasks of their own
 
 @dataclass(frozen=True)
 class Watch:
-    """A tool, the arguments of `anchor_verify.small_calls`, and whether the tool has to complain."""
+    """A tool, the arguments of `small_calls`, whether the tool has to complain, its options."""
 
     tool: str
     arguments: tuple[str, ...] = ()
@@ -88,6 +86,9 @@ TOOLS = {
     "initcheck": Watch("initcheck"),
 }
 PIECES = (*TESTS, *TOOLS)
+DTYPES = [name for name in TESTS if name != "other"]
+# What a piece ran on, as far as the page tells.
+ABOUT = ("date", "device", "driver", "cuda", "torch", "triton", "python", "kernels")
 
 
 @dataclass(frozen=True)
@@ -99,11 +100,10 @@ class Finished:
 
 
 def finish(command: list[str], limit_s: float, **environment: str) -> Finished:
-    """Run a command in the repository's root; it and all that it started end with the limit."""
+    """Run a command; it and all that it started end with the limit."""
     with tempfile.TemporaryFile("w+") as file:
         process = subprocess.Popen(
             command,
-            cwd=ROOT,
             env=os.environ | environment,
             stdout=file,
             stderr=subprocess.STDOUT,
@@ -138,9 +138,9 @@ def run_tests(choice: str, limit_s: float, run: Callable = finish) -> dict:
 
 
 def gpu_test_files() -> list[Path]:
-    """Test files that hold a test marked `gpu`."""
-    found = sorted((ROOT / "tests").rglob("test_*.py"))
-    return [path.relative_to(ROOT) for path in found if "mark.gpu" in path.read_text()]
+    """Test files of the repository that hold a test marked `gpu`."""
+    found = sorted(Path("tests").rglob("test_*.py"))
+    return [path for path in found if "mark.gpu" in path.read_text(encoding="utf-8")]
 
 
 def read_junit(text: str) -> list[dict]:
@@ -186,19 +186,15 @@ def run_tool(watch: Watch, limit_s: float, run: Callable = finish) -> dict:
 
 def find_sanitizer() -> Path | None:
     """compute-sanitizer on PATH, in a CUDA toolkit, or in a wheel of NVIDIA's."""
-    on_path = shutil.which(SANITIZER)
+    folders = [Path(folder) for folder in os.environ["PATH"].split(os.pathsep) if folder]
     homes = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")]
-    places = [Path(home) / "bin" for home in homes if home]
-    places += [path / "bin" for path in sorted(Path("/usr/local").glob("cuda*"), reverse=True)]
-    wheels = importlib.util.find_spec("nvidia")
-    in_wheels = [
-        path
-        for folder in (wheels.submodule_search_locations if wheels else [])
-        for path in Path(folder).rglob(SANITIZER)
-    ]
-    found = [Path(on_path)] if on_path else []
-    found += [place / SANITIZER for place in places] + in_wheels
-    return next((path for path in found if os.access(path, os.X_OK) and path.is_file()), None)
+    homes += sorted(Path("/usr/local").glob("cuda*"), reverse=True)
+    folders += [Path(home) / "bin" for home in homes if home]
+    if wheels := importlib.util.find_spec("nvidia"):
+        for folder in wheels.submodule_search_locations:
+            folders += [path.parent for path in Path(folder).rglob(SANITIZER)]
+    found = shutil.which(SANITIZER, path=os.pathsep.join(map(str, folders)))
+    return Path(found) if found else None
 
 
 def judge(watch: Watch, done: Finished) -> str:
@@ -245,152 +241,76 @@ def last_line(output: str) -> str:
     return next((line.strip()[:300] for line in reversed(output.splitlines()) if line.strip()), "")
 
 
-def run_piece(piece: str, limit_s: float, date: str) -> dict:
+def run_piece(piece: str, limit_s: float) -> dict:
     """What a piece found, on what, and how long it took."""
     started = time.monotonic()
     found = run_tests(TESTS[piece], limit_s) if piece in TESTS else run_tool(TOOLS[piece], limit_s)
-    about = {"date": date, **device_facts(), "python": platform.python_version()}
-    seconds = round(time.monotonic() - started)
-    return {**about, "kernels": kernels_version(), "seconds": seconds, **found}
+    about = {**cuda_facts(), "python": platform.python_version(), "kernels": kernels_version()}
+    return {"piece": piece, **about, "seconds": round(time.monotonic() - started), **found}
 
 
-def table(results: dict[str, dict]) -> str:
-    """The report as Markdown."""
-    header = ["piece", "status", "tests", "seconds", "what it says"]
-    pieces = [
-        [name, found["status"], _count(found), str(found["seconds"]), _safe(found["message"])]
-        for name, found in results.items()
-    ]
-    names = ("date", "device", "driver", "cuda", "torch", "triton", "python", "kernels")
+def page(results: dict) -> str:
+    """The report as Markdown, of what `store.read` finds in its file."""
+    pieces = sorted(results["rows"], key=lambda found: PIECES.index(found["piece"]))
     machines: dict[tuple, list[str]] = {}
-    for piece, found in results.items():
-        machines.setdefault(tuple(found[name] for name in names), []).append(piece)
-    where = [[*about, ", ".join(pieces)] for about, pieces in machines.items()]
-    tests = [test for found in results.values() for test in found.get("tests", [])]
-    parts = [
-        "# The kernels on a GPU: tests and sanitizers",
-        "Made by `python -m anchor_verify.gpu_report`. Tests are those marked `gpu`; "
-        "compute-sanitizer watches `anchor_verify.small_calls`, each tensor an allocation of its "
-        "own. `kernels` is the beginning of the SHA-256 of their sources.",
-        "`memcheck-store` and the like are controls: the tool on a kernel with one fault, passed "
-        "if it complains; only `consan-handover` has none, and passes without complaint. "
-        "racecheck complains of `handover` too, so it cannot judge warps that wait for each "
-        f"other at barriers: `{BY_BARRIERS}` is left out of it and shown to Triton's Concurrency "
-        "Sanitizer, `consan`, which also finds that kernel's waits missing once they are taken "
-        "out (`consan-unwaited`).",
-        markdown([*names, "pieces"], where),
-        markdown(header, pieces),
-        *(f"Not run: {name}." for name in PIECES if name not in results),
-        _complaints(results),
-        _failures(tests),
-        _outcomes(tests),
-        _values(
-            tests,
-            "error_ratio",
-            "Error of the kernels over what is allowed",
-            "Largest error against float64, over that of the same low-precision arithmetic in "
-            "eager PyTorch plus rounding; at most 1.",
-        ),
-        _values(
-            tests,
-            "otherwise_than_float64",
-            "Keys decided otherwise than in float64",
-            "Of all candidates of all heads and groups; allowed is what rounding can change.",
-        ),
-        _values(tests, "mib", "Memory beyond inputs and output, MiB", "At most 1024."),
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _count(found: dict) -> str:
-    return str(len(found["tests"])) if "tests" in found else "–"
-
-
-def _safe(text: str) -> str:
-    return text.replace("|", "\\|")
-
-
-def _complaints(results: dict[str, dict]) -> str:
-    parts = [
-        f"## What {name} complains of\n\n```\n" + "\n".join(found["complaints"]) + "\n```"
-        for name, found in results.items()
-        if found["status"] == "failed" and found.get("complaints")
-    ]
-    return "\n\n".join(parts)
-
-
-def _failures(tests: list[dict]) -> str:
-    rows = [
-        [f"`{test['name']}`", test["outcome"], _safe(test["message"])]
-        for test in tests
-        if test["outcome"] != "passed"
-    ]
-    return "## Not passed\n\n" + markdown(["test", "outcome", "message"], rows) if rows else ""
-
-
-def _outcomes(tests: list[dict]) -> str:
-    """One row for each test function."""
+    for found in pieces:
+        machines.setdefault(tuple(found[name] for name in ABOUT), []).append(found["piece"])
+    tests = [test for found in pieces for test in found.get("tests", [])]
     functions: dict[str, list[dict]] = {}
     for test in tests:
         functions.setdefault(test["name"].partition("[")[0], []).append(test)
-    rows = [
-        [
-            f"`{name}`",
-            str(sum(test["outcome"] == "passed" for test in cases)),
-            str(sum(test["outcome"] != "passed" for test in cases)),
-            f"{sum(test['seconds'] for test in cases):.0f}",
-        ]
-        for name, cases in functions.items()
-    ]
-    header = ["test", "passed", "not passed", "seconds"]
-    return "## Tests\n\n" + markdown(header, rows) if rows else ""
+    recorded = ("error_ratio", "otherwise_than_float64", "mib")
+    return render(
+        "gpu_report.md.j2",
+        Path(__file__).parent,
+        about=ABOUT,
+        by_barriers=BY_BARRIERS,
+        dtypes=DTYPES,
+        functions=functions,
+        machines=[[*about, ", ".join(names)] for about, names in machines.items()],
+        not_passed=[test for test in tests if test["outcome"] != "passed"],
+        not_run=[name for name in PIECES if name not in {found["piece"] for found in pieces}],
+        pieces=pieces,
+        **{name: by_case(tests, name) for name in recorded},
+    )
 
 
-def _values(tests: list[dict], measured: str, title: str, text: str) -> str:
-    """What the tests recorded under one name: a row for each case, a column for each dtype."""
-    columns = [name for name in TESTS if name != "other"]
+def by_case(tests: list[dict], name: str) -> list[list[str]]:
+    """What tests recorded under a name: case, then its value for each dtype."""
     rows: dict[str, dict[str, str]] = {}
     for test in tests:
-        if measured in test:
-            name, _, case = test["name"].rstrip("]").partition("[")
+        if name in test:
+            function, _, case = test["name"].rstrip("]").partition("[")
             case, _, dtype = case.rpartition("-")
-            rows.setdefault(case or name.removeprefix("test_"), {})[dtype] = test[measured]
-    if not rows:
-        return ""
-    entries = [[name, *(row.get(dtype, "–") for dtype in columns)] for name, row in rows.items()]
-    return f"## {title}\n\n{text}\n\n{markdown(['case', *columns], entries)}"
-
-
-def write(results: dict[str, dict], path: Path) -> None:
-    """JSON, and the table beside it."""
-    path.write_text(json.dumps(results, indent=1) + "\n")
-    path.with_suffix(".md").write_text(table(results))
+            rows.setdefault(case or function.removeprefix("test_"), {})[dtype] = test[name]
+    return [[case, *(row.get(dtype, "–") for dtype in DTYPES)] for case, row in rows.items()]
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    default = RESULTS / "verify" / "gpu_report.json"
     parser.add_argument("--pieces", nargs="+", choices=PIECES, default=list(PIECES))
-    parser.add_argument("--out", type=Path, default=HERE / "gpu_report.json")
+    parser.add_argument("--out", type=Path, default=default, help=f"default: {default}")
     parser.add_argument("--limit-s", type=float, default=450, help="of each piece")
     parser.add_argument("--table", action="store_true", help="write --out as .md, run nothing")
-    parser.add_argument("--date", default=f"{datetime.now(UTC):%Y-%m-%d}")
     options = parser.parse_args(arguments)
-    results = json.loads(options.out.read_text()) if options.out.exists() else {}
-    if options.table:
-        write(results, options.out)
-        return 0
-    if lacks_cuda("gpu_report"):
-        return 2
-    for piece in options.pieces:
-        print(f"{piece} ...", flush=True)
-        found = run_piece(piece, options.limit_s, options.date)
-        results[piece] = found
-        results = {name: results[name] for name in PIECES if name in results}
-        write(results, options.out)
-        print(f"{piece}: {found['status']}, {found['seconds']} s, {found['message']}", flush=True)
-    return int(any(results[piece]["status"] != "passed" for piece in options.pieces))
+    all_passed = True
+    if not options.table:
+        if lacks_cuda("anchor_verify.gpu_report"):
+            return 2
+        store = Store(options.out, ["piece"], settings={})
+        for piece in options.pieces:
+            print(f"{piece} ...", flush=True)
+            found = run_piece(piece, options.limit_s)
+            store.add([found])
+            print(
+                f"{piece}: {found['status']}, {found['seconds']} s, {found['message']}", flush=True
+            )
+            all_passed &= found["status"] == "passed"
+    write_whole(options.out.with_suffix(".md"), page(read(options.out)))
+    return int(not all_passed)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from triton.experimental.gluon.language.nvidia.ampere import async_copy
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 from anchor_kernels import anchor_attention, sparse_hopper
-from anchor_lab.experiments.command import lacks_cuda
+from anchor_lab.experiments.environment import lacks_cuda
 from anchor_ref.config import AnchorConfig
 from anchor_verify.small_controls import CONTROLS
 
@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("--control", choices=[*CONTROLS, "unwaited"], help="a fault to find")
     parser.add_argument("--calls", nargs="+", choices=CALLS, default=list(CALLS))
     options = parser.parse_args()
-    if lacks_cuda("small_calls"):
+    if lacks_cuda("anchor_verify.small_calls"):
         sys.exit(2)
     control = options.control
     if watched_by_consan():

@@ -15,10 +15,10 @@ import pytest
 from anchor_verify.compile_report import (
     DTYPES,
     HEAD_DIMS,
-    SHARED_LIMIT,
     TARGETS,
     Compiled,
     faults,
+    page,
     read_assembler,
 )
 from tests.tree import ROOT
@@ -64,7 +64,7 @@ def test_kernels_compile_without_spills_within_shared_memory(target):
     [
         ({"spilled": 8}, "8 bytes spilled"),
         ({"slowed": 1}, "1 times slowed down"),
-        ({"shared": SHARED_LIMIT["sm_90"] + 1}, "bytes of shared memory"),
+        ({"shared": TARGETS["sm_90"].shared + 1}, "bytes of shared memory"),
         ({"matrix_instructions": 0}, "no matrix instruction"),
         ({"async_copies": 0}, "no asynchronous copy"),
     ],
@@ -91,15 +91,27 @@ ptxas info    : Used 128 registers, used 1 barriers, 24 bytes cumulative stack s
 
 
 def committed_rows() -> list[Compiled]:
-    lines = (ROOT / "results" / "verify" / "compile_report.md").read_text().splitlines()
-    table = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")]
-    names = [name.replace(" ", "_") for name in table[0]]
-    assert names == list(Compiled.__dataclass_fields__)
-    return [
-        Compiled(*(int(x) if x.isdigit() else x for x in entries))
-        for entries in table[1:]
-        if entries[0] != "---"
-    ]
+    return read_rows((ROOT / "results" / "verify" / "compile_report.md").read_text())
+
+
+def read_rows(text: str) -> list[Compiled]:
+    """The configurations of a page: the tables whose columns are those of `Compiled`."""
+    lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    header = [name.replace("_", " ") for name in Compiled.__dataclass_fields__]
+    wide = [entries for entries in lines if len(entries) == len(header)]
+    rows = [entries for entries in wide if entries[0] not in ("kernel", "---")]
+    assert all(entries == header for entries in wide if entries[0] == "kernel")
+    return [Compiled(*(int(x) if x.isdigit() else x for x in entries)) for entries in rows]
+
+
+def test_the_page_begins_with_the_extremes_of_each_target_and_holds_every_row():
+    worse = replace(GOOD, registers=255, spilled=8, head_dim=64)
+    other = replace(GOOD, target="gfx942", shared=1024, slowed=0, async_copies=0)
+    text = page([GOOD, worse, other])
+    assert "| sm_90 | 2 | 1 | 255 | 8 | 0 | 65536 | 232448 |" in text
+    assert "| gfx942 | 1 | 0 | 128 | 0 | 0 | 1024 | 65536 |" in text
+    assert "sm_80" not in text
+    assert read_rows(text) == [GOOD, worse, other]
 
 
 def test_the_committed_table_is_of_the_launches_as_they_are():

@@ -1,23 +1,25 @@
 """The report on a GPU without a GPU: what passes, what does not, and what is said of each."""
 
-import json
 import sys
 import time
 
 import pytest
 import torch
 
+from anchor_lab.experiments import page
+from anchor_lab.experiments.store import read
 from anchor_verify import gpu_report as report
 from anchor_verify.gpu_report import Finished
+from tests.tree import ROOT
 
 JUNIT = """<?xml version="1.0"?>
 <testsuites><testsuite name="pytest">
-<testcase classname="tests.kernels.anchor_kernels.test_gpu" name="test_error[ragged-bfloat16]" time="2.5">
+<testcase classname="tests.kernels.test_gpu" name="test_error[ragged-bfloat16]" time="2.5">
 <properties><property name="error_ratio" value="0.412"/></properties></testcase>
-<testcase classname="tests.kernels.anchor_kernels.test_gpu" name="test_error[ragged-float32]" time="0.5">
+<testcase classname="tests.kernels.test_gpu" name="test_error[ragged-float32]" time="0.5">
 <properties><property name="error_ratio" value="1.204"/></properties>
 <failure message="assert 1.204 &lt;= 1&#10; + more">trace</failure></testcase>
-<testcase classname="tests.kernels.anchor_kernels.test_gpu" name="test_a_million[bfloat16]" time="9">
+<testcase classname="tests.kernels.test_gpu" name="test_a_million[bfloat16]" time="9">
 <properties><property name="error_ratio" value="0.2"/></properties></testcase>
 <testcase classname="tests.anchor_models.test_planted" name="test_other" time="0.1">
 <skipped message="needs a CUDA device">why</skipped></testcase>
@@ -226,7 +228,8 @@ def test_a_process_ends_with_its_code_and_output():
     assert report.finish([sys.executable, "-c", code], 60.0, SAID="so") == Finished(3, "so\n")
 
 
-def test_the_files_with_marked_tests_are_found():
+def test_the_files_with_marked_tests_are_found(monkeypatch):
+    monkeypatch.chdir(ROOT)
     names = {path.as_posix() for path in report.gpu_test_files()}
     assert {
         "tests/kernels/anchor_kernels/test_gpu.py",
@@ -256,7 +259,8 @@ def test_the_table_tells_machine_pieces_failures_and_values():
         "tests": report.read_junit(JUNIT),
     }
     tool = {"status": "failed", **report.read_sanitizer(STRAY)}
-    text = report.table({"bfloat16": ABOUT | tests, "memcheck": ABOUT | tool})
+    rows = [{"piece": "memcheck"} | ABOUT | tool, {"piece": "bfloat16"} | ABOUT | tests]
+    text = report.page({"settings": {}, "runs": [], "rows": rows})
     row = "| 2026-11-24 | a device | 580.0 | 13.0 | 2.11.0 | 3.6.0 | 3.12.3 | 0123456789ab | "
     assert row + "bfloat16, memcheck |" in text
     assert "| bfloat16 | failed | 4 | 7 | 1 failed \\| 2 passed |" in text
@@ -278,7 +282,9 @@ def command(monkeypatch, tmp_path):
 
     def call(*arguments: str, status: str = "passed") -> int:
         monkeypatch.setattr(
-            report, "run_piece", lambda *_: ABOUT | {"status": status, "message": "said"}
+            report,
+            "run_piece",
+            lambda piece, _: {"piece": piece, **ABOUT, "status": status, "message": "said"},
         )
         return report.main(["--out", str(out), *arguments])
 
@@ -289,17 +295,41 @@ def test_pieces_add_up_in_one_file_and_only_all_passed_is_success(command):
     call, out = command
     assert call("--pieces", "memcheck", "bfloat16") == 0
     assert call("--pieces", "racecheck", status="not run") == 1
-    results = json.loads(out.read_text())
-    assert {name: found["status"] for name, found in results.items()} == {
+    results = read(out)
+    assert {found["piece"]: found["status"] for found in results["rows"]} == {
         "bfloat16": "passed",
         "memcheck": "passed",
         "racecheck": "not run",
     }
-    assert list(results) == ["bfloat16", "memcheck", "racecheck"]
-    assert out.with_suffix(".md").read_text() == report.table(results)
+    text = out.with_suffix(".md").read_text()
+    assert text == report.page(results)
+    assert text.index("\n| bfloat16 ") < text.index("\n| memcheck ") < text.index("\n| racecheck ")
     out.with_suffix(".md").unlink()
     assert call("--table") == 0
-    assert out.with_suffix(".md").read_text() == report.table(results)
+    assert out.with_suffix(".md").read_text() == text
+
+
+def test_a_piece_done_again_takes_the_place_of_the_old_one(command):
+    call, out = command
+    assert call("--pieces", "memcheck", status="failed") == 1
+    assert call("--pieces", "memcheck", "consan") == 0
+    found = [(row["piece"], row["status"]) for row in read(out)["rows"]]
+    assert found == [("memcheck", "passed"), ("consan", "passed")]
+
+
+def test_what_was_found_is_on_disk_when_the_page_cannot_be_written(command, monkeypatch):
+    call, out = command
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    page._environment.cache_clear()
+    with pytest.raises(ImportError):
+        call("--pieces", "memcheck")
+    assert [row["piece"] for row in read(out)["rows"]] == ["memcheck"]
+
+
+def test_the_committed_report_is_what_the_committed_results_give():
+    folder = ROOT / "results" / "verify"
+    text = (folder / "gpu_report.md").read_text()
+    assert text == report.page(read(folder / "gpu_report.json"))
 
 
 def test_without_a_cuda_device_one_line_says_so(monkeypatch, capsys, tmp_path):

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import anchor_ref
+from anchor_lab.experiments import page
 from anchor_lab.experiments.attention import instruments as measuring
 from anchor_lab.experiments.attention import jobs as methods
 from anchor_lab.experiments.attention import measure as bench
@@ -472,6 +473,7 @@ def test_a_used_up_budget_says_how_to_go_on(command, capsys):
 def test_numbers_are_there_before_the_page_and_stay_when_it_cannot_be_written(
     command, monkeypatch, tmp_path
 ):
+    page._environment.cache_clear()
     monkeypatch.setitem(sys.modules, "jinja2", None)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError):
