@@ -11,7 +11,6 @@ examples:
 
 import argparse
 import math
-import sys
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -51,6 +50,7 @@ def run(options: argparse.Namespace) -> int:
     """Load, measure what is missing, draw the page."""
     common.need("inspect", NEEDED)
     from anchor_lab.analysis.curves import THETAS
+    from anchor_lab.experiments.environment import peak_memory
     from anchor_lab.report import cost, inspect, inspected, render
 
     _check(options)
@@ -92,7 +92,7 @@ def run(options: argparse.Namespace) -> int:
         f"density {found.density[at].mean():.3f}; recommended for a recall of "
         f"{options.target_recall:g}: θ = {recommended:g}"
     )
-    print(f"peak memory {_peak()}\n{page}: open it in any browser")
+    print(f"peak memory {_mib(peak_memory())}\n{page}: open it in any browser")
     return 0
 
 
@@ -113,15 +113,5 @@ def _check(options: argparse.Namespace) -> None:
     common.check_folder("out", options.out)
 
 
-def _mib(size: int) -> str:
-    return f"{size / 2**20:,.0f} MiB"
-
-
-def _peak() -> str:
-    """The most memory that this process held, where the system tells."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return "unknown"
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return _mib(most * (1 if sys.platform == "darwin" else 1024))
+def _mib(size: int | None) -> str:
+    return "unknown" if size is None else f"{size / 2**20:,.0f} MiB"

@@ -2,6 +2,7 @@
 
 import hashlib
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -41,6 +42,19 @@ def _processor() -> str:
 def _version(package: str) -> str:
     # torch says which build it is ("+cpu"), its metadata does not everywhere.
     return str(torch.__version__) if package == "torch" else version(package)
+
+
+def peak_memory(process: int | str = "self") -> int | None:
+    """Most bytes that a process has held so far, by its id; None where the system does not tell.
+
+    `resource.getrusage` would start at the peak of the process that began this one.
+    """
+    try:
+        status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    found = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
+    return int(found.group(1)) * 1024 if found else None
 
 
 def cuda_facts() -> dict:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from anchor_lab.experiments.environment import peak_memory
+
 PARAMETERS = "parameters"  # tag of the cell with the defaults, as papermill has it
 
 
@@ -78,7 +80,7 @@ def execute(
             start = time.monotonic()
             for place in progress([i for i, x in enumerate(notebook.cells) if is_code(x)]):
                 client.execute_cell(notebook.cells[place], place)
-                peak = _peak_memory(client.km.provisioner.pid)
+                peak = peak_memory(client.km.provisioner.pid)
             return Cost(time.monotonic() - start, peak)
     except (CellControlSignal, DeadKernelError) as error:
         raised = isinstance(error, CellExecutionError)
@@ -125,13 +127,3 @@ def headings(notebook) -> list[str]:
             current = titles[-1].lstrip("# ") if titles else current
         found.append(current)
     return found
-
-
-def _peak_memory(pid: int) -> int | None:
-    """Most bytes that a process has held so far; None where the system does not tell."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
-    except OSError:
-        return None
-    found = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
-    return int(found.group(1)) * 1024 if found else None

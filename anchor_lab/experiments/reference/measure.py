@@ -13,13 +13,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 
 import torch
 import torch.nn.functional as F
 
-from anchor_lab.experiments.environment import environment
+from anchor_lab.experiments.environment import environment, peak_memory
 from anchor_lab.experiments.store import Store
 from anchor_models import planted_stripes
 from anchor_ref import AnchorConfig, anchor_attention
@@ -83,14 +82,7 @@ def peak(n: int) -> float:
     """Growth of this process's peak resident set by inputs and one call, MiB; on Linux."""
     small = planted_stripes(256)
     anchor_attention(small.q, small.k, small.v)  # libraries are loaded before the count begins
-    before = _most_resident()
+    before = peak_memory()
     inputs = planted_stripes(n)
     anchor_attention(inputs.q, inputs.k, inputs.v)
-    return (_most_resident() - before) / 1024
-
-
-def _most_resident() -> int:
-    """Peak resident set so far, KiB."""
-    # `resource.getrusage` would start at the peak of the process that began this one.
-    status = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
+    return (peak_memory() - before) / 2**20
