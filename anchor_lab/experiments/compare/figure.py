@@ -1,12 +1,12 @@
 """Methods side by side: recall against what is spent, and who is ahead at one budget."""
 
-from math import ceil
+from math import ceil, isnan
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from anchor_lab.drawing.style import ACCENT, INK, MAGNITUDE, STRIPE, caption, use_style
+from anchor_lab.drawing.style import ACCENT, DIM, INK, MAGNITUDE, STRIPE, caption, use_style
 from anchor_lab.experiments.compare.equal import BUDGETS, at_equal
 from anchor_lab.methods import METHODS, Selection
 
@@ -151,24 +151,28 @@ def data_budgets(curves, level: float) -> dict[str, dict[str, tuple[float, float
 
 def draw_budgets(points: dict[str, tuple[float, float]], ax) -> None:
     """Who has most recall for the same budget?"""
-    for place, (method, (mean, p10)) in enumerate(points.items()):
-        colour = colour_of(method)
-        if mean != mean:  # NaN
+    import seaborn as sns
+
+    names, (means, p10s) = list(points), zip(*points.values(), strict=True)
+    colours = [colour_of(name) for name in names]
+    one = {"y": names, "order": names, "hue": names, "palette": colours, "errorbar": None}
+    look = {"linestyle": "none", "legend": False, "zorder": 3, "markeredgewidth": 1}
+    sns.pointplot(x=p10s, markersize=4, markerfacecolor="white", ax=ax, **one, **look)
+    sns.pointplot(x=means, markersize=5, ax=ax, **one, **look)
+    ax.hlines(range(len(names)), p10s, means, colours, lw=1, alpha=0.5)
+    for place, mean in enumerate(means):
+        if isnan(mean):
             ax.text(
                 0.02,
                 place,
                 "out of reach",
-                color="#777777",
+                color=DIM,
                 va="center",
                 size=8.5,
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
                 transform=ax.get_yaxis_transform(),
             )
-            continue
-        ax.plot([p10, mean], [place, place], color=colour, lw=1, alpha=0.5, zorder=1)
-        ax.scatter(p10, place, s=16, facecolor="white", edgecolor=colour, zorder=2)
-        ax.scatter(mean, place, s=26, color=colour, zorder=3)
-    ax.set(yticks=range(len(points)), yticklabels=list(points), ylim=(len(points) - 0.4, -0.6))
+    ax.set(ylabel="", ylim=(len(names) - 0.4, -0.6))
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="y", color="#EEEEEE", zorder=0)
     ax.margins(x=0.04)

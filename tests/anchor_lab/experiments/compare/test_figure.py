@@ -79,7 +79,9 @@ def test_a_dot_is_drawn_only_where_the_budget_is_in_reach():
 
     _, ax = plt.subplots()
     figures.draw_budgets({"Dense": (math.nan, math.nan), "XAttention": (0.9, 0.7)}, ax)
-    assert len(ax.collections) == 2
+    dots = {tuple(dot) for line in ax.lines for dot in line.get_xydata() if not math.isnan(dot[0])}
+    assert dots == {(0.7, 1.0), (0.9, 1.0)}
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["Dense", "XAttention"]
     assert [text.get_text() for text in ax.texts] == ["out of reach"]
     plt.close("all")
 
