@@ -12,7 +12,7 @@ from anchor_models.capture import Captured
 from anchor_ref.config import AnchorConfig
 from anchor_ref.inputs import check_inputs
 from anchor_ref.measure import block_scores, causal_share
-from anchor_ref.regions import groups
+from anchor_ref.regions import causal_pairs, groups
 from anchor_ref.stripes import pooled_difference
 
 THETAS = tuple(float(theta) for theta in range(33))
@@ -128,7 +128,7 @@ def average_curves(
                 )
             curve = theta_curve(x.q, x.k, config, thetas, x.scaling)
             rows = x.q.shape[0] * tokens
-            pairs = rows * (tokens + 1) / 2
+            pairs = x.q.shape[0] * causal_pairs(tokens)
             recall = curve.recall.double().mean((1, 3)) * rows
             found = (recall, curve.density.mean(1) * pairs, rows, pairs)
             sums[layer] = [a + b for a, b in zip(sums.get(layer, [0] * 4), found, strict=True)]

@@ -9,7 +9,7 @@ from torch import Tensor
 from anchor_lab.methods.method import Method, integer, number
 from anchor_lab.methods.ranking import largest, largest_share
 from anchor_lab.methods.scores import SHARES, all_scored, scores_of_rows
-from anchor_lab.methods.selection import Selection, block_selection
+from anchor_lab.methods.selection import Selection, block_selection, block_sums
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,6 @@ def _select_by_blocks(
     batch, heads, n, _ = q.shape
     size = -(-n // block)
     kept = torch.zeros(batch, heads, size, size, dtype=torch.bool, device=q.device)
-    for t, (rows, scores) in enumerate(scores_of_rows(q, k, scale, range(n), block)):
-        column = scores.softmax(-1).sum(2)  # [B, Hq, M]
-        whole = torch.nn.functional.pad(column, (0, (t + 1) * block - rows.stop))
-        kept[:, :, t, : t + 1] = keep(whole.unflatten(-1, (t + 1, block)).sum(-1))
+    for t, (_, scores) in enumerate(scores_of_rows(q, k, scale, range(n), block)):
+        kept[:, :, t, : t + 1] = keep(block_sums(scores.softmax(-1).sum(2), block))
     return block_selection(kept, n, block, block, all_scored(n))

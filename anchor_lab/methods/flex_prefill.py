@@ -24,12 +24,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from anchor_lab.methods.method import Method, check_integer, integer, number
 from anchor_lab.methods.ranking import by_rank, first_and_largest
-from anchor_lab.methods.selection import Selection, block_selection, token_blocks
-from anchor_lab.methods.vertical_slash import last_rows_pairs, line_masses
+from anchor_lab.methods.selection import Selection, block_selection, block_sums, token_blocks
+from anchor_lab.methods.vertical_slash import line_masses
 from anchor_ref.heads import causal_scores
 from anchor_ref.inputs import check_compute_dtype
 from anchor_ref.regions import causal_pairs
@@ -72,8 +71,8 @@ class FlexPrefill(Method):
         n, b = q.shape[2], self.block_size
         q, k = (x.to(check_compute_dtype(None, q.dtype)) for x in (q, k))
         column, diagonal = (mass / min(b, n) for mass in line_masses(q, k, scale, b))
-        column_blocks = _block_sums(column, b)
-        diagonal_blocks = _block_sums(diagonal.flip(-1), b).flip(-1)
+        column_blocks = block_sums(column, b)
+        diagonal_blocks = block_sums(diagonal.flip(-1), b).flip(-1)
         blocks = token_blocks(n, b)
         q_means, k_means = (block_means(x, blocks, x.dtype) for x in (q, k))
         last_mean = q[:, :, -b:].mean(2, keepdim=True)
@@ -89,7 +88,7 @@ class FlexPrefill(Method):
         kept = lines | (single.unflatten(-1, (size, size)) & block_head[..., None, None])
         # Pooled scores count as one pair each, the map's for block heads alone: a mean over heads.
         pooled = size + block_head.double().mean().item() * causal_pairs(size)
-        return block_selection(kept, n, b, b, (last_rows_pairs(n, b) + pooled) / 2)
+        return block_selection(kept, n, b, b, (causal_pairs(min(b, n), n) + pooled) / 2)
 
     def _budget(self, mass: Tensor, block_head: Tensor) -> Tensor:
         """Blocks of each head, `[B, Hq]`."""
@@ -99,10 +98,6 @@ class FlexPrefill(Method):
         if self.max_budget is not None:
             blocks = blocks.clamp(max=-(-self.max_budget // self.block_size))
         return blocks.clamp(min=least).masked_fill(block_head, least)
-
-
-def _block_sums(mass: Tensor, block: int) -> Tensor:
-    return pad(mass, (0, -mass.shape[-1] % block)).unflatten(-1, (-1, block)).sum(-1)
 
 
 def _distance(p: Tensor, r: Tensor) -> Tensor:

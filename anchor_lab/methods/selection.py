@@ -66,6 +66,11 @@ def token_blocks(n: int, size: int) -> list[range]:
     return [range(start, min(start + size, n)) for start in range(0, n, size)]
 
 
+def block_sums(x: Float[Tensor, "*batch M"], size: int) -> Float[Tensor, "*batch T"]:
+    """Sums over blocks of the last dimension; the last block may be shorter."""
+    return pad(x, (0, -x.shape[-1] % size)).unflatten(-1, (-1, size)).sum(-1)
+
+
 def block_selection(
     blocks: Bool[Tensor, "B Hq T U"], n: int, q_block: int, k_block: int, scored: float
 ) -> Selection:

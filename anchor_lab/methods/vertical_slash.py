@@ -62,7 +62,7 @@ class VerticalSlash(Method):
             return (columns[..., None, : rows.stop] | slashes) & causal_mask(rows, q.device)
 
         executed = _tiled_pairs(columns, diagonals)
-        return Selection((batch, heads, n), keep, executed, last_rows_pairs(n, LAST) / 2)
+        return Selection((batch, heads, n), keep, executed, causal_pairs(min(LAST, n), n) / 2)
 
 
 def line_masses(
@@ -80,11 +80,6 @@ def line_masses(
     # Row r moves rows − 1 − r to the right: what lay on one diagonal lies in one column.
     skewed = pad(weights.flip(-2), (0, rows)).flatten(-2)[..., :-rows].unflatten(-1, (rows, -1))
     return weights.sum(-2), skewed.sum(-2)[..., :n].flip(-1)
-
-
-def last_rows_pairs(n: int, rows: int) -> int:
-    """Causal pairs of the last `rows` of n queries."""
-    return causal_pairs(n) - causal_pairs(max(n - rows, 0))
 
 
 def _tiled_pairs(

@@ -21,7 +21,7 @@ from torch.nn.functional import pad
 
 from anchor_lab.methods.method import Method, integer, number
 from anchor_lab.methods.ranking import by_rank
-from anchor_lab.methods.selection import Selection, block_selection
+from anchor_lab.methods.selection import Selection, block_selection, block_sums
 from anchor_ref.heads import causal_scores
 from anchor_ref.inputs import check_compute_dtype
 from anchor_ref.regions import causal_pairs
@@ -66,8 +66,7 @@ class XAttention(Method):
         for t, rows in enumerate(tiles_q.split(side, 2)):
             stop = t * side + rows.shape[2]
             scores = causal_scores(rows, tiles_k[:, :, :stop], scale / self.stride)
-            mass = pad(scores.softmax(-1).sum(2), (0, -stop % side))
-            mass = mass.unflatten(-1, (t + 1, side)).sum(-1)
+            mass = block_sums(scores.softmax(-1).sum(2), side)
             kept[:, :, t, : t + 1] = _reach(mass, self.threshold)
         # Each tile takes S products of length D, so about N² / 2S pairs in all.
         scored = causal_pairs(tiles) * self.stride / 2
