@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from anchor_lab.drawing.style import INK, MAGNITUDE, STRIPE
-from anchor_lab.explorer import HeadSelection, View
+from anchor_lab.explorer.view import HeadSelection, View
 
 FAINTEST = -5.0  # log10 of the weight below which differences are not shown
 LABELLED = 32  # tokens to a side up to which each is written out

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from html import escape
 
+from anchor_lab.explorer import figure as figures
 from anchor_lab.explorer.prepare import STEPS, PreparedHead, prepare_head
 from anchor_lab.explorer.view import HeadSelection, View, Window, look, select
 from anchor_models.capture import Captured
@@ -174,8 +175,6 @@ class _Picture:
         self.image = None
 
     def draw(self, selection: HeadSelection, view: View, tokens, title: str) -> bytes:
-        from anchor_lab.explorer import figure as figures
-
         data = figures.data_view(view)
         if self.image is None:
             self.image = figures.draw_view(data, self.map, tokens)
