@@ -83,21 +83,20 @@ def prepare_head(
         one_head = q[None, None, rows], k[None, None, : rows.stop]
         scores = causal_scores(*one_head, scale)[0, 0]  # [b, keys]
         log_sum[rows] = scores.logsumexp(-1)
-        by_block = pool_keys(scores, block)  # the regions are made of whole blocks
+        by_block = pool_max(scores, 1, block)  # the regions are made of whole blocks
         for step, found in regions.items():
             group = found[number]
             first = by_block[:, : len(group.init) // block]
             window = by_block[:, group.window_start // block :]
             anchors[step][rows] = torch.cat([first, window], 1).amax(1)
         scores -= log_sum[rows, None]  # now the logarithm of the weight
-        # Rows first: a maximum along contiguous keys is the slower one.
-        pooled = pool_keys(pool_rows(scores, min(cell, len(scores))), cell)
+        pooled = pool_max(scores, min(cell, len(scores)), cell)
         place = finest[start // cell : start // cell + len(pooled), : pooled.shape[1]]
         torch.maximum(place, pooled, out=place)  # a cell may be higher than a block
     # float16 holds every logarithm to a hundredth of a decade, at half the memory.
     levels = [(finest / math.log(10)).half()]
     while len(levels[-1]) > 64:
-        levels.append(_halve(levels[-1]))
+        levels.append(pool_max(levels[-1], 2, 2))
     return PreparedHead(q, k, scale, log_sum, anchors, tuple(levels), cell)
 
 
@@ -106,22 +105,7 @@ def _group_of_block(n: int, step: int) -> list:
     return [group for group in groups(AnchorConfig(step=step), n, n) for _ in group.blocks]
 
 
-def pool_keys(x: Tensor, width: int) -> Tensor:
-    """Maximum of every `width` neighbouring keys."""
-    missing = -x.shape[1] % width
-    if missing:
-        x = torch.nn.functional.pad(x, (0, missing), value=-torch.inf)
-    return x.unflatten(1, (-1, width)).amax(2)
-
-
-def pool_rows(x: Tensor, height: int) -> Tensor:
-    """Maximum of every `height` neighbouring rows."""
-    missing = -x.shape[0] % height
-    if missing:
-        x = torch.nn.functional.pad(x, (0, 0, 0, missing), value=-torch.inf)
-    return x.unflatten(0, (-1, height)).amax(1)
-
-
-def _halve(level: Tensor) -> Tensor:
-    """The level with cells twice as wide and high."""
-    return pool_keys(pool_rows(level, 2), 2)
+def pool_max(x: Float[Tensor, "N M"], height: int, width: int) -> Float[Tensor, "_ _"]:
+    """Maximum of each cell of `height` rows and `width` keys; the last ones may be smaller."""
+    cells = (height, width)
+    return torch.nn.functional.max_pool2d(x[None, None], cells, ceil_mode=True)[0, 0]

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from anchor_lab.analysis.sampled import sampled_recall
-from anchor_lab.explorer.prepare import PreparedHead, pool_keys, pool_rows
+from anchor_lab.explorer.prepare import PreparedHead, pool_max
 from anchor_ref.config import AnchorConfig
 from anchor_ref.heads import scaled_scores
 from anchor_ref.measure import density
@@ -143,7 +143,7 @@ def _exact(head: PreparedHead, window: Window) -> tuple[Window, int, Tensor]:
     if keys.stop > rows.start:  # the window reaches the diagonal
         later = torch.arange(keys.start, keys.stop) > torch.arange(rows.start, rows.stop)[:, None]
         scores.masked_fill_(later, -torch.inf)
-    return window, cell, pool_keys(pool_rows(scores, cell), cell) / math.log(10)
+    return window, cell, pool_max(scores, cell, cell) / math.log(10)
 
 
 def _cut(head: PreparedHead, window: Window) -> tuple[Window, int, Tensor]:
