@@ -1,6 +1,7 @@
 """The paper's ablations, one panel each: recall over density, each variant with its own mark."""
 
 from anchor_lab.analysis.curves import ThetaCurve
+from anchor_lab.drawing.shapes import label
 from anchor_lab.drawing.style import ACCENT, INK, STRIPE
 
 # Okabe and Ito's, the method itself first; marks tell curves apart in grey too.
@@ -71,7 +72,7 @@ def draw_ablation(
         line.set_zorder(2 + (line.get_color() == palette[ours]))
     for name, curve in data.items() if apart else ():
         at = (curve["density"][0], curve["recall"][0])
-        ax.annotate(name, at, (7, -3), textcoords="offset points", color=palette[name])
+        label(ax, name, at, color=palette[name])
     for text in ax.texts if apart else ax.get_legend().get_texts():
         text.set_weight("bold" if text.get_text() == ours else "normal")
     ax.set(xlabel="density", ylabel="recall")
@@ -86,8 +87,8 @@ def data_theta(means) -> list[tuple[float, float, float, float]]:
     part = means[means["ablation"] == "theta"]
     rows = part[["configuration", "recall_mean", "recall_p10", "density"]]
     return sorted(
-        (float(label.removeprefix("theta=")), *measures)
-        for label, *measures in rows.itertuples(index=False, name=None)
+        (float(configuration.removeprefix("theta=")), *measures)
+        for configuration, *measures in rows.itertuples(index=False, name=None)
     )
 
 

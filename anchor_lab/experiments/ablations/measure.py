@@ -147,8 +147,9 @@ def measure(options: argparse.Namespace) -> int:
     else:
         length, layers, heads, config = LENGTH, [1, 3, 5, 7], [0, 4], AnchorConfig()
     settings = {"n": length, "layers": layers, "heads": heads, "config": asdict(config)}
+    run = {**environment(options.device), "command": options.command}
     key = ("ablation", "method", "configuration")
-    store = Store(options.out, key, settings, environment(options.device))
+    store = Store(options.out, key, settings, run)
     done = {row["ablation"] for row in store.rows}
     if left := [name for name in QUESTIONS if name not in done]:
         model, tokenizer = load_bundled(device=options.device)

@@ -1,4 +1,4 @@
-"""Every method on one bench: what each head keeps, loses and pays, over each method's own knobs.
+"""What each head keeps, loses and pays with every method, over each method's own knobs.
 
 Definitions are those of `anchor_lab.methods.evaluate`; a few heads are looked at at a time, 128
 rows at a time, so memory grows linearly in N.
@@ -82,7 +82,7 @@ def compare_heads(
     methods: Sequence[Method],
     scale: float | None = None,
 ) -> list[list[dict[str, float]]]:
-    """The metric contract for every head and any number of selections.
+    """What every head keeps, loses and pays for each of any number of configurations.
 
     total_cost = executed_density + identification_cost, in units of dense attention
 
@@ -95,7 +95,7 @@ def compare_heads(
         percentile, minimum), and shares of all causal pairs.
 
     Raises:
-        TypeError, ValueError: see `baselines.evaluate_all`.
+        TypeError, ValueError: see `evaluate_all`.
     """
     selections = [method.select(q, k, scale) for method in methods]
     found = [[] for _ in range(q.shape[1])]

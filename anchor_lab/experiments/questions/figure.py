@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from statistics import fmean
 
+from anchor_lab.drawing.shapes import label
 from anchor_lab.drawing.style import ACCENT, INK, MAGNITUDE, STRIPE
 
 
@@ -49,14 +50,8 @@ def draw_tests(points: dict[str, tuple[float, float]], ax) -> None:
         ring = number % 2
         face = "none" if ring else colour
         ax.scatter(density, recall, s=70 if ring else 22, fc=face, ec=colour, lw=1.5, zorder=2)
-        ax.annotate(
-            name,
-            (density, recall),
-            color=colour,
-            va="center",
-            xytext=(8, -8 if number % 2 else 8),  # neighbours in the list lie close together
-            textcoords="offset points",
-        )
+        # Neighbours in the list lie close together.
+        label(ax, name, (density, recall), (8, -8 if number % 2 else 8), color=colour)
     ax.set(xlabel="density, mean over heads", ylabel="recall, mean over heads")
     ax.margins(x=0.25, y=0.1)
     ax.set_xlim(right=1.02)
@@ -92,14 +87,8 @@ def draw_certificate(data: dict[str, list], ax) -> None:
         ax.plot(*zip(*points, strict=True), color="#BBBBBB", lw=0.6, zorder=1)
     ax.plot(*zip(*data["mean"], strict=True), color=ACCENT, lw=2, marker="o", zorder=2)
     for rank, at in zip(data["rank"], data["mean"], strict=True):
-        ax.annotate(
-            f"rank {rank}" if rank != data["rank"][-1] else "recall",
-            at,
-            (7, -11),
-            textcoords="offset points",
-            color=ACCENT,
-            weight="bold",
-        )
+        name = f"rank {rank}" if rank != data["rank"][-1] else "recall"
+        label(ax, name, at, (7, -8), color=ACCENT, weight="bold")
     ax.set(
         xlabel="cost of asking, share of all causal pairs",
         ylabel="guaranteed recall, mean over rows",
@@ -131,8 +120,6 @@ def draw_calibration(data: dict[str, list[tuple[float, float]]], ax) -> None:
         points = [point for point in data[per] if point[1] >= least - 0.02]
         ax.plot(*zip(*points, strict=True), color=colour, marker=marker, ms=4)
         at = points[:2][-1]  # the second is clear of the axes, where there is one
-        ax.annotate(
-            name, at, offset, textcoords="offset points", color=colour, ha=side, va="center"
-        )
+        label(ax, name, at, offset, color=colour, ha=side)
     ax.set(xlabel="density on held-out text", ylabel="recall there, mean over heads")
     ax.margins(x=0.15)

@@ -137,8 +137,9 @@ def measure(options: argparse.Namespace) -> int:
     if n <= config.group_size:
         raise ValueError(f"n must be above {config.group_size}, got {n}")
     key = ("layer", "head", "per", "target", "theta")
+    run = {**environment(options.device), "command": options.command}
     settings = {"n": n, "config": asdict(config)}
-    store = Store(options.out, key, settings, environment(options.device))
+    store = Store(options.out, key, settings, run)
     captured = capture(n, 0, layers, options.device)
     left = [layer for layer in captured if not store.holds(layer=layer, head=0)]
     for layer in progress(left, unit="layer"):

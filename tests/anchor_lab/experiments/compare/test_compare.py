@@ -1,4 +1,4 @@
-"""The bench: one row for each head and configuration, never measured twice, equal budgets."""
+"""The comparison: a row for each head and configuration, none measured twice; equal budgets."""
 
 import json
 import shutil
@@ -80,7 +80,7 @@ def small_sweep():
 # -- what is measured
 
 
-def test_a_head_is_measured_by_the_metric_contract():
+def test_a_head_is_measured_as_its_selections_are_evaluated():
     x = captured()
     one = (x.q[:, 3:], x.k[:, 1:], x.v[:, 1:])
     (rows,) = compare_heads(*one, small_sweep(), 0.25)

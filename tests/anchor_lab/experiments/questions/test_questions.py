@@ -93,7 +93,7 @@ def test_the_committed_table_is_that_of_the_committed_numbers():
 def test_the_table_says_what_was_measured(tmp_path):
     results = {
         "settings": {"n": 4096, "config": {"theta": 9.0}},
-        "runs": [{"date": "2026-01-02", "torch": "2.13.0"}],
+        "runs": [{"date": "2026-01-02", "torch": "2.13.0", "command": "measure"}],
         "rows": [*ROWS, *CALIBRATION],
     }
     lines = EXPERIMENT.page(results, tmp_path / "mine.md").splitlines()
