@@ -27,6 +27,7 @@ include_patterns = [
     "notebooks/**",
     "docs/**",
     "results/**",
+    "kernels/LOG.md",
     "training/README.md",
     "anchor_models/model/README.md",
 ]
@@ -67,6 +68,7 @@ CONTENTS = {
     "How to": "docs/how-to/*",
     "More": "docs/*",
     "Measured": "results/*/*",
+    "What was tried for speed": "kernels/LOG",
     "The bundled model": "anchor_models/model/README",
     "Its training": "training/README",
     "Taking part": "CONTRIBUTING",
