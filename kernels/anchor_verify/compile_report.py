@@ -12,8 +12,6 @@ has a fault (`faults`).
 """
 
 import argparse
-import importlib
-import pkgutil
 import re
 import subprocess
 import sys
@@ -31,10 +29,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.experimental.gluon._runtime import GluonASTSource
-from triton.runtime.jit import JITFunction
+from triton.runtime.jit import JITFunction, mangle_type
 
 import anchor_kernels
-from anchor_kernels import launch, support
+from anchor_kernels import anchor, launch, sparse, sparse_hopper, stripes, support
 from anchor_lab.experiments.experiment import RESULTS
 from anchor_lab.experiments.page import render
 from anchor_lab.experiments.store import write_whole
@@ -69,10 +67,7 @@ ASYNC_COPY = r"\bcp\.async\.(ca|cg)|\bcp\.async\.bulk\.tensor"
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 HEAD_DIMS = (16, 64, 96, 128, 192, 256)
 MULTIPLY_NOTHING = ("pool_kernel", "compact_kernel")
-MODULES = [
-    importlib.import_module(f"anchor_kernels.{module.name}")
-    for module in pkgutil.iter_modules(anchor_kernels.__path__)
-]
+MODULES = (anchor, sparse, sparse_hopper, stripes)  # those that hold a kernel
 KERNELS = {
     name: kernel
     for module in MODULES
@@ -113,10 +108,6 @@ class Compiled:
     shared: int
     matrix_instructions: int
     async_copies: int
-
-    @property
-    def entries(self) -> tuple:
-        return astuple(self)
 
 
 class Recorder:
@@ -170,7 +161,7 @@ def compile_launch(found: Launch, target_name: str, dtype: torch.dtype, head_dim
             signature[parameter.name] = "constexpr"
             constants[(index,)] = value
         else:
-            signature[parameter.name] = _type_name(value)
+            signature[parameter.name] = mangle_type(value)
             if isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0):
                 attributes[(index,)] = [["tt.divisibility", 16]]
     make_source = GluonASTSource if kernel.is_gluon() else ASTSource
@@ -194,26 +185,10 @@ def compile_launch(found: Launch, target_name: str, dtype: torch.dtype, head_dim
 
 
 _TILE_NAMES = ("BLOCK_M", "HEADS", "STEP_TILE", "BLOCK_N", "CHUNK", "WORDS", "STAGES", "ONLINE")
-_TYPE_NAMES = {
-    torch.float16: "*fp16",
-    torch.bfloat16: "*bf16",
-    torch.float32: "*fp32",
-    torch.int8: "*i8",
-    torch.int32: "*i32",
-    torch.int64: "*i64",
-}
 
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _type_name(value) -> str:
-    if isinstance(value, torch.Tensor):
-        return _TYPE_NAMES[value.dtype]
-    if isinstance(value, float):
-        return "fp32"
-    return "i32" if -(2**31) <= value < 2**31 else "i64"
 
 
 def _read_nvidia(binary, target_name: str) -> dict[str, int]:
@@ -308,8 +283,12 @@ def page(rows: list[Compiled]) -> str:
     targets = {}
     for name in dict.fromkeys(row.target for row in rows):
         mine = [row for row in rows if row.target == name]
-        faulty = [row for row in mine if faults(row)]
-        targets[name] = {"rows": mine, "faulty": faulty, "allowed": TARGETS[name].shared}
+        targets[name] = {
+            "rows": mine,
+            "entries": [astuple(row) for row in mine],
+            "faulty": sum(bool(faults(row)) for row in mine),
+            "allowed": TARGETS[name].shared,
+        }
     header = [field.name.replace("_", " ") for field in fields(Compiled)]
     return render(
         "compile_report.md.j2",
@@ -338,7 +317,7 @@ def main() -> int:
         return 0
     rows = report(options.targets, dtypes, options.head_dims)
     for row in rows:
-        print(*row.entries, "  ".join(faults(row)), sep="  ")
+        print(*astuple(row), "  ".join(faults(row)), sep="  ")
     whole = options.targets == list(TARGETS) and dtypes == list(DTYPES)
     if options.out or (whole and options.head_dims == list(HEAD_DIMS)):
         write_whole(options.out or PAGE, page(rows))

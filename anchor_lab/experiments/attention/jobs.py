@@ -5,7 +5,8 @@ Pairs are counted from the method's own definition, not from what an implementat
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
+from itertools import product
 from math import ceil
 from types import ModuleType, SimpleNamespace
 
@@ -216,17 +217,8 @@ def kernels() -> SimpleNamespace:
     )
 
 
-def sdpa_flash(case: Case) -> Job:
-    """`scaled_dot_product_attention` with its flash backend."""
-    return _sdpa(case, "FLASH_ATTENTION")
-
-
-def sdpa_cudnn(case: Case) -> Job:
-    """`scaled_dot_product_attention` with its cuDNN backend."""
-    return _sdpa(case, "CUDNN_ATTENTION")
-
-
-def _sdpa(case: Case, backend: str) -> Job:
+def sdpa(case: Case, backend: str) -> Job:
+    """`scaled_dot_product_attention` with one of its backends."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     options = {"is_causal": True, "scale": case.scale, "enable_gqa": True}
@@ -246,6 +238,10 @@ def _sdpa(case: Case, backend: str) -> Job:
         bytes=size(case.q, case.q, case.k, case.v),
         note=f"SDPA without a forced backend is {names.get(chosen, chosen)} for {shape}",
     )
+
+
+sdpa_flash = partial(sdpa, backend="FLASH_ATTENTION")
+sdpa_cudnn = partial(sdpa, backend="CUDNN_ATTENTION")
 
 
 def flex(case: Case) -> Job:
@@ -297,23 +293,18 @@ def block_tables(
         the whole blocks; int32, Q = K = number of blocks. Of the indices of a row only as many
         count as its number says.
     """
-    block, n_blocks = config.block_size, ceil(n / config.block_size)
-    counts, device = stripes.counts, stripes.indices.device
-    lists = torch.arange(counts.numel(), device=device)
-    lists = lists.repeat_interleave(counts.flatten().long())
-    touched = torch.zeros(counts.numel(), n_blocks, dtype=torch.bool, device=device)
-    touched[lists, stripes.indices.long() // block] = True
-    touched = touched.view(*counts.shape, n_blocks)
-
-    whole = torch.zeros(
-        *counts.shape[:2], n_blocks, n_blocks, dtype=torch.bool, device=device
-    )  # [B, Hq, Q, K]
+    block, n_blocks, device = config.block_size, ceil(n / config.block_size), stripes.counts.device
+    size = *stripes.counts.shape[:2], n_blocks, n_blocks
+    whole = torch.zeros(size, dtype=torch.bool, device=device)  # [B, Hq, Q, K]
     for g, group in enumerate(groups(config, n, n)):
+        # The candidates begin and end where blocks do.
+        first, window = group.candidates.start // block, group.window_start // block
+        kept = stripes.kept(g, group.candidates).unflatten(-1, (window - first, block)).any(-1)
         for rows in group.blocks:
             own = rows.start // block
-            whole[:, :, own] = touched[:, :, g]
-            whole[:, :, own, : ceil(group.init.stop / block)] = True
-            whole[:, :, own, group.window_start // block : own] = True
+            whole[:, :, own, :first] = True
+            whole[:, :, own, first:window] = kept
+            whole[:, :, own, window:own] = True
     whole_indices = whole.byte().argsort(stable=True, dim=-1, descending=True).int()
 
     masked_indices = torch.zeros_like(whole_indices)
@@ -355,14 +346,13 @@ def dense_rows(
     scale = head_dim**-0.5 if scale is None else scale
     rows, keys = rows.to(q.device), torch.arange(n_keys, device=q.device)
     out = torch.empty(batch, q_heads, len(rows), v.shape[3], dtype=torch.float64, device=q.device)
-    for b in range(batch):
-        for kv_head in range(k.shape[1]):
-            heads = slice(kv_head * shared, (kv_head + 1) * shared)
-            k_all, v_all = k[b, kv_head].double(), v[b, kv_head].double()
-            places = torch.arange(len(rows), device=q.device)
-            for part in places.split(max(1, elements // (shared * n_keys))):
-                q_rows = q[b, heads, rows[part]].double()  # [r, P, D]
-                scores = (q_rows @ k_all.mT).mul_(scale)  # [r, P, N]
-                scores.masked_fill_(keys > rows[part, None], -torch.inf)
-                out[b, heads, part] = scores.softmax(-1) @ v_all
+    for b, kv_head in product(range(batch), range(k.shape[1])):
+        heads = slice(kv_head * shared, (kv_head + 1) * shared)
+        k_all, v_all = k[b, kv_head].double(), v[b, kv_head].double()
+        places = torch.arange(len(rows), device=q.device)
+        for part in places.split(max(1, elements // (shared * n_keys))):
+            q_rows = q[b, heads, rows[part]].double()  # [r, P, D]
+            scores = (q_rows @ k_all.mT).mul_(scale)  # [r, P, N]
+            scores.masked_fill_(keys > rows[part, None], -torch.inf)
+            out[b, heads, part] = scores.softmax(-1) @ v_all
     return out

@@ -11,7 +11,7 @@ import anchor_ref
 from anchor_lab.experiments import page
 from anchor_lab.experiments.attention import instruments as measuring
 from anchor_lab.experiments.attention import jobs as methods
-from anchor_lab.experiments.attention import measure as bench
+from anchor_lab.experiments.attention import measure
 from anchor_lab.experiments.attention.page import EXPERIMENT
 from anchor_lab.experiments.store import Store, read
 from anchor_models import Captured, planted_stripes, save_capture
@@ -59,12 +59,12 @@ class Watched(Store):
 
 @pytest.fixture
 def store(tmp_path) -> Watched:
-    return Watched(tmp_path / "a.json", bench.KEY, SETTINGS, RUN)
+    return Watched(tmp_path / "a.json", measure.KEY, SETTINGS, RUN)
 
 
 def run(cells, store, *, chosen=None, instruments=None, make_case=None, **options) -> int:
     """The real loop on small tensors and the reference."""
-    return bench.run(
+    return measure.run(
         [cell if isinstance(cell, tuple) else (cell, "") for cell in cells],
         make_case or (lambda cell: small_case(cell.n, density=cell.density)),
         chosen or methods.make_methods(),
@@ -74,8 +74,8 @@ def run(cells, store, *, chosen=None, instruments=None, make_case=None, **option
     )
 
 
-def cell(method: str, n: int = 300, density: float = 0.05) -> bench.Cell:
-    return bench.Cell("planted", None, n, density, method)
+def cell(method: str, n: int = 300, density: float = 0.05) -> measure.Cell:
+    return measure.Cell("planted", None, n, density, method)
 
 
 # The measuring
@@ -126,7 +126,7 @@ def test_a_measurement_holds_the_numbers_of_its_definition():
 # The plan
 
 
-def plan(**changed) -> list[tuple[bench.Cell, str]]:
+def plan(**changed) -> list[tuple[measure.Cell, str]]:
     options = {
         "lengths": [4096, 131_072, 524_288],
         "densities": [0.01, 0.05, 0.2],
@@ -135,7 +135,7 @@ def plan(**changed) -> list[tuple[bench.Cell, str]]:
         "dense_to": 262_144,
         "flex_to": 131_072,
     }
-    return list(bench.planned(**options | changed))
+    return list(measure.planned(**options | changed))
 
 
 def test_the_plan_has_every_density_and_length_for_the_project_once():
@@ -194,10 +194,10 @@ def test_resuming_leaves_out_what_is_there_and_only_that():
         {**vars(planned[3][0]), "status": "ok", "density": 0.01},
     ]
     rows = json.loads(json.dumps(rows))  # as they are read back
-    assert bench.missing(planned, rows) == planned[2:]
-    assert bench.missing(planned, rows, retry=True) == planned[1:]
+    assert measure.missing(planned, rows) == planned[2:]
+    assert measure.missing(planned, rows, retry=True) == planned[1:]
     skipped_again = [(cell, "too long") for cell, _ in planned]
-    assert bench.missing(skipped_again, rows) == skipped_again[3:]
+    assert measure.missing(skipped_again, rows) == skipped_again[3:]
 
 
 # The run
@@ -283,7 +283,7 @@ def test_a_skipped_cell_is_recorded_and_gives_way_to_its_measurement(store):
     run([(cell("anchor", 100), "measured up to N = 50")], store)
     assert store.rows[0]["status"] == "skipped"
     assert store.rows[0]["message"] == "measured up to N = 50"
-    later = Store(store.path, bench.KEY, SETTINGS, RUN | {"date": "2026-11-24"})
+    later = Store(store.path, measure.KEY, SETTINGS, RUN | {"date": "2026-11-24"})
     run([cell("anchor", 100)], later)
     assert [(found["status"], found["run"]) for found in later.rows] == [("ok", 1)]
 
@@ -309,30 +309,32 @@ def test_captures_are_named_by_file_and_layer_files_by_their_folder(tmp_path):
         save_capture({7: capture()}, tmp_path / folder / "layer_0007.safetensors")
     save_capture({3: capture(), 7: capture()}, tmp_path / "both.safetensors")
     paths = ["llama/layer_0007.safetensors", "qwen", "both.safetensors"]
-    found = bench.find_captures([tmp_path / path for path in paths])
+    found = measure.find_captures([tmp_path / path for path in paths])
     names = [("llama", 7), ("qwen", 7), ("both", 3), ("both", 7)]
     assert list(found) == [(*name, 100) for name in names]
     with pytest.raises(ValueError, match="activations must have different names, got qwen twice"):
-        bench.find_captures([tmp_path / "qwen", tmp_path / "qwen" / "layer_0007.safetensors"])
+        measure.find_captures([tmp_path / "qwen", tmp_path / "qwen" / "layer_0007.safetensors"])
 
 
 def test_the_bundled_models_layers_are_inputs_at_both_lengths(monkeypatch):
-    monkeypatch.setattr(bench, "BUNDLED_LENGTHS", [100, 300])
-    found = bench.find_captures(["bundled"], device="cpu")
+    monkeypatch.setattr(measure, "BUNDLED_LENGTHS", [100, 300])
+    found = measure.find_captures(["bundled"], device="cpu")
     assert list(found) == [("bundled", layer, n) for n in (100, 300) for layer in range(8)]
     for (_, layer, n), x in found.items():
         assert (x.q.shape, x.k.shape, x.v.shape) == ((1, 8, n, 64), *[(1, 2, n, 64)] * 2)
         assert x.q.dtype == torch.bfloat16
         assert x.layer == layer
         assert torch.equal(x.k, found["bundled", layer, 300].k[:, :, :n])
-    case = bench.case_maker(found, anchor_ref, "cpu")(bench.Cell("bundled", 5, 300, None, "flex"))
+    case = measure.case_maker(found, anchor_ref, "cpu")(
+        measure.Cell("bundled", 5, 300, None, "flex")
+    )
     assert torch.equal(case.v, found["bundled", 5, 300].v)
 
 
 def test_a_capture_is_measured_in_bf16_with_its_own_scale_and_heads():
     captures = {("llama", 7, 100): capture()}
-    make_case = bench.case_maker(captures, anchor_ref, device="cpu")
-    case = make_case(bench.Cell("llama", 7, 100, None, "anchor"))
+    make_case = measure.case_maker(captures, anchor_ref, device="cpu")
+    case = make_case(measure.Cell("llama", 7, 100, None, "anchor"))
     assert case.scale == 0.125
     assert case.q.dtype == case.v.dtype == torch.bfloat16
     assert (case.q.shape, case.k.shape) == ((1, 4, 100, 16), (1, 2, 100, 16))
@@ -352,15 +354,15 @@ def test_a_capture_is_measured_in_bf16_with_its_own_scale_and_heads():
     ],
 )
 def test_layers_of_another_attention_are_refused(changed, message):
-    make_case = bench.case_maker({("m", 7, 100): capture(**changed)}, anchor_ref, device="cpu")
+    make_case = measure.case_maker({("m", 7, 100): capture(**changed)}, anchor_ref, device="cpu")
     with pytest.raises(ValueError, match=message):
-        make_case(bench.Cell("m", 7, 100, None, "anchor"))
+        make_case(measure.Cell("m", 7, 100, None, "anchor"))
 
 
 def test_a_window_wider_than_the_prompt_is_no_window():
     captures = {("m", 7, 100): capture(sliding_window=4096)}
-    make_case = bench.case_maker(captures, anchor_ref, device="cpu")
-    assert make_case(bench.Cell("m", 7, 100, None, "anchor")).n == 100
+    make_case = measure.case_maker(captures, anchor_ref, device="cpu")
+    assert make_case(measure.Cell("m", 7, 100, None, "anchor")).n == 100
 
 
 # The command
@@ -387,17 +389,17 @@ def command(monkeypatch, tmp_path):
             return RATES
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(bench, "cuda_facts", lambda: ABOUT | SETTINGS)
-    monkeypatch.setattr(bench, "kernels", lambda: anchor_ref)
-    monkeypatch.setattr(bench, "kernels_version", lambda: SETTINGS["kernels"])
-    monkeypatch.setattr(bench, "CudaInstruments", Instruments)
+    monkeypatch.setattr(measure, "cuda_facts", lambda: ABOUT | SETTINGS)
+    monkeypatch.setattr(measure, "kernels", lambda: anchor_ref)
+    monkeypatch.setattr(measure, "kernels_version", lambda: SETTINGS["kernels"])
+    monkeypatch.setattr(measure, "CudaInstruments", Instruments)
     monkeypatch.setattr(
-        bench, "case_maker", lambda *_: lambda cell: small_case(cell.n, density=cell.density)
+        measure, "case_maker", lambda *_: lambda cell: small_case(cell.n, density=cell.density)
     )
     out = tmp_path / "a.json"
 
     def call(*arguments: str, **settings: str) -> tuple[int, dict]:
-        monkeypatch.setattr(bench, "cuda_facts", lambda: ABOUT | SETTINGS | settings)
+        monkeypatch.setattr(measure, "cuda_facts", lambda: ABOUT | SETTINGS | settings)
         code = EXPERIMENT.run(["--out", str(out), "--densities", "0.05", *arguments])
         return code, read(out)
 
@@ -442,9 +444,9 @@ def test_failed_cells_are_measured_again_only_when_asked(command, monkeypatch):
 
     once = ["--lengths", "100", "--methods", "anchor"]
     whole = methods.make_methods()
-    monkeypatch.setattr(bench, "make_methods", lambda: whole | {"anchor": broken})
+    monkeypatch.setattr(measure, "make_methods", lambda: whole | {"anchor": broken})
     assert command(*once)[1]["rows"][0]["status"] == "error"
-    monkeypatch.setattr(bench, "make_methods", lambda: whole)
+    monkeypatch.setattr(measure, "make_methods", lambda: whole)
     assert command(*once)[1]["rows"][0]["status"] == "error"
     assert [c["status"] for c in command(*once, "--retry")[1]["rows"]] == ["ok"]
 
@@ -455,7 +457,7 @@ def test_results_of_two_devices_kernels_or_libraries_are_not_mixed(
 ):
     _, before = command("--lengths", "100", "--methods", "anchor")
     if what == "kernels":
-        monkeypatch.setattr(bench, "kernels_version", lambda: "another")
+        monkeypatch.setattr(measure, "kernels_version", lambda: "another")
     changed = {} if what == "kernels" else {what: "another"}
     assert command("--lengths", "200", "--methods", "anchor", **changed) == (2, before)
     said = f"holds results made with {what} {SETTINGS[what]!r}, this run has 'another'"
@@ -497,7 +499,7 @@ def test_every_method_runs_on_a_gpu_and_agrees_with_dense_attention(tmp_path):
     call = ["--quick", "--lengths", "4096", "--cell-s", "0.1", "--out", str(out)]
     options = EXPERIMENT.parser().parse_args(call)
     options.command = EXPERIMENT.command_line(call)
-    assert bench.measure(options) == 0  # the page needs packages that may not be here
+    assert measure.measure(options) == 0  # the page needs packages that may not be here
     found = {c["method"]: c for c in read(out)["rows"]}
     assert set(found) == set(methods.make_methods())
     for name, measured in found.items():
