@@ -21,26 +21,30 @@ class Source:
     Attributes:
         name: what rows of a table call the prompt.
         title: what it is and where it is from, for people.
-        about: the same for a later run, which must not add to the rows of another source; JSON.
-        length: N, tokens.
+        about: the same for a later run, which must not add to the rows of another source; JSON,
+            with "length", N.
         layers, heads: indices of the layers and query heads that there are, ascending.
         key_heads: how many key heads a layer has; each is read by equally many query heads.
         device: what methods are to be run on.
-        packages: whose versions also matter, beside this one and torch.
         capture: from layers, and a folder for what is too large for memory, to those layers on
             the CPU. Called only when something is left to measure.
+        packages: whose versions also matter, beside this one and torch.
     """
 
     name: str
     title: str
     about: dict
-    length: int
     layers: Sequence[int]
     heads: Sequence[int]
     key_heads: int
     device: torch.device
-    packages: Sequence[str]
     capture: Callable[[Sequence[int], Path], Mapping[int, Captured]]
+    packages: Sequence[str] = ()
+
+    @property
+    def length(self) -> int:
+        """N, tokens."""
+        return self.about["length"]
 
     def first_readers(self) -> list[int]:
         """The first query head of each key head."""
@@ -78,7 +82,6 @@ def read_by_model(model, name: str, text: Text) -> Source:
             "text_sha256": text.sha256,
             "length": length,
         },
-        length=length,
         layers=range(config.num_hidden_layers),
         heads=range(heads),
         key_heads=getattr(config, "num_key_value_heads", None) or heads,
@@ -137,12 +140,10 @@ def saved_capture(
             "dtype": _name_of(tensors[0].dtype),
             "length": length,
         },
-        length=length,
         layers=sorted(captured),
         heads=heads,
         key_heads=key_heads,
         device=device,
-        packages=[],
         capture=lambda layers, folder: {x: _cut(captured[x], length) for x in layers},
     )
 
@@ -179,12 +180,10 @@ def planted(
         name="planted",
         title=f"planted stripes, {density:g} of the keys, seed {seed}",
         about={"planted": {"density": density, "seed": seed, **sizes}, "length": length},
-        length=length,
         layers=[0],
         heads=range(q_heads),
         key_heads=kv_heads,
         device=device,
-        packages=[],
         capture=lambda layers, folder: {0: layer},
     )
 

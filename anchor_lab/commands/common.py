@@ -1,7 +1,6 @@
 """What the subcommands share: which model, which text, on what, and what must be installed."""
 
 import argparse
-import sys
 from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -93,10 +92,3 @@ def need(command: str, packages: Iterable[str]) -> None:
     for package in packages:
         if find_spec(package) is None:
             raise ImportError(f"{command} needs {package}: pip install '.[models,lab,notebooks]'")
-
-
-def bar(left: list, **more):
-    """Progress on stderr, where that is a terminal: tqdm with its own arguments."""
-    from tqdm import tqdm
-
-    return tqdm(left, file=sys.stderr, disable=None, **more)

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from anchor_lab.commands import common
+from anchor_lab.experiments.experiment import progress
 from anchor_models.calibration import check_target
 from anchor_ref.config import AnchorConfig
 
@@ -70,7 +71,7 @@ def run(options: argparse.Namespace) -> int:
     inspect.inspect_layers(
         model, tokenizer, options.model, text, folder,
         layers=options.layers, heads=options.heads, thetas=thetas,
-        progress=partial(common.bar, desc="layers"),
+        progress=partial(progress, desc="layers"),
     )  # fmt: skip
     del model
     found = inspected.load_inspected(folder)
@@ -80,7 +81,7 @@ def run(options: argparse.Namespace) -> int:
     page = render.render_report(
         options.out,
         f"AnchorAttention on {options.model}",
-        partial(common.bar, desc="page"),
+        partial(progress, desc="page"),
         FOLDER=folder.name,
         THETA=theta,
         TARGET=options.target_recall,
