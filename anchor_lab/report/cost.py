@@ -24,6 +24,7 @@ from anchor_lab.experiments.attention.cells import (
     is_ok,
     median_ms,
 )
+from anchor_lab.experiments.attention.jobs import flop
 from anchor_lab.experiments.store import read
 from anchor_ref.config import AnchorConfig
 from anchor_ref.regions import causal_pairs, groups
@@ -148,9 +149,9 @@ def estimate(
     tera = 1e9  # operations of a rate of 1 TFLOP/s in 1 ms
     sparse = (
         density.shape[0] * rates.overhead_ms
-        + 4 * head_dim * heads * always / rates.stage1 / tera
-        + 2 * head_dim * heads * pooled / rates.stage2 / tera
-        + 4 * head_dim * max(0.0, stripes) / rates.stage3 / tera
+        + flop(heads * always, 0, head_dim) / rates.stage1 / tera
+        + flop(0, heads * pooled, head_dim) / rates.stage2 / tera
+        + flop(max(0.0, stripes), 0, head_dim) / rates.stage3 / tera
     )
-    dense = 4 * head_dim * heads * causal / rates.dense / tera
+    dense = flop(heads * causal, 0, head_dim) / rates.dense / tera
     return Estimate(dense, sparse, 2 * parameters * n / rates.matrix / tera)

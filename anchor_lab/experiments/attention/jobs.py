@@ -95,8 +95,8 @@ class Job:
     Attributes:
         run: the timed call.
         pairs: (query, key) pairs attended to, all heads together.
-        pooled: (pooled query, key) pairs scored.
         bytes: least traffic, every tensor once.
+        pooled: (pooled query, key) pairs scored.
         complete: `run` returns the attention output.
         held_bytes: of tables that were made beforehand and that `run` needs besides its inputs.
         note: for the record.
@@ -104,14 +104,14 @@ class Job:
 
     run: Callable[[], object]
     pairs: int
-    pooled: int
     bytes: int
+    pooled: int = 0
     complete: bool = True
     held_bytes: int = 0
     note: str = ""
 
 
-def flop(pairs: int, pooled: int, head_dim: int) -> int:
+def flop(pairs: int | float, pooled: int, head_dim: int) -> int | float:
     """q·k and p·v are 2·D each; a pooled pair has the first alone."""
     return 4 * head_dim * pairs + 2 * head_dim * pooled
 
@@ -130,7 +130,7 @@ def floor_ms(work: int, traffic: int, matrix_tflops: float, copy_tbs: float) -> 
 
 def size(*tensors: Tensor) -> int:
     """Bytes of the elements."""
-    return sum(x.numel() * x.element_size() for x in tensors)
+    return sum(x.nbytes for x in tensors)
 
 
 def make_methods() -> dict[str, Callable[[Case], Job]]:
@@ -160,7 +160,6 @@ def stage_1(case: Case) -> Job:
     return Job(
         lambda: case.backend.compute_anchor(*case.inputs),
         pairs=case.always_pairs,
-        pooled=0,
         # A maximum and a sum for each row.
         bytes=size(case.q, case.q, case.k, case.v) + 2 * _row_bytes(case.q),
         complete=False,
@@ -185,7 +184,6 @@ def stage_3(case: Case) -> Job:
     return Job(
         lambda: case.backend.attend_stripes(q, k, v, state, case.stripes, config, scale),
         pairs=case.stripe_pairs,
-        pooled=0,
         # q, stage 1's part and the output; lists of several groups may share their rows of k.
         bytes=size(q, q, q, case.stripes.indices) + _row_bytes(q),
     )
@@ -234,7 +232,6 @@ def sdpa(case: Case, backend: str) -> Job:
     return Job(
         run,
         pairs=case.dense_pairs,
-        pooled=0,
         bytes=size(case.q, case.q, case.k, case.v),
         note=f"SDPA without a forced backend is {names.get(chosen, chosen)} for {shape}",
     )
@@ -259,7 +256,6 @@ def flex(case: Case) -> Job:
     return Job(
         lambda: attend(case.q, case.k, case.v, block_mask=mask, scale=case.scale, enable_gqa=gqa),
         pairs=pairs,
-        pooled=0,
         bytes=size(case.q, case.q, case.k, case.v),
         held_bytes=size(*tables),
         note=f"blocks of {block} that hold a kept key: {share:.1%} of the causal pairs",
