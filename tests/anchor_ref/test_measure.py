@@ -21,7 +21,7 @@ from anchor_ref.measure import (
     output_error,
     recall,
 )
-from anchor_ref.regions import groups
+from anchor_ref.regions import causal_pairs, groups
 from tests.brute_force import brute_masks, cases, kept_pairs
 
 
@@ -100,6 +100,31 @@ def test_dense_attention_is_dense_beyond_the_groups_of_the_default_config():
     q, k, v = (torch.randn(1, 1, 2500, 4, dtype=torch.float64) for _ in range(3))
     expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
     torch.testing.assert_close(dense_attention(q, k, v), expected, atol=1e-12, rtol=0)
+
+
+@given(
+    st.builds(
+        AnchorConfig,
+        block_size=st.integers(1, 5),
+        step=st.integers(1, 3),
+        init_blocks=st.integers(0, 3),
+        window_blocks=st.integers(0, 3),
+    ),
+    st.integers(1, 40),
+    st.integers(0, 20),
+)
+def test_pairs_of_a_group_are_those_one_counts(config, n_queries, earlier):
+    found = groups(config, n_queries, n_queries + earlier)
+    for group in found:
+        own = [row + group.shift for row in group.rows]
+        causal = [(i, j) for i in own for j in range(i + 1)]
+        always = [(i, j) for i, j in causal if j in group.init or j >= group.window_start]
+        assert group.causal_pairs == len(causal)
+        assert group.always_pairs == len(always)
+        assert group.pooled_pairs == len(group.blocks) * len(group.candidates)
+        keys = range(group.init.start, group.rows.stop + group.shift)
+        assert [*keys][group.candidate_columns] == [*group.candidates]
+    assert causal_pairs(n_queries, n_queries + earlier) == sum(x.causal_pairs for x in found)
 
 
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=4).filter(sum))

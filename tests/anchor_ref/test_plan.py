@@ -121,3 +121,16 @@ def test_a_plan_of_other_heads_or_another_batch_is_refused():
     for shape in ((2, 4, N, 8), (1, 3, N, 8)):
         with pytest.raises(ValueError, match="one list for each"):
             check_plan(plan, CANDIDATES, torch.empty(shape))
+
+
+@given(st.integers(0, 2**31))
+def test_a_plan_of_candidates_lists_them_and_tells_them_again(seed):
+    random = torch.Generator().manual_seed(seed)
+    kept = [torch.rand(2, 3, len(c), generator=random) < 0.3 for c in CANDIDATES]
+    plan = StripePlan.from_candidates(kept, CANDIDATES)
+    check_plan(plan, CANDIDATES)
+    mask = plan.to_mask(N)
+    for g, candidates in enumerate(CANDIDATES):
+        assert torch.equal(mask[:, :, g, candidates.start : candidates.stop], kept[g])
+        assert torch.equal(plan.kept(g, candidates), kept[g])
+    assert mask.sum() == sum(part.sum() for part in kept)
