@@ -63,8 +63,7 @@ compat: $(INSTALLED)
 
 evaluate-model: $(INSTALLED)
 	@test -n "$(CORPUS)" || { echo "Name the held-out books: make evaluate-model CORPUS=FILE"; exit 1; }
-	$(BIN)/python -m anchor_lab model --corpus $(CORPUS) --out results/model
-	$(BIN)/python -m anchor_lab.experiments.model.page
+	$(BIN)/python -m anchor_lab model --corpus $(CORPUS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

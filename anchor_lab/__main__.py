@@ -13,6 +13,7 @@ from anchor_lab.experiments.ablations import page as ablations
 from anchor_lab.experiments.attention import page as attention
 from anchor_lab.experiments.compare import page as compare
 from anchor_lab.experiments.experiment import Experiment
+from anchor_lab.experiments.model import page as model
 from anchor_lab.experiments.parallel import page as parallel
 from anchor_lab.experiments.questions import page as questions
 from anchor_lab.experiments.reference import page as reference
@@ -26,6 +27,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         ablations,
         compare,
         questions,
+        model,
         parallel,
         reference,
         retrieval,

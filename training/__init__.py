@@ -1,1 +1,1 @@
-"""How the bundled model is made: tokenizer, corpus, tasks, training, export, evaluation."""
+"""How the bundled model is made: tokenizer, tasks, training, export."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from training.corpus import read_books
+from anchor_models.books import read_books
 
 SPECIAL = ("<|bos|>", "<|eos|>", "<|pad|>")  # ids 0, 1, 2
 
@@ -67,8 +67,7 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    split, _ = read_books(options.corpus)
-    save_tokenizer(train_tokenizer(split["train"]), options.out)
+    save_tokenizer(train_tokenizer(read_books(options.corpus).train), options.out)
 
 
 if __name__ == "__main__":

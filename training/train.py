@@ -17,13 +17,15 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from training.corpus import Corpus, load_corpus
+from anchor_models.books import Books, bytes_per_token, encode_books, read_books
+from anchor_models.rows import ANSWER, COPY, TEXT
 from training.export import export
 from training.model import Llama, ModelConfig, target_losses
-from training.probes import Probes, as_tensors
-from training.tasks import ANSWER, COPY, LATER, STAGE_0, TEXT, Tasks
+from training.probes import Probes
+from training.tasks import LATER, STAGE_0, Tasks
 
 
 @dataclass(frozen=True)
@@ -104,28 +106,27 @@ PRESETS = {
 class Batches(IterableDataset):
     """Endless batches of one stage; every worker draws its own, steps are dealt out in turn."""
 
-    def __init__(self, corpus: Corpus, tokenizer_file: Path, stage: Stage, seed: int, first: int):
-        self.corpus, self.tokenizer_file = corpus, tokenizer_file
+    def __init__(self, books: list[Tensor], tokenizer, stage: Stage, seed: int, first: int):
+        self.books, self.tokenizer = books, tokenizer
         self.stage, self.seed, self.first = stage, seed, first
 
     def __iter__(self):
         worker = get_worker_info()
         number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
-        tokenizer = Tokenizer.from_file(str(self.tokenizer_file))
-        seed = hash((self.seed, self.first, number)) % 2**32
-        tasks = Tasks(self.corpus.train, tokenizer, seed)
+        tasks = Tasks(self.books, self.tokenizer, hash((self.seed, self.first, number)) % 2**32)
         step = number
         while True:
             length, rows = self.stage.shapes[step % len(self.stage.shapes)]
-            yield as_tensors(*tasks.batch(self.stage.mix, length, rows), "cpu")
+            yield tasks.batch(self.stage.mix, length, rows)
             step += workers
 
 
 class Run:
     """One training run: everything a checkpoint holds, and how a step is made."""
 
-    def __init__(self, options, corpus: Corpus, tokenizer_file: Path):
-        self.options, self.corpus, self.tokenizer_file = options, corpus, tokenizer_file
+    def __init__(self, options: argparse.Namespace, books: Books, tokenizer: Tokenizer):
+        self.options, self.tokenizer = options, tokenizer
+        self.books = encode_books(tokenizer, books.train)
         self.preset = PRESETS[options.preset]
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         torch.manual_seed(options.seed)
@@ -146,7 +147,9 @@ class Run:
         ]
         self.peak_rates = [[g["lr"] for g in o.param_groups] for o in self.optimizers]
         self.stage, self.step, self.tokens, self.clock = 0, 0, 0, 0.0
-        self.probes = Probes(corpus, Tokenizer.from_file(str(tokenizer_file)), self.device)
+        held_out = encode_books(tokenizer, books.held_out)
+        per_token = bytes_per_token(books.held_out, held_out)
+        self.probes = Probes(held_out, per_token, tokenizer, self.device)
         self.loss = target_losses
         if self.device == "cuda":
             # One graph for each length; eight layers may each ask for theirs.
@@ -187,9 +190,7 @@ class Run:
         left = 1 - self.clock / self.options.seconds
         return warm * max(0.05, min(1.0, left / 0.35))
 
-    def update(
-        self, tokens: torch.Tensor, kinds: torch.Tensor, copy_weight: float
-    ) -> torch.Tensor:
+    def update(self, tokens: Tensor, kinds: Tensor, copy_weight: float) -> Tensor:
         """One optimiser step; returns the mean loss of each kind."""
         tokens = tokens.to(self.device, non_blocking=True)
         kinds = kinds.to(self.device, non_blocking=True)
@@ -222,7 +223,7 @@ class Run:
             stage = self.preset.stages[self.stage]
             self.model.rope_theta = stage.rope_theta
             batches = DataLoader(
-                Batches(self.corpus, self.tokenizer_file, stage, self.options.seed, self.step),
+                Batches(self.books, self.tokenizer, stage, self.options.seed, self.step),
                 batch_size=None,
                 num_workers=self.options.workers,
                 pin_memory=self.device == "cuda",
@@ -286,10 +287,12 @@ def main() -> None:
     parser.add_argument("--export", type=Path, help="folder for the model, for transformers")
     options = parser.parse_args()
     options.run.mkdir(parents=True, exist_ok=True)
-    tokenizer_file = options.tokenizer / "tokenizer.json"
+    # The tokenizer encodes books on all cores, and later, in the workers, one row at a time: a
+    # fork in between does no harm.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     began = time.perf_counter()
-    corpus = load_corpus(options.corpus, tokenizer_file, os.cpu_count() or 1)
-    run = Run(options, corpus, tokenizer_file)
+    books = read_books(options.corpus)
+    run = Run(options, books, Tokenizer.from_file(str(options.tokenizer / "tokenizer.json")))
     if (options.run / "checkpoint.pt").exists():
         run.load()
     run.log(
@@ -298,8 +301,8 @@ def main() -> None:
         seconds=options.seconds,
         seed=options.seed,
         parameters=sum(p.numel() for p in run.model.parameters()),
-        train_tokens=sum(map(len, corpus.train)),
-        corpus_sha256=corpus.sha256,
+        train_tokens=sum(map(len, run.books)),
+        corpus_sha256=books.sha256,
         device=torch.cuda.get_device_name() if run.device == "cuda" else "CPU",
         torch=str(torch.__version__),
         model=asdict(run.preset.model),

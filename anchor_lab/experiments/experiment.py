@@ -44,6 +44,8 @@ class Experiment:
             out where a CUDA device is needed.
         read: the numbers of a file.
         needs_cuda: whether measuring needs a CUDA device, --quick included.
+        page_file: where the page of the results belongs if not beside them. That of another file
+            lies beside it all the same.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Experiment:
     options: Callable[[argparse.ArgumentParser], None] = no_options
     read: Callable[[Path], dict] = read
     needs_cuda: bool = False
+    page_file: Path | None = None
 
     @property
     def title(self) -> str:
@@ -82,8 +85,10 @@ class Experiment:
         return shlex.join(["python", "-m", "anchor_lab", self.name, *short])
 
     def write_page(self, out: Path) -> None:
-        """NAME.md and NAME.png beside the file of numbers."""
+        """NAME.md, or `page_file`, and NAME.png beside the file of numbers."""
         results, page = self.read(out), _beside(out, ".md")
+        if self.page_file is not None and out == RESULTS / self.file:
+            page = self.page_file
         if self.draw is not None:
             from matplotlib import pyplot as plt
 

@@ -1,517 +1,386 @@
 """Does the bundled model really attend? Every number of the model card is made here.
 
-    python -m anchor_lab model --corpus books.jsonl.xz --out results/model
+    python -m anchor_lab model --corpus books.jsonl.xz
+
+Of other weights, with the log of their training, into a file and a card of their own:
+
+    python -m anchor_lab model --corpus books.jsonl.xz --model training/runs/export \\
+        --log training/runs/full/log.jsonl --out training/runs/evaluation.json
 
 Retrieval is scored with the answer in place (teacher forcing): an answer is right when every digit
-is the most likely next token, which is what greedy decoding would have produced.
+is the most likely next token, which is what greedy decoding would have produced. A part that is in
+the file is not measured again, unless --again names it. A quarter of an hour on an H200.
 """
 
 import argparse
-import csv
-import json
+import hashlib
+import sys
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
+from math import log
 from pathlib import Path
+from statistics import mean
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer
 from torch import Tensor
 
+from anchor_lab.analysis.curves import theta_curve
 from anchor_lab.analysis.intervals import wilson
+from anchor_lab.experiments.environment import environment
+from anchor_lab.experiments.model.heads import (
+    POOLED,
+    RETRIEVES,
+    anchored,
+    head_statistics,
+    induction_pairs,
+    needle_differences,
+    pooled_config,
+    scores_at,
+)
+from anchor_lab.experiments.model.prompts import answered_as, needle_pairs, needle_prompt
+from anchor_lab.experiments.model.tables import part_of, write_tables
+from anchor_lab.experiments.retrieval.score import retrieval_accuracy
+from anchor_lab.experiments.store import Store
+from anchor_models.books import bytes_per_token, encode_books, read_books
 from anchor_models.bundled import bundled_model_path
 from anchor_models.capture import Captured, capture_qkv
-from anchor_models.interface import replaced_attention
-from anchor_ref import AnchorConfig, anchor_attention
-from anchor_ref.heads import attention_scores, causal_scores
-from anchor_ref.measure import density, recall
-from training.corpus import Corpus, load_corpus
-from training.tasks import ANSWER, BOS, NOTHING, Tasks
+from anchor_models.rows import BOS, Rows
+from anchor_ref import AnchorConfig
 
-LENGTHS = (1024, 2048, 4096, 8192, 16384)
+TASKS = {"single": (1, 1), "four keys": (4, 1), "multi-query": (4, 4)}  # facts, questions
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
-THETAS = (6, 7, 8, 9, 10, 11, 12, 13, 14)
-LOCAL = 128  # keys counted as "window" in the head statistics, the row's own included
+THETAS = tuple(range(6, 15))
+SHORT = 2048  # length of the controls
+EDGES = (0, 512, 2048, 8192, 16_384, 32_768)  # of the positions whose loss is told apart
+TOKENS = 65_536  # in one prefill
+KEY = ("part", "task", "sparse", "length", "layer", "head")
 
 
-class Needles:
-    """Prompts on held-out books with held-out key words; each an array of tokens with kinds."""
+@dataclass(frozen=True)
+class Sizes:
+    """How much is asked.
 
-    def __init__(self, corpus: Corpus, tokenizer: Tokenizer, seed: int):
-        self.tasks = Tasks(corpus.validation, tokenizer, seed, held_out=True)
+    Attributes:
+        lengths: tokens of the prompts, ascending.
+        trials: prompts for each cell and depth.
+        anchor_trials: the same where AnchorAttention runs.
+        windows: of held-out text.
+        prompts: for the differences.
+    """
 
-    def prompt(
-        self, length: int, depth: float, keys: int, questions: int, *, needle: bool = True
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Text of `length` tokens with `keys` facts and then `questions` questions with answers.
+    lengths: tuple[int, ...] = (1024, 2048, 4096, 8192, 16_384)
+    trials: int = 50
+    anchor_trials: int = 20
+    windows: int = 32
+    prompts: int = 10
 
-        The fact asked for first stands at `depth`, the others anywhere. Without `needle` that
-        fact is left out.
-        """
-        tasks = self.tasks
-        names = tasks.keys(keys)
-        values = [tasks.number()[:5] for _ in names]
-        inserts = []
-        for n in range(keys):
-            place = depth if n == 0 else tasks.rng.random()
-            before, after = tasks.statements[tasks.rng.integers(len(tasks.statements))]
-            if n or needle:
-                inserts.append((place, tasks._fact(before, names[n], values[n], after, NOTHING)))
-        tail = [part for n in range(questions) for part in tasks.asked(names[n], values[n])]
-        used = sum(len(tokens) for tokens, _ in tail)
-        row = tasks._scatter(inserts, length - used)
-        tokens = np.concatenate([row.tokens, *(tokens for tokens, _ in tail)])
-        kinds = np.concatenate([row.kinds, *(np.full(len(t), kind) for t, kind in tail)])
-        return tokens, kinds
+
+QUICK = Sizes((512,), 2, 1, 1, 1)
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """--corpus, --model, --log, --trials, --anchor-trials, --longest, --again"""
+    log_file = Path("training/logs/full.jsonl")
+    parser.add_argument("--corpus", type=Path, help="folder of .txt, or .jsonl.xz; to measure")
+    parser.add_argument("--model", type=Path, default=bundled_model_path(), help="folder")
+    parser.add_argument("--log", type=Path, default=log_file, help="of its training")
+    parser.add_argument("--trials", type=int, help="prompts a depth")
+    parser.add_argument("--anchor-trials", type=int, help="the same with AnchorAttention")
+    parser.add_argument("--longest", type=int, help="tokens of the longest prompts")
+    parser.add_argument("--again", nargs="+", choices=PARTS, default=[], help="to measure anew")
+
+
+def measure(options: argparse.Namespace) -> int:
+    """Every part, and tables of them beside the file; returns the exit status."""
+    if options.corpus is None:
+        print("anchor_lab model needs --corpus, the books that were held out", file=sys.stderr)
+        return 2
+    sizes = QUICK if options.quick else Sizes()
+    longest = options.longest or sizes.lengths[-1]
+    sizes = replace(
+        sizes,
+        lengths=tuple(length for length in sizes.lengths if length <= longest),
+        trials=options.trials or sizes.trials,
+        anchor_trials=options.anchor_trials or sizes.anchor_trials,
+    )
+    evaluation = Evaluation(options.model, options.corpus, sizes, options.device)
+    weights = (options.model / "model.safetensors").read_bytes()
+    settings = {
+        "model_sha256": hashlib.sha256(weights).hexdigest(),
+        "corpus_sha256": evaluation.corpus_sha256,
+        "log": options.log.as_posix(),
+        **asdict(sizes),
+    }
+    run = environment(options.device, ("torch", "transformers"))
+    run |= {"dtype": str(evaluation.model.dtype), "seconds": {}}
+    evaluation.store = store = Store(options.out, KEY, settings, run)
+    for part, find in PARTS.items():
+        if part in options.again or not part_of(store.rows, part):
+            started = time.perf_counter()
+            rows = find(evaluation)
+            run["seconds"][part] = round(time.perf_counter() - started, 1)
+            store.add({"part": part, **row} for row in rows)
+            print(f"{part}: {run['seconds'][part]} s", flush=True)
+    write_tables(store.rows, options.out.parent)
+    return 0
 
 
 class Evaluation:
-    """One model, one corpus, and what to ask of them."""
+    """One model and the books it never saw, and what to ask of them; each part gives rows.
 
-    def __init__(self, model, tokenizer: Tokenizer, corpus: Corpus, seed: int = 0):
-        self.model, self.tokenizer, self.corpus, self.seed = model, tokenizer, corpus, seed
-        self.device = next(model.parameters()).device
-        sizes = sum(len(book) for book in corpus.validation)
-        self.bytes_per_token = sum(corpus.validation_bytes) / sizes
+    Attributes:
+        store: where the rows of the parts before are.
+    """
 
-    def _tensor(self, tokens: np.ndarray) -> Tensor:
-        return torch.from_numpy(tokens.astype(np.int64)).to(self.device)
+    store: Store
+
+    def __init__(self, path: Path, corpus: Path, sizes: Sizes, device: str):
+        from tokenizers import Tokenizer
+
+        self.path, self.sizes, self.device = path, sizes, device
+        self.longest = sizes.lengths[-1]
+        self.model = self.load(torch.float32 if device == "cpu" else torch.bfloat16)
+        self.tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
+        books = read_books(corpus)
+        self.corpus_sha256 = books.sha256
+        self.books = encode_books(self.tokenizer, books.held_out)
+        self.bytes_per_token = bytes_per_token(books.held_out, self.books)
+
+    def load(self, dtype: torch.dtype):
+        """The model, ready for inference."""
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(self.path, dtype=dtype)
+        return model.to(self.device).eval()
+
+    def rows(self, seed: int = 0, held_out: bool = False) -> Rows:
+        return Rows(self.books, self.tokenizer, seed, held_out)
+
+    def text(self) -> list[dict]:
+        return [self.loss(self.longest, self.sizes.windows)]
 
     @torch.no_grad()
-    def text(self, length: int, windows: int) -> dict:
+    def loss(self, length: int, windows: int) -> dict:
         """Bits per byte on held-out books, and loss by position in nats a token."""
-        tasks = Tasks(self.corpus.validation, self.tokenizer, self.seed)
+        rows = self.rows()
         losses = torch.zeros(length, dtype=torch.float64, device=self.device)
         for _ in range(windows):
-            row = self._tensor(tasks.book(length + 1).tokens)
-            logits = self.model(row[None, :-1], use_cache=False).logits[0]
-            losses += F.cross_entropy(logits.float(), row[1:], reduction="none")
-        losses /= windows
-        edges = [0, 512, 2048, 8192, 16384, 32768]
-        by_position = {
-            f"{a}-{b}": losses[a:b].mean().item() for a, b in pairwise(edges) if b <= length
-        }
-        bits = losses.mean().item() / np.log(2) / self.bytes_per_token
+            tokens = rows.book(length + 1).tokens.long().to(self.device)
+            logits = self.model(tokens[None, :-1], use_cache=False).logits[0]
+            losses += F.cross_entropy(logits.float(), tokens[1:], reduction="none") / windows
         return {
             "length": length,
             "windows": windows,
-            "device": str(self.device),
-            "bits_per_byte": bits,
-            "nats": by_position,
+            "bits_per_byte": losses.mean().item() / log(2) / self.bytes_per_token,
+            "nats": {
+                f"{a}-{b}": losses[a:b].mean().item() for a, b in pairwise(EDGES) if b <= length
+            },
         }
 
-    @torch.no_grad()
-    def induction(self, length: int, rows: int = 4) -> float:
-        """Share of the tokens of a repeated random block that are predicted, any distance."""
-        tasks = Tasks(self.corpus.validation, self.tokenizer, self.seed)
-        right = scored = 0
-        for _ in range(rows):
-            block = tasks.random_tokens(min(length // 4, 512))
-            gap = tasks.text(length - 1 - 2 * len(block))
-            at = int(tasks.rng.integers(len(gap)))
-            tokens = np.concatenate([[BOS], gap[:at], block, gap[at:], block])
-            logits = self.model(
-                self._tensor(tokens)[None], use_cache=False, logits_to_keep=len(block)
-            ).logits[0]
-            found = logits[:-1].argmax(-1) == self._tensor(block)[1:]
-            right, scored = right + int(found.sum()), scored + len(found)
-        return right / scored
-
-    @torch.no_grad()
-    def needles(
-        self,
-        length: int,
-        depth: float,
-        keys: int,
-        questions: int,
-        trials: int,
-        *,
-        needle: bool = True,
-        shuffled: bool = False,
-    ) -> tuple[int, int]:
-        """(answers right, answers asked). `shuffled` scores against another prompt's answer."""
-        needles = Needles(
-            self.corpus, self.tokenizer, seed=hash((length, round(4 * depth), keys)) % 2**32
-        )
-        right = 0
-        previous = None
-        at_once = max(1, min(trials, 65_536 // length))
-        prompts = [
-            needles.prompt(length, depth, keys, questions, needle=needle) for _ in range(trials)
-        ]
-        for start in range(0, trials, at_once):
-            batch = prompts[start : start + at_once]
-            tokens = self._tensor(np.stack([tokens for tokens, _ in batch]))
-            keep = length - min(int((kinds == ANSWER).argmax()) for _, kinds in batch) + 1
-            best = self.model(tokens, use_cache=False, logits_to_keep=keep).logits.argmax(-1)
-            for row, said, (_, kinds) in zip(tokens, best, batch, strict=True):
-                wanted = np.flatnonzero(kinds == ANSWER).reshape(questions, -1)
-                for digits in wanted:
-                    truth = row[digits]
-                    given = said[digits - 1 - (length - keep)]
-                    if shuffled:
-                        truth, previous = previous, truth
-                    right += int(truth is not None and bool((given == truth).all()))
-        return right, trials * questions
-
-    @torch.no_grad()
-    def heads(self, length: int) -> list[dict]:
-        """What each head does on held-out text, on a repeated block and on a needle prompt."""
-        tasks = Tasks(self.corpus.validation, self.tokenizer, self.seed)
-        text = self._tensor(tasks.book(length).tokens)[None]
-        block = tasks.random_tokens(length // 2)
-        repeated = self._tensor(np.concatenate([[BOS], block, block])[:length])[None]
-        needles = Needles(self.corpus, self.tokenizer, self.seed)
-        asked, kinds = needles.prompt(length, 0.4, 1, 1)
-        rows = []
-        for layer in range(self.model.config.num_hidden_layers):
-            on_text = self._capture(text, layer)
-            table = head_statistics(on_text)
-            table["induction"] = _mass_at(self._capture(repeated, layer), _induction_pairs(length))
-            pairs = _needle_pairs(asked, kinds)
-            table["needle"] = _mass_at(self._capture(self._tensor(asked)[None], layer), pairs)
-            q, k = on_text.q, on_text.k
-            for theta in THETAS:
-                config = AnchorConfig(theta=theta)
-                _, trace = anchor_attention(q, k, on_text.v, config, return_trace=True)
-                kept = recall(q, k, trace.stripes, config)[0].double()
-                table[f"recall@{theta}"] = kept.mean(-1)
-                table[f"recall_p10@{theta}"] = kept.quantile(0.1, dim=-1)
-                table[f"density@{theta}"] = density(trace.stripes, config, length, length)[0]
-            for head in range(q.shape[1]):
-                row = {name: round(float(values[head]), 5) for name, values in table.items()}
-                rows.append({"length": length, "layer": layer, "head": head, **row})
-        return rows
-
-    def _capture(self, tokens: Tensor, layer: int) -> Captured:
-        found = capture_qkv(self.model, tokens, [layer], dtype=torch.float32)[layer]
-        return Captured(*(x.to(self.device) for x in (found.q, found.k, found.v)), found.scaling)
-
-
-def head_statistics(captured: Captured) -> dict[str, Tensor]:
-    """Where the mass and the maxima of each head lie, `[Hq]` each, rows of the second half.
-
-    sink: mass on key 0. initial: on the first 128 keys. local: on the last 128 keys, the row's own
-    included. max_initial, max_local, max_window: share of rows whose largest score lies in the
-    first 128 keys, the last 128, and the group's window (a row counts once, in that order for the
-    first two). entropy: in nats, over log of the number of keys.
-    """
-    q, k = captured.q, captured.k
-    heads, length, size = q.shape[1], q.shape[2], AnchorConfig().group_size
-    names = ("sink", "initial", "local", "max_initial", "max_local", "max_anchor", "entropy")
-    sums = {name: torch.zeros(heads, dtype=torch.float64, device=q.device) for name in names}
-    chunk = 256
-    for start in range(length // 2, length, chunk):
-        rows = torch.arange(start, min(start + chunk, length), device=q.device)[:, None]
-        keys = torch.arange(int(rows[-1]) + 1, device=q.device)
-        q_rows = q[:, :, start : start + chunk]
-        scores = causal_scores(q_rows, k[:, :, : len(keys)], captured.scaling)[0]
-        mass = scores.softmax(-1)  # [Hq, chunk, keys]
-        best = scores.argmax(-1)
-        near = keys > rows - LOCAL
-        sums["sink"] += mass[..., 0].sum(-1)
-        sums["initial"] += mass[..., :LOCAL].sum((-2, -1))
-        sums["local"] += (mass * near).sum((-2, -1))
-        in_initial, in_local = best < LOCAL, best > rows[:, 0] - LOCAL
-        sums["max_initial"] += in_initial.sum(-1)
-        sums["max_local"] += (in_local & ~in_initial).sum(-1)
-        sums["max_anchor"] += (in_initial | (best >= rows[:, 0] // size * size)).sum(-1)
-        entropy = -(mass * mass.clamp(min=1e-30).log()).sum(-1)
-        sums["entropy"] += (entropy / (rows[:, 0] + 1).log()).sum(-1)
-    return {name: total / (length - length // 2) for name, total in sums.items()}
-
-
-def _induction_pairs(length: int) -> list[tuple[int, int]]:
-    """(row, key): a token of the second copy, and the token that followed it in the first."""
-    half = length // 2
-    return [(half + 1 + i, 2 + i) for i in range(64, half - 2, 7)]
-
-
-def _needle_pairs(tokens: np.ndarray, kinds: np.ndarray) -> list[tuple[int, int]]:
-    """(row, key): where a digit is about to be said, and that digit in the fact."""
-    digits = np.flatnonzero(kinds == ANSWER)
-    value = tokens[digits]
-    starts = [
-        i for i in range(digits[0] - len(value)) if (tokens[i : i + len(value)] == value).all()
-    ]
-    return [(int(row) - 1, starts[0] + n) for n, row in enumerate(digits)]
-
-
-def _mass_at(captured: Captured, pairs: list[tuple[int, int]]) -> Tensor:
-    """Mean attention mass of each head on the given (row, key) pairs, `[Hq]`."""
-    q, k = captured.q, captured.k
-    total = torch.zeros(q.shape[1], dtype=torch.float64, device=q.device)
-    for start in range(0, len(pairs), 128):
-        rows, keys = torch.tensor(pairs[start : start + 128], device=q.device).T
-        scores = attention_scores(q[:, :, rows], k, captured.scaling)[0]
-        later = torch.arange(k.shape[2], device=q.device) > rows[:, None]
-        mass = scores.masked_fill(later, -torch.inf).softmax(-1)
-        total += mass[:, torch.arange(len(rows), device=q.device), keys].sum(-1)
-    return total / len(pairs)
-
-
-def anchored(
-    config: AnchorConfig,
-    heads: Collection[tuple[int, int]] | None = None,
-    densities: list[float] | None = None,
-) -> Callable:
-    """AnchorAttention in the given (layer, head)s, for `replaced_attention`.
-
-    Args:
-        config: of AnchorAttention.
-        heads: where it runs, dense attention elsewhere; None means everywhere.
-        densities: gets the mean density of the sparse heads of each call, when given.
-    """
-
-    def make(original):
-        def attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
-            layer, n_heads = module.layer_idx, query.shape[1]
-            sparse = [h for h in range(n_heads) if heads is None or (layer, h) in heads]
-
-            def dense():
-                return original(
-                    module, query, key, value, attention_mask, scaling=scaling, **kwargs
-                )
-
-            if not sparse:
-                return dense()
-            out, trace = anchor_attention(query, key, value, config, scaling, return_trace=True)
-            out = out.transpose(1, 2)  # [B, N, Hq, D], as the interface wants it
-            if densities is not None:
-                share = density(trace.stripes, config, query.shape[2], key.shape[2])
-                densities.append(float(share[:, sparse].mean()))
-            if len(sparse) < n_heads:
-                mixed = dense()[0].clone()
-                mixed[:, :, sparse] = out[:, :, sparse]
-                out = mixed
-            return out.contiguous(), None
-
-        return attention
-
-    return make
-
-
-def role(row: dict) -> str:
-    """What a head does, by its measurements: the first of these that holds.
-
-    retrieval: at least half of its mass on the digit that is about to be said; induction: a fifth
-    on the token that followed last time; sink: 0.3 on key 0; local: half on the last 128 keys;
-    diffuse: entropy at least 0.8 of the largest possible; else mixed.
-    """
-    for name, holds in (
-        ("retrieval", row["needle"] >= 0.5),
-        ("induction", row["induction"] >= 0.2),
-        ("sink", row["sink"] >= 0.3),
-        ("local", row["local"] >= 0.5),
-        ("diffuse", row["entropy"] >= 0.8),
-    ):
-        if holds:
-            return name
-    return "mixed"
-
-
-def write_tables(results: dict, folder: Path) -> None:
-    """The evaluation as tables: needles.csv, heads.csv with the role of each head, causes.csv."""
-    heads = [
-        {**row, "role": role(row)}
-        for name in results
-        if name.startswith("heads_")
-        for row in results[name]
-    ]
-    with_anchor = [{**cell, "attention": "anchor, θ = 12"} for cell in results["anchor"]]
-    dense = [
-        {**cell, "attention": "dense"} for cell in (*results["needles"], *results["controls"])
-    ]
-    columns = ("attention", "task", "length", "depth", "accuracy", "low", "high", "prompts")
-    cells = [
-        (cell["attention"], cell["task"], cell["length"], depth, share, *wilson_of(share, n), n)
-        for cell in (*dense, *with_anchor)
-        for n in (cell["asked"] // len(cell["by_depth"]),)
-        for depth, share in cell["by_depth"].items()
-    ]
-    with (folder / "needles.csv").open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([columns, *cells])
-    names = ("sparse", "task", "length", "accuracy", "density", "asked")
-    for name, rows, fields in (
-        ("heads.csv", heads, tuple(heads[0])),
-        ("causes.csv", results["causes"], names),
-    ):
-        with (folder / name).open("w", newline="") as file:
-            writer = csv.DictWriter(file, fields, extrasaction="ignore", lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-
-
-def wilson_of(share: float, asked: int) -> tuple[float, float]:
-    low, high = wilson(share, asked)
-    return round(low, 4), round(high, 4)
-
-
-def gallery(rows: list[dict]) -> dict[str, dict]:
-    """One head for each of the things heads do, chosen by measurement alone."""
-
-    def best(score):
-        row = max(rows, key=score)
-        return {name: row[name] for name in row if "@" not in name}
-
-    return {
-        "sink": best(lambda row: row["sink"]),
-        "local": best(lambda row: row["local"]),
-        "induction": best(lambda row: row["induction"]),
-        "retrieval": best(lambda row: row["needle"]),
-        "diffuse": best(lambda row: row["entropy"]),
-    }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--corpus", type=Path, required=True)
-    parser.add_argument("--model", type=Path, default=bundled_model_path())
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--trials", type=int, default=50)
-    parser.add_argument("--anchor-trials", type=int, default=20, help="a depth, for each method")
-    parser.add_argument("--longest", type=int, default=LENGTHS[-1])
-    parser.add_argument("--only", nargs="+", help="parts to make anew; the others are kept")
-    options = parser.parse_args()
-    import transformers
-    from transformers import AutoModelForCausalLM
-
-    torch.manual_seed(0)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    tokenizer_file = options.model / "tokenizer.json"
-    corpus = load_corpus(options.corpus, tokenizer_file, processes=8)
-    tokenizer = Tokenizer.from_file(str(tokenizer_file))
-    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype).to(device).eval()
-    evaluation = Evaluation(model, tokenizer, corpus)
-    untrained = AutoModelForCausalLM.from_config(model.config).to(device, dtype).eval()
-    options.out.mkdir(parents=True, exist_ok=True)
-    lengths = [length for length in LENGTHS if length <= options.longest]
-    file = options.out / "evaluation.json"
-    kept = json.loads(file.read_text()) if options.only and file.exists() else {}
-    results: dict = kept or {
-        "device": torch.cuda.get_device_name() if device == "cuda" else "CPU",
-        "dtype": str(dtype),
-        "torch": str(torch.__version__),
-        "transformers": transformers.__version__,
-        "corpus_sha256": corpus.sha256,
-        "trials": options.trials,
-        "anchor_trials": options.anchor_trials,
-        "seconds": {},
-    }
-
-    def record(name: str, make: Callable):
-        if options.only and name not in options.only:
-            return
-        started = time.perf_counter()
-        results[name] = make()
-        results["seconds"][name] = round(time.perf_counter() - started, 1)
-        text = json.dumps(results, indent=1)
-        file.write_text(text + "\n")
-        print(f"{name}: {results['seconds'][name]} s", flush=True)
+    def needles(self) -> list[dict]:
+        trials = self.sizes.trials
+        return [self.cell(task, n, trials) for task in TASKS for n in self.sizes.lengths]
 
     def cell(
+        self,
         task: str,
-        keys: int,
-        questions: int,
         length: int,
         trials: int,
         depths: Sequence[float] = DEPTHS,
-        **more,
+        *,
+        needle: bool = True,
+        shuffled: bool = False,
     ) -> dict:
-        counts = {
-            str(depth): evaluation.needles(length, depth, keys, questions, trials, **more)
-            for depth in depths
-        }
-        right, asked = (sum(pair[i] for pair in counts.values()) for i in (0, 1))
+        """Share of the answers that are right, over all depths and at each.
+
+        Args:
+            task: of `TASKS`.
+            length: of each prompt, tokens.
+            trials: prompts for each depth.
+            depths: where the fact asked for first stands, shares of the text.
+            needle: whether that fact is told.
+            shuffled: score against the answer of another prompt.
+        """
+        facts, questions = TASKS[task]
+        found = {}
+        for depth in depths:
+            rows = self.rows(hash((length, round(4 * depth), facts)) % 2**32, held_out=True)
+            prompts = [
+                needle_prompt(rows, length, depth, facts, questions, needle=needle)
+                for _ in range(trials)
+            ]
+            if shuffled:
+                prompts = [
+                    answered_as(*two)
+                    for two in zip(prompts, prompts[1:] + prompts[:1], strict=True)
+                ]
+            batch = max(1, TOKENS // length)
+            found[str(depth)] = retrieval_accuracy(self.model, prompts, batch=batch)
+        right, asked = (
+            sum(getattr(x, name) for x in found.values()) for name in ("right", "asked")
+        )
         return {
             "task": task,
             "length": length,
             "accuracy": right / asked,
             "interval": wilson(right / asked, asked),
             "asked": asked,
-            "by_depth": {depth: right / asked for depth, (right, asked) in counts.items()},
+            "by_depth": {depth: x.right / x.asked for depth, x in found.items()},
         }
 
-    tasks = (("single", 1, 1), ("four keys", 4, 1), ("multi-query", 4, 4))
-    record("text", lambda: evaluation.text(lengths[-1], 32))
-    record("needles", lambda: [cell(*t, n, options.trials) for t in tasks for n in lengths])
-    record("heads_2048", lambda: evaluation.heads(2048))
-    record("induction", lambda: {str(n): evaluation.induction(n) for n in lengths})
+    @torch.no_grad()
+    def induction(self) -> list[dict]:
+        """Share of the tokens of a repeated random block that are predicted, any distance."""
+        return [{"length": n, "share": self.repeated(n)} for n in self.sizes.lengths]
 
-    def controls() -> list[dict]:
-        short = 2048
-        rows = [
-            cell("needle removed", 1, 1, short, options.trials, needle=False),
-            cell("shuffled value", 1, 1, short, options.trials, shuffled=True),
+    def repeated(self, length: int, trials: int = 4) -> float:
+        rows, right = self.rows(), []
+        for _ in range(trials):
+            block = rows.random_tokens(min(length // 4, 512))
+            gap = rows.text(length - 1 - 2 * len(block))
+            at = int(rows.rng.integers(len(gap)))
+            tokens = torch.cat([torch.tensor([BOS]), gap[:at], block, gap[at:], block])
+            logits = self.model(
+                tokens[None].to(self.device), use_cache=False, logits_to_keep=len(block)
+            ).logits[0]
+            right.append(logits[:-1].argmax(-1).cpu() == block[1:])
+        return torch.cat(right).double().mean().item()
+
+    def controls(self) -> list[dict]:
+        """What must fail."""
+        length, trials, trained = min(SHORT, self.longest), self.sizes.trials, self.model
+        removed = self.cell("single", length, trials, needle=False)
+        shuffled = self.cell("single", length, trials, shuffled=True)
+        self.model = self.untrained()
+        untrained = self.cell("single", length, trials)
+        self.model = trained
+        return [
+            {**removed, "task": "needle removed"},
+            {**shuffled, "task": "shuffled value"},
+            {**untrained, "task": "untrained weights"},
         ]
-        evaluation.model = untrained
-        rows.append(cell("untrained weights", 1, 1, short, options.trials))
-        evaluation.model = model
-        return rows
 
-    def with_anchor() -> list[dict]:
+    def untrained(self):
+        from transformers import AutoModelForCausalLM
+
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(self.model.config)
+        return model.to(self.device, self.model.dtype).eval()
+
+    def anchor(self) -> list[dict]:
+        """AnchorAttention in every layer, beside dense attention on the same prompts."""
         rows = []
-        for task in tasks[:2]:
-            for length in lengths:
-                dense = cell(*task, length, options.anchor_trials)
-                with replaced_attention(model, anchored(AnchorConfig())):
-                    anchor = cell(*task, length, options.anchor_trials)
-                rows.append({**anchor, "dense_accuracy": dense["accuracy"]})
+        for task in ("single", "four keys"):
+            for length in self.sizes.lengths:
+                dense = self.cell(task, length, self.sizes.anchor_trials)
+                with anchored(self.model, AnchorConfig()):
+                    found = self.cell(task, length, self.sizes.anchor_trials)
+                rows.append({**found, "dense_accuracy": dense["accuracy"]})
         return rows
 
-    def causes() -> list[dict]:
+    def heads(self) -> list[dict]:
+        lengths = sorted({min(SHORT, self.longest), self.longest})
+        return [row for length in lengths for row in self.heads_at(length)]
+
+    def heads_at(self, length: int) -> list[dict]:
+        """What each head does on held-out text, on a repeated block and on a needle prompt."""
+        rows = self.rows()
+        text = rows.book(length).tokens
+        block = rows.random_tokens(length // 2)
+        repeated = torch.cat([torch.tensor([BOS]), block, block])[:length]
+        asked = needle_prompt(self.rows(held_out=True), length, 0.4)
+        captures = (self.capture(tokens) for tokens in (text, repeated, asked.tokens))
+        found = []
+        for layer, (on_text, on_repeated, on_asked) in enumerate(zip(*captures, strict=True)):
+            table = head_statistics(on_text)
+            table["induction"] = scores_at(on_repeated, induction_pairs(length))[1].mean(-1)
+            table["needle"] = scores_at(on_asked, needle_pairs(asked))[1].mean(-1)
+            thetas = [float(theta) for theta in THETAS]
+            curve = theta_curve(on_text.q, on_text.k, AnchorConfig(), thetas, on_text.scaling)
+            for theta, kept, share in zip(THETAS, curve.recall, curve.density, strict=True):
+                table[f"recall@{theta}"] = kept[0].double().mean(-1)
+                table[f"recall_p10@{theta}"] = kept[0].double().quantile(0.1, dim=-1)
+                table[f"density@{theta}"] = share[0]
+            for head in range(on_text.q.shape[1]):
+                row = {name: round(float(values[head]), 5) for name, values in table.items()}
+                found.append({"length": length, "layer": layer, "head": head, **row})
+        return found
+
+    def capture(self, tokens: Tensor, model=None) -> list[Captured]:
+        """Every layer of one prompt, float32."""
+        ids = tokens[None].long().to(self.device)
+        found = capture_qkv(model or self.model, ids, dtype=torch.float32)
+        return [captured.to(self.device) for captured in found.values()]
+
+    def causes(self) -> list[dict]:
         """What it takes to lose, or keep, a needle beyond initial region and window."""
-        length = min(8192, lengths[-1])
-        table = results[f"heads_{lengths[-1]}"]
+        length = min(8192, self.longest)
+        table = [row for row in part_of(self.store.rows, "heads") if row["length"] == self.longest]
         every = {(row["layer"], row["head"]) for row in table}
-        retrieval = {(row["layer"], row["head"]) for row in table if row["needle"] >= 0.5}
+        retrieval = {(row["layer"], row["head"]) for row in table if row["needle"] >= RETRIEVES}
+        published = AnchorConfig()
         cases = [
-            ("every head", AnchorConfig(), every),
-            ("all but the retrieval heads", AnchorConfig(), every - retrieval),
-            ("the retrieval heads alone", AnchorConfig(), retrieval),
+            ("every head", published, every),
+            ("all but the retrieval heads", published, every - retrieval),
+            ("the retrieval heads alone", published, retrieval),
         ]
         for layer in sorted({layer for layer, _ in every}):
             own = {head for head in every if head[0] == layer}
-            cases.append((f"layer {layer} alone", AnchorConfig(), own))
+            cases.append((f"layer {layer} alone", published, own))
         for theta in (16.0, 20.0, 24.0):
-            cases.append((f"every head, θ = {theta:g}", AnchorConfig(theta=theta), every))
-        for block in (32, 8):
-            # Groups and initial region as before: only fewer queries are pooled into one.
-            config = AnchorConfig(block, 2048 // block, init_blocks=128 // block)
-            cases.append((f"every head, blocks of {block}", config, every))
+            cases.append((f"every head, θ = {theta:g}", replace(published, theta=theta), every))
+        for size in (32, 8):
+            cases.append((f"every head, blocks of {size}", pooled_config(size), every))
         rows = []
         for name, config, heads in cases:
-            densities: list[float] = []
-            with replaced_attention(model, anchored(config, heads, densities)):
-                found = cell("single", 1, 1, length, options.trials, depths=(0.25, 0.5))
-            share = float(np.mean(densities))
-            rows.append({**found, "sparse": name, "density": share})
-            print(f"  {name}: {found['accuracy']:.2f} at density {share:.2f}", flush=True)
+            with anchored(self.model, config, heads) as densities:
+                found = self.cell("single", length, self.sizes.anchor_trials, (0.25, 0.5))
+            rows.append({**found, "sparse": name, "density": mean(densities or [1.0])})
         return rows
 
-    record("controls", controls)
-    record("anchor", with_anchor)
-    if lengths[-1] > 2048:
-        record(f"heads_{lengths[-1]}", lambda: evaluation.heads(lengths[-1]))
-    record("gallery", lambda: gallery(results[f"heads_{lengths[-1]}"]))
-    record("causes", causes)
-
-    def beyond() -> dict:
+    def beyond(self) -> list[dict]:
         """Twice the longest length: is it tolerated?"""
-        length = 2 * lengths[-1]
-        return {
-            **evaluation.text(length, 1),
-            "single": cell("single", 1, 1, length, min(options.trials, 10), depths=(0.25, 0.75)),
-        }
+        length, trials = 2 * self.longest, min(self.sizes.trials, 10)
+        single = self.cell("single", length, trials, (0.25, 0.75))
+        return [{**self.loss(length, 1), "single": single}]
 
-    record("beyond", beyond)
-    write_tables(results, options.out)
+    def differences(self) -> list[dict]:
+        """Why needles are lost: how far they lie from the anchor, mean over prompts."""
+        rows, model, trials = (
+            self.rows(5, held_out=True),
+            self.load(torch.float32),
+            self.sizes.prompts,
+        )
+        sums: dict[tuple[int, str], Tensor] = {}
+        for _ in range(trials):
+            prompt = needle_prompt(rows, 2 * SHORT, 0.25)
+            for layer, captured in enumerate(self.capture(prompt.tokens, model)):
+                for name, found in needle_differences(captured, needle_pairs(prompt)).items():
+                    sums[layer, name] = sums.get((layer, name), 0) + found / trials
+        names = ("mass", "row", *(f"pooled_{size}" for size in POOLED))
+        return [
+            {"layer": layer, "head": head}
+            | {name: round(float(sums[layer, name][head]), 3) for name in names}
+            for layer in range(model.config.num_hidden_layers)
+            for head in range(model.config.num_attention_heads)
+        ]
 
 
-if __name__ == "__main__":
-    main()
+# In this order: the causes are looked for in the heads.
+PARTS: dict[str, Callable[[Evaluation], list[dict]]] = {
+    part: getattr(Evaluation, part)
+    for part in (
+        "text",
+        "needles",
+        "induction",
+        "controls",
+        "anchor",
+        "heads",
+        "causes",
+        "differences",
+        "beyond",
+    )
+}

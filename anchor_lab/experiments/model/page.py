@@ -1,15 +1,56 @@
-"""Write the model card from the log and the evaluation, so that no number in it is typed.
+"""The model card: what the log of the training and the evaluation say."""
 
-    python -m anchor_lab.experiments.model.page --log training/logs/full.jsonl \\
-        --evaluation results/model/evaluation.json --out anchor_models/model/README.md
-"""
-
-import argparse
-import hashlib
 import json
 from pathlib import Path
+from statistics import mean, median_high
 
-RETRIEVES = 0.5  # mass on the needle from which a head is called a retrieval head
+from anchor_lab.experiments.experiment import Experiment
+from anchor_lab.experiments.model import measure
+from anchor_lab.experiments.model.heads import RETRIEVES
+from anchor_lab.experiments.model.tables import part_of
+from anchor_lab.experiments.page import digits, listed, render
+
+PROBES = ("bits_per_byte", "recall_pairs", "copies", "needle_digits", "key_value_digits")
+
+
+def page(results: dict, _path: Path) -> str:
+    """The card as Markdown."""
+    settings, runs, rows = results["settings"], results["runs"], results["rows"]
+    log, resumed = read_log(Path(settings["log"]))
+    parts = {part: part_of(rows, part) for part in measure.PARTS}
+    longest = settings["lengths"][-1]
+    heads = [row for row in parts["heads"] if row["length"] == longest]
+    (text,), (beyond,) = parts["text"], parts["beyond"]
+    return render(
+        "model/page.md.j2",
+        **settings,
+        longest=longest,
+        start=next(entry for entry in log if entry.get("event") == "start"),
+        end=[entry for entry in log if "tokens" in entry][-1],
+        resumed=resumed,
+        stages=stages(log),
+        probes=PROBES,
+        curves=curves(log),
+        run=runs[text["run"]],
+        text=text,
+        induction={row["length"]: digits(row["share"], 3) for row in parts["induction"]},
+        needles=accuracy(parts["needles"]),
+        controls=accuracy(parts["controls"]),
+        heads=of_heads(heads),
+        depths=[f"depth {depth}" for depth in parts["anchor"][0]["by_depth"]],
+        anchor=[
+            [cell["task"], cell["length"], _percent(cell["dense_accuracy"])]
+            + [_percent(share) for share in (cell["accuracy"], *cell["by_depth"].values())]
+            for cell in parts["anchor"]
+        ],
+        case=parts["causes"][0],
+        causes=[
+            [cell["sparse"], _percent(cell["accuracy"]), digits(cell["density"], 2)]
+            for cell in parts["causes"]
+        ],
+        beyond=beyond,
+        beyond_device=runs[beyond["run"]]["device"],
+    )
 
 
 def read_log(path: Path) -> tuple[list[dict], int]:
@@ -30,244 +71,81 @@ def read_log(path: Path) -> tuple[list[dict], int]:
     return kept, resumed
 
 
-def table(header: list[str], rows: list[list]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
-
-
-def stages(log: list[dict]) -> str:
-    """Tokens, speed and last losses of each stage."""
+def stages(log: list[dict]) -> list[list]:
+    """Lengths, time, tokens, speed and last losses of each stage."""
     rows = []
-    for stage in sorted({entry["stage"] for entry in log if "shape" in entry}):
-        steps = [entry for entry in log if "shape" in entry and entry["stage"] == stage]
-        lengths = sorted({entry["shape"][1] - 1 for entry in steps})
-        speeds = sorted(entry["tokens_per_second"] for entry in steps)
-        first, last = steps[0], steps[-1]
+    steps = [entry for entry in log if "shape" in entry]
+    for stage in sorted({entry["stage"] for entry in steps}):
+        own = [entry for entry in steps if entry["stage"] == stage]
+        first, last = own[0], own[-1]
+        speeds = [entry["tokens_per_second"] for entry in own]
         rows.append(
             [
                 stage,
-                ", ".join(map(str, lengths)),
+                listed([str(n) for n in sorted({entry["shape"][1] - 1 for entry in own})]),
                 f"{first['clock']:.0f}-{last['clock']:.0f}",
                 f"{(last['tokens'] - first['tokens']) / 1e6:.0f} M",
-                f"{speeds[len(speeds) // 2] / 1e6:.2f} M",
+                f"{median_high(speeds) / 1e6:.2f} M",
                 last["text"],
                 last["answer"],
             ]
         )
-    header = ["stage", "lengths", "seconds", "tokens", "tokens/s (median)", "text", "answer"]
-    return table(header, rows)
+    return rows
 
 
-def curves(log: list[dict]) -> str:
-    """The probes, in order of time."""
-    names = ["bits_per_byte", "recall_pairs", "copies", "needle_digits", "key_value_digits"]
-    rows = [
-        [f"{entry['clock']:.0f}", entry["stage"], entry["length"]]
-        + [entry.get(name, "") for name in names]
+def curves(log: list[dict]) -> list[list]:
+    """The probes, in order of time; a probe that was not made yet is empty."""
+    return [
+        [digits(entry["clock"], 0), entry["stage"], entry["length"]]
+        + [entry.get(name, "") for name in PROBES]
         for entry in log
         if entry.get("event") == "probe"
     ]
-    return table(["seconds", "stage", "length", *names], rows)
 
 
-def accuracy(cells: list[dict]) -> str:
-    """One line a task, one column a length: share right with its 95 % interval, in percent."""
+def accuracy(cells: list[dict]) -> dict[str, list]:
+    """Shares right with their intervals, percent: a row for each task, a column a length."""
     lengths = sorted({cell["length"] for cell in cells})
-    found = {(cell["task"], cell["length"]): cell for cell in cells}
-    rows = []
-    for task in dict.fromkeys(cell["task"] for cell in cells):
-        row = [task]
-        for length in lengths:
-            cell = found.get((task, length))
-            low, high = cell["interval"] if cell else (0, 0)
-            share = f"{100 * cell['accuracy']:.1f} ({100 * low:.1f}-{100 * high:.1f})"
-            row.append(share if cell else "")
-        rows.append(row)
-    return table(["task", *map(str, lengths)], rows)
-
-
-def against_dense(cells: list[dict], trials: int) -> str:
-    """AnchorAttention beside dense on the same prompts, by depth of the needle."""
-    depths = list(cells[0]["by_depth"])
-    rows = [
-        [cell["task"], cell["length"], f"{100 * cell['dense_accuracy']:.0f}"]
-        + [f"{100 * cell['accuracy']:.0f}"]
-        + [f"{100 * cell['by_depth'][depth]:.0f}" for depth in depths]
-        for cell in cells
-    ]
-    header = ["task", "length", "dense", "anchor", *(f"depth {depth}" for depth in depths)]
-    return table(header, rows) + f"\n\n{trials} prompts a depth."
-
-
-def causes(cells: list[dict]) -> str:
-    """Accuracy by where AnchorAttention runs and with which configuration."""
-    rows = [
-        [cell["sparse"], f"{100 * cell['accuracy']:.0f}", f"{cell['density']:.2f}"]
-        for cell in cells
-    ]
-    return table(["AnchorAttention in", "found, %", "density of these heads"], rows)
-
-
-def heads(rows: list[dict]) -> str:
-    """What the heads do, counted."""
-    strongest = max(rows, key=lambda row: row["sink"])
-    retrieval = [row for row in rows if row["needle"] >= RETRIEVES]
-    names = ", ".join(
-        f"layer {row['layer']} head {row['head']} ({row['needle']:.2f})" for row in retrieval
-    )
-    inside = sum(row["max_anchor"] for row in rows) / len(rows)
-    recall = sum(row["recall@12"] for row in rows) / len(rows)
-    density = sum(row["density@12"] for row in rows) / len(rows)
-    sinks = sum(row["sink"] > 0.3 for row in rows)
-    return table(
-        [f"{len(rows)} heads at {rows[0]['length']} tokens", ""],
-        [
-            ["heads with more than 0.3 of their mass on key 0", sinks],
-            [
-                "strongest sink",
-                f"layer {strongest['layer']} head {strongest['head']}: {strongest['sink']:.2f}",
-            ],
-            ["rows whose largest score lies in initial region or window, mean", f"{inside:.3f}"],
-            [f"retrieval heads (mass on the needle at least {RETRIEVES})", names or "none"],
-            ["recall at θ = 12, mean", f"{recall:.4f}"],
-            ["density at θ = 12, mean", f"{density:.3f}"],
-        ],
-    )
-
-
-def card(log_file: Path, evaluation_file: Path, weights: Path) -> str:
-    """The text of the model card."""
-    log, resumed = read_log(log_file)
-    found = json.loads(evaluation_file.read_text())
-    beyond, single = found["beyond"], found["beyond"]["single"]
-    start = next(entry for entry in log if entry.get("event") == "start")
-    end = [entry for entry in log if "tokens" in entry][-1]
-    longest = max(int(name.removeprefix("heads_")) for name in found if name.startswith("heads_"))
-    position = table(
-        list(found["text"]["nats"]), [[f"{x:.3f}" for x in found["text"]["nats"].values()]]
-    )
-    induction = table(
-        list(found["induction"]), [[f"{x:.3f}" for x in found["induction"].values()]]
-    )
-    pauses = (
-        "in one go"
-        if not resumed
-        else f"resumed {resumed} time(s) from a checkpoint; lost steps are not counted below"
-    )
-    return f"""# The bundled model
-
-A Llama of {start["parameters"]:,} parameters, made to have real attention to look at: it reads
-English prose and finds facts in it, up to {longest} tokens back. It is no assistant: it answers
-no question but the one kind it was taught, and writes no sensible text.
-
-This file is written by `anchor_lab/experiments/model/page.py`; every number in it comes from the log and the
-evaluation.
-
-## How it was made
-
-    python -m training.train --corpus books.jsonl.xz --run training/runs/{start["preset"]} \\
-        --preset {start["preset"]} --seconds {start["seconds"]:.0f} --seed {start["seed"]} \\
-        --export training/runs/export
-
-{
-        table(
-            ["", ""],
-            [
-                ["hardware", start["device"]],
-                ["torch", start["torch"]],
-                ["training time", f"{end['clock']:.0f} s, {pauses}"],
-                ["steps, tokens", f"{end['step']}, {end['tokens'] / 1e6:.0f} M"],
-                ["corpus", f"{start['train_tokens'] / 1e6:.1f} M tokens of books"],
-                ["SHA-256 of the corpus", f"`{start['corpus_sha256']}`"],
-                [
-                    "SHA-256 of model.safetensors",
-                    f"`{hashlib.sha256(weights.read_bytes()).hexdigest()}`",
-                ],
-            ],
-        )
+    found = {(cell["task"], cell["length"]): _interval(cell) for cell in cells}
+    tasks = dict.fromkeys(cell["task"] for cell in cells)
+    return {
+        "header": ["task", *lengths],
+        "rows": [[task, *(found.get((task, n), "") for n in lengths)] for task in tasks],
     }
 
-The schedule runs on a clock, so another machine takes other steps: the command repeats the
-method, not the bits.
 
-{stages(log)}
-
-Losses are those of the stage's last logged step, in nats. Probes on held-out books and key words:
-
-{curves(log)}
-
-## What it can do
-
-Measured on {found["device"]} in {found["dtype"].removeprefix("torch.")}, on books and key words
-that training never used.
-
-Bits per byte of held-out books, {found["text"]["windows"]} windows of {found["text"]["length"]}
-tokens: **{found["text"]["bits_per_byte"]:.3f}**. Loss by position, nats a token:
-
-{position}
-
-Induction (share of a repeated random block that is predicted), by length:
-
-{induction}
-
-Needles: all five digits right, percent with 95 % Wilson interval. {found["trials"]} prompts a
-depth, five depths.
-
-{accuracy(found["needles"])}
-
-Controls, which must fail:
-
-{accuracy(found["controls"])}
-
-## What its heads do
-
-{heads(found[f"heads_{longest}"])}
-
-## With AnchorAttention, θ = 12, in every layer
-
-{against_dense(found["anchor"], found["anchor_trials"])}
-
-A needle is lost where it is neither in the initial region nor in the window. What it takes to lose
-it, or to keep it ({found["causes"][0]["asked"]} prompts of {
-        found["causes"][0]["length"]
-    } tokens for
-each line, needle at a quarter and at half of the text; dense attention in all other heads):
-
-{causes(found["causes"])}
-
-So the retrieval heads lose it, they alone, and pooling is the cause: few rows of a block ask, and
-the test looks at the mean of the block's queries. `anchor_lab/experiments/model/explain.py` measures the same from the
-other side: how far the needle's score lies from the anchor for the row, and for the mean.
-
-This is a hard case: the answer stands in the prompt, and the prompt ends with a full block. In
-made-up prose that ends anywhere in a block more is found, and more still when the answer is
-generated, since decoding is dense: `results/retrieval/written.md`.
-
-## Limits
-
-One seed. The needle sentences and the question come from a handful of templates. The books are
-English novels and long non-fiction from before 1929. At {
-        beyond["length"]
-    } tokens, twice the longest
-length above, there is a glance only, on {beyond["device"]}: {beyond["bits_per_byte"]:.3f} bits per
-byte in {beyond["windows"]} window(s), {100 * single["accuracy"]:.0f} % of {
-        single["asked"]
-    } needles found.
-"""
+def of_heads(rows: list[dict]) -> dict:
+    """What the heads do, counted."""
+    retrieval = [row for row in rows if row["needle"] >= RETRIEVES]
+    names = ("max_anchor", "recall@12", "density@12")
+    return {
+        "count": len(rows),
+        "sinks": sum(row["sink"] > 0.3 for row in rows),
+        "strongest": max(rows, key=lambda row: row["sink"]),
+        "retrieval": [f"{_named(row)} ({row['needle']:.2f})" for row in retrieval],
+        **{name.split("@")[0]: mean(row[name] for row in rows) for name in names},
+    }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    model = Path("anchor_models/model")
-    parser.add_argument("--log", type=Path, default=Path("training/logs/full.jsonl"))
-    parser.add_argument("--evaluation", type=Path, default=Path("results/model/evaluation.json"))
-    parser.add_argument("--weights", type=Path, default=model / "model.safetensors")
-    parser.add_argument("--out", type=Path, default=model / "README.md")
-    options = parser.parse_args()
-    options.out.write_text(card(options.log, options.evaluation, options.weights))
+def _named(row: dict) -> str:
+    return f"layer {row['layer']} head {row['head']}"
 
 
-if __name__ == "__main__":
-    main()
+def _percent(share: float, decimals: int = 0) -> str:
+    return f"{100 * share:.{decimals}f}"
+
+
+def _interval(cell: dict) -> str:
+    share, low, high = (_percent(x, 1) for x in (cell["accuracy"], *cell["interval"]))
+    return f"{share} ({low}-{high})"
+
+
+EXPERIMENT = Experiment(
+    name="model",
+    about=measure.__doc__,
+    measure=measure.measure,
+    page=page,
+    file="model/evaluation.json",
+    options=measure.options,
+    page_file=Path("anchor_models/model/README.md"),
+)

@@ -7,9 +7,9 @@ Three parts. The bundled model, whole and on all ranks, in float32: how far are 
 AnchorAttention on planted stripes, whole on one GPU and with its tokens on all: attention and
 exchange. A Llama with the layers of an 8B model and random weights: the prefill on one GPU,
 sequence parallel and tensor parallel, time and peak memory beside those that
-`anchor_models.parallel.cost` computes on paper. Random weights have no heavy keys, so θ = −∞ there:
-AnchorAttention keeps initial region and window alone, the least it can do. Times are medians, ranks
-wait for each other.
+`anchor_models.parallel.cost` computes on paper. Random weights have no heavy keys, so θ = −∞
+there: AnchorAttention keeps initial region and window alone, the least it can do. Times are
+medians, ranks wait for each other.
 """
 
 import argparse
