@@ -9,6 +9,7 @@ from anchor_ref.config import AnchorConfig
 from anchor_ref.plan import AnchorTrace
 from anchor_ref.sparse import attend_stripes
 from anchor_ref.stripes import identify_stripes
+from anchor_ref.tail import attend_tail
 
 
 def anchor_attention(
@@ -59,4 +60,6 @@ def anchor_attention(
     state = compute_anchor(q, k, v, config, scale, cu_seqlens, compute_dtype=compute_dtype)
     stripes = identify_stripes(q, k, state.max, config, scale, cu_seqlens)
     out = attend_stripes(q, k, v, state, stripes, config, scale, cu_seqlens)
+    if config.tail:
+        out = attend_tail(q, k, v, state, out, config, scale, cu_seqlens)
     return (out, AnchorTrace(state.max, stripes)) if return_trace else out

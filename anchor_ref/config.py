@@ -16,6 +16,8 @@ class AnchorConfig:
             A key is kept when it lies at most θ below the anchor: +inf keeps every key, -inf none.
         init_blocks: key blocks at the start of the sequence that every query sees, at least 0.
         window_blocks: key blocks before its own group that a query sees as well, at least 0.
+        tail: queries at the end of each sequence that see every key up to their own, whatever
+            stage 2 selected, at least 0. They ask the prompt's question; see `anchor_ref.tail`.
 
     Integers and reals of any type, NumPy's too, are taken and kept as Python's `int` and `float`.
 
@@ -28,6 +30,7 @@ class AnchorConfig:
     theta: float = 12.0
     init_blocks: int = 1
     window_blocks: int = 0
+    tail: int = 0
 
     def __post_init__(self):
         for field, least in (
@@ -35,6 +38,7 @@ class AnchorConfig:
             ("step", 1),
             ("init_blocks", 0),
             ("window_blocks", 0),
+            ("tail", 0),
         ):
             value = getattr(self, field)
             # bool is an int to Python; block_size=True is a mistake all the same.

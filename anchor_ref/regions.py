@@ -34,6 +34,8 @@ class Group:
         blocks: the query blocks of the group, as ranges of rows of q. Blocks start at multiples of
             the block size counted from the start of the sequence, so the first block of a chunk
             and the last of a sequence may be shorter.
+        tail: the last of these queries that lie in the tail of their sequence and see every key
+            up to their own; empty where none does.
     """
 
     rows: range
@@ -42,6 +44,7 @@ class Group:
     candidates: range
     window_start: int
     blocks: tuple[range, ...]
+    tail: range
 
     @property
     def candidate_columns(self) -> slice:
@@ -133,6 +136,7 @@ def _sequence_groups(config: AnchorConfig, start: int, end: int, shift: int) -> 
                     for b in range(group_start, tokens.stop, block)
                     if b + block > tokens.start
                 ),
+                tail=_moved(range(min(max(end - config.tail, tokens.start), tokens.stop), tokens.stop), -shift),
             )
         )
     return tuple(found)

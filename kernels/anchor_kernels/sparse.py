@@ -26,7 +26,7 @@ from anchor_kernels.online_softmax import (
     weight_limit,
 )
 from anchor_kernels.support import check_call
-from anchor_kernels.tables import GROUP_FIELDS, ROWS_END, ROWS_START, make_tables
+from anchor_kernels.tables import GROUP_FIELDS, ROWS_END, ROWS_START, Tables, make_tables
 from anchor_ref.config import AnchorConfig
 from anchor_ref.inputs import check_plan, check_tensor, check_type
 from anchor_ref.plan import StripePlan
@@ -89,10 +89,12 @@ def continue_softmax(
     *,
     out: Tensor,
     launch: AttentionLaunch | HopperLaunch | None = None,
+    tables: Tables | None = None,
 ) -> Tensor:
     """`attend_stripes` on inputs that are known to be sound, into `out`.
 
-    It may be `state.out`: tiles are read, then written.
+    It may be `state.out`: tiles are read, then written. `tables` names other groups of queries
+    than those of the sizes, one for each list of `stripes`.
     """
     shipped = sparse_launch(q, k, v, state.out, out)
     if isinstance(launch, HopperLaunch) and not isinstance(shipped, HopperLaunch):
@@ -101,7 +103,8 @@ def continue_softmax(
             f"64 or 128 whose rows lie in one piece, got {launch}"
         )
     launch = launch or shipped
-    tables = make_tables(config, q.shape[2], k.shape[2], cu_seqlens, q.device)
+    if tables is None:
+        tables = make_tables(config, q.shape[2], k.shape[2], cu_seqlens, q.device)
     tiles = triton.cdiv(tables.longest, launch.block_m)
     if isinstance(launch, HopperLaunch):  # a program takes several, the last maybe empty ones
         tiles = triton.cdiv(tiles, HOPPER_CONSUMERS) * HOPPER_CONSUMERS

@@ -5,6 +5,7 @@ tables, so that the kernels need no rule of their own and packed sequences, chun
 are no special cases.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -13,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from anchor_ref.config import AnchorConfig
-from anchor_ref.regions import groups
+from anchor_ref.regions import Group, groups
 
 # Columns of the table of groups; the names are those of `regions.Group`.
 ROWS_START = tl.constexpr(0)
@@ -82,14 +83,18 @@ def make_tables(
     bounds = None if cu_seqlens is None else tuple(cu_seqlens.tolist())
     # Memory that is given up may be in use on the stream it was made for, and on no other.
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else None
-    # θ changes no region.
-    return _tables(replace(config, theta=0.0), n_queries, n_keys, bounds, device, stream)
+    # Neither θ nor the tail changes a region.
+    return _tables(replace(config, theta=0.0, tail=0), n_queries, n_keys, bounds, device, stream)
 
 
 @lru_cache(maxsize=32)
 def _tables(config, n_queries, n_keys, bounds, device, stream) -> Tables:
     cu_seqlens = None if bounds is None else torch.tensor(bounds)
-    found = groups(config, n_queries, n_keys, cu_seqlens)
+    return tables_of(groups(config, n_queries, n_keys, cu_seqlens), device)
+
+
+def tables_of(found: Sequence[Group], device: torch.device) -> Tables:
+    """Tables of these groups of queries."""
     rows, blocks = [], []
     for group in found:
         rows.append(
