@@ -136,7 +136,10 @@ def _sequence_groups(config: AnchorConfig, start: int, end: int, shift: int) -> 
                     for b in range(group_start, tokens.stop, block)
                     if b + block > tokens.start
                 ),
-                tail=_moved(range(min(max(end - config.tail, tokens.start), tokens.stop), tokens.stop), -shift),
+                tail=_moved(
+                    range(min(max(end - config.tail, tokens.start), tokens.stop), tokens.stop),
+                    -shift,
+                ),
             )
         )
     return tuple(found)

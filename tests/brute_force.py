@@ -84,18 +84,24 @@ def brute_masks(q, k, config, scale):
 def brute_force(q, k, v, config, scale=None):
     """Float64 output, kept pairs `[B, Hq, Nq, Nk]`, and how near the closest call was."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    scores, _, always, candidates, difference = brute_masks(q, k, config, scale)
+    scores, causal, always, candidates, difference = brute_masks(q, k, config, scale)
     kept = always.expand_as(scores).clone()
     group = (torch.arange(q.shape[2]) + k.shape[2] - q.shape[2]) // config.group_size
     for g in group.unique():
         rows = group == g
         chosen = (difference[:, :, rows] <= config.theta).any(2, keepdim=True)
         kept[:, :, rows] |= chosen & candidates[rows]
+    kept |= causal & tail_rows(q, config)
     closest = (difference - config.theta).abs()[candidates.expand_as(scores)]
     margin = closest.min().item() if closest.numel() else math.inf
     values = v.double().repeat_interleave(q.shape[1] // v.shape[1], 1)
     out = scores.masked_fill(~kept, -torch.inf).softmax(-1) @ values
     return out, kept, margin
+
+
+def tail_rows(q, config):
+    """Which rows, as a column `[Nq, 1]`, see every key up to their own."""
+    return torch.arange(q.shape[2])[:, None] >= q.shape[2] - config.tail
 
 
 def kept_pairs(stripes, config, n_q, n_k):
@@ -107,4 +113,6 @@ def kept_pairs(stripes, config, n_q, n_k):
             kept[:, :, row] = chosen[:, :, g]
             kept[:, :, row, group.init.start : group.init.stop] = True
             kept[:, :, row, group.window_start : row + group.shift + 1] = True
+            if row >= n_q - config.tail:
+                kept[:, :, row, : row + group.shift + 1] = True
     return kept

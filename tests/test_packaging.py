@@ -160,7 +160,15 @@ def wheel(tmp_path_factory) -> Path:
     copy, out = tmp_path_factory.mktemp("copy"), tmp_path_factory.mktemp("wheel")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
-    for name in ("anchor_ref", "anchor_models", "anchor_lab", "kernels", "training", "tests", "tools"):
+    for name in (
+        "anchor_ref",
+        "anchor_models",
+        "anchor_lab",
+        "kernels",
+        "training",
+        "tests",
+        "tools",
+    ):
         if (ROOT / name).exists():
             ignored = shutil.ignore_patterns("__pycache__", "data", "runs")
             shutil.copytree(ROOT / name, copy / name, ignore=ignored)

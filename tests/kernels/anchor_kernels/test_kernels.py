@@ -21,6 +21,7 @@ import anchor_ref
 from anchor_kernels.launch import AttentionLaunch, SelectLaunch
 from anchor_kernels.stripes import _pool
 from anchor_kernels.tables import make_tables
+from anchor_kernels.tail import merge
 from anchor_models.memory import choice_bytes
 from anchor_ref import AnchorConfig, StripePlan
 from tests.brute_force import brute_force, brute_masks, kept_pairs
@@ -98,6 +99,7 @@ def cases(draw):
             theta=draw(st.sampled_from([math.inf, -math.inf, -1.0, 0.5, 2.0, 12.0])),
             init_blocks=draw(st.integers(0, 2)),
             window_blocks=draw(st.integers(0, 2)),
+            tail=draw(st.sampled_from([0, 0, 1, 7, 40, 200])),
         ),
         dtype=draw(st.sampled_from(DTYPES)),
         scale=draw(st.sampled_from([None, 0.25, -0.5, 0.0])),
@@ -320,6 +322,47 @@ def test_offsets_beyond_31_bits_are_reached(dim):
         out = anchor_kernels.anchor_attention(q, k, k, config)
         expected = anchor_kernels.anchor_attention(near, near, near, config)
         assert torch.equal(out.contiguous(), expected)
+
+
+@given(cases(), st.sampled_from([1, 5, 16, 33, 150]))
+@settings(max_examples=30)
+def test_a_tail_changes_no_row_before_it_and_nothing_that_was_selected(case, tail):
+    out, trace = run(case, config=replace(case.config, tail=tail))
+    without, other = run(case, config=replace(case.config, tail=0))
+    first = max(case.q.shape[2] - tail, 0)
+    assert torch.equal(out[:, :, :first], without[:, :, :first])
+    assert torch.equal(trace.row_anchor.nan_to_num(), other.row_anchor.nan_to_num())
+    assert torch.equal(trace.stripes.indices, other.stripes.indices)
+
+
+@pytest.mark.parametrize("tail", [1, 9, 30, 200])
+def test_packed_sequences_have_a_tail_each(tail):
+    config = AnchorConfig(8, 2, theta=-math.inf, tail=tail)
+    case = random_case(150, 150, (1, 2, 2), 16, config)
+    bounds = [0, 70, 70, 75, 150]
+    inputs = case.q, case.k, case.v, config, None
+    packed = anchor_kernels.anchor_attention(*inputs, torch.tensor(bounds, device=DEVICE))
+    for start, end in pairwise(bounds):
+        if start < end:
+            one = [x[:, :, start:end] for x in inputs[:3]]
+            alone = anchor_kernels.anchor_attention(*one, config)
+            torch.testing.assert_close(packed[:, :, start:end], alone, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dim", [24, 64])
+def test_attention_over_two_sets_of_keys_merges_into_that_over_both(dtype, dim):
+    a, b = (
+        random_case(70, 70, (2, 3, 1), dim, AnchorConfig(), seed=i, dtype=dtype).q for i in (0, 1)
+    )
+    a_lse, b_lse = (5 * torch.randn(2, 3, 70, device=DEVICE) for _ in range(2))
+    a_lse[:, :, 3] = -torch.inf  # a row that saw nothing on the one side
+    out = torch.full_like(a, torch.nan)
+    merge(a, a_lse, b, b_lse.unsqueeze(-1), out)
+    weight = torch.sigmoid(a_lse.double() - b_lse.double()).unsqueeze(-1)
+    exact = weight * a.double() + (1 - weight) * b.double()
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(out.double(), exact, atol=eps, rtol=eps)
 
 
 def test_two_runs_give_identical_bits():
