@@ -152,7 +152,7 @@ def recall(
     *,
     compute_dtype: torch.dtype | None = None,
 ) -> Float[Tensor, "B Hq Nq"]:
-    """Dense softmax mass of each row on initial region, window and stripes.
+    """Dense softmax mass of each row on initial region, window and stripes; 1 in the tail.
 
     Args:
         q, k, config, scale, cu_seqlens: as in `identify_stripes`.
@@ -177,7 +177,8 @@ def recall(
         for rows, scores in block_scores(q, k, group, scale):
             # Of the other keys none is dropped.
             weights = scores.softmax(-1)[..., group.candidate_columns]
-            found[:, :, rows] = kept_mass(weights, kept)
+            dense = torch.arange(rows.start, rows.stop, device=q.device) >= group.tail.start
+            found[:, :, rows] = kept_mass(weights, kept | dense[:, None])
     return found
 
 
@@ -236,9 +237,13 @@ def density(
 
 
 def stripe_pairs(stripes: StripePlan, layout: Sequence[Group]) -> Int[Tensor, "B Hq"]:
-    """Pairs of a query and a stripe of its group, for each head: int64, on the CPU."""
-    rows = torch.tensor([len(group.rows) for group in layout])
-    return (stripes.counts.cpu() * rows).sum(-1)
+    """Pairs of a query and a candidate that it keeps, for each head: int64, on the CPU.
+
+    A query keeps the stripes of its group, one in the tail every candidate.
+    """
+    rows = torch.tensor([len(group.rows) - len(group.tail) for group in layout])
+    dense = sum(len(group.tail) * len(group.candidates) for group in layout)
+    return (stripes.counts.cpu() * rows).sum(-1) + dense
 
 
 def causal_share(
@@ -283,6 +288,8 @@ def executed_density(
             window = rows.stop + group.shift - group.window_start
             # The initial region is made of whole blocks already.
             always += block * (len(group.init) + _whole(window, block))
+        # Rows of the tail go through stage 3 like all others, and then see every candidate.
+        always += _whole(len(group.tail), block) * _whole(len(group.candidates), block)
     gathered = (stripes.counts.cpu().double() / gather).ceil() * gather
     return causal_share(always + (gathered * tile_rows).sum(-1), layout)
 

@@ -6,7 +6,6 @@ whose mean looks elsewhere, and stage 2 then drops the keys that hold the answer
 every candidate of their group, and their output is that of dense attention.
 """
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 

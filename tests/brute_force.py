@@ -4,6 +4,7 @@
 """
 
 import math
+from dataclasses import replace
 
 import torch
 from hypothesis import strategies as st
@@ -13,7 +14,7 @@ from anchor_ref.regions import groups
 
 
 @st.composite
-def cases(draw, integers=False, dtypes=(torch.float32,), means=(0.0,)):
+def cases(draw, integers=False, dtypes=(torch.float32,), means=(0.0,), tails=(0,)):
     """(q, k, v, config, scale): ragged N, r = 1, 2, 4, 7, chunks, ties, large scores and means."""
     block, step = draw(st.sampled_from([(4, 1), (4, 3), (8, 2), (16, 2), (5, 3)]))
     n_k = draw(st.integers(1, 90))
@@ -25,6 +26,7 @@ def cases(draw, integers=False, dtypes=(torch.float32,), means=(0.0,)):
         theta=draw(st.sampled_from([math.inf, -math.inf, 0.0, -1.0, 0.5, 2.0, 12.0])),
         init_blocks=draw(st.integers(0, 2)),
         window_blocks=draw(st.integers(0, 2)),
+        tail=draw(st.sampled_from(tails)),
     )
     random = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     batch, dim = draw(st.integers(1, 2)), draw(st.sampled_from([4, 16]))
@@ -32,7 +34,7 @@ def cases(draw, integers=False, dtypes=(torch.float32,), means=(0.0,)):
         # Small integers and a power of two: float32 is exact, ties are real ties. Blocks of 4, 8
         # and 16 queries are averaged exactly; a ragged one is not, so lengths are whole blocks.
         block = 4 if block == 5 else block
-        config = AnchorConfig(block, step, config.theta, config.init_blocks, config.window_blocks)
+        config = replace(config, block_size=block)
         n_q = n_k = -(-n_k // block) * block
 
         def values(heads, n):

@@ -1,9 +1,10 @@
 """The tail: the last rows of each sequence see every key. Mirrors `anchor_ref.tail`.
 
 Those rows go on from stage 1's state like all others; but in place of their group's stripes they
-take in all its candidates, which lie side by side. One long rectangle of a GPU's usual kind is work
-for cuDNN, which PyTorch brings along. Everything else, packed sequences, short ones, float32, wide
-heads, other devices, is stage 3's kernel, given lists that hold every candidate.
+take in all its candidates, which lie side by side: a rectangle without a mask. A long one in half
+precision is work for cuDNN, which PyTorch brings along. All others, of packed or short sequences,
+in float32, with wide heads or on other devices, go through stage 3's kernel with lists that hold
+every candidate.
 """
 
 from dataclasses import dataclass, replace

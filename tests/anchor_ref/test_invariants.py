@@ -1,4 +1,4 @@
-"""METHOD's promises, each a property, against float64 attention over the full N x N matrix.
+"""What the method promises, each a property, against float64 attention over the full N x N matrix.
 
 The truth is `tests.brute_force`, which shares no code with the reference.
 """
@@ -29,7 +29,9 @@ from anchor_ref.regions import groups
 from tests.brute_force import brute_force, brute_masks, cases, kept_pairs, score_slack
 
 
-@given(cases(dtypes=INPUT_DTYPES, means=(0.0, 1.0)))  # rounding on the way hides in a mean of 0
+@given(
+    cases(dtypes=INPUT_DTYPES, means=(0.0, 1.0), tails=(0, 0, 5, 40))
+)  # rounding on the way hides in a mean of 0
 @settings(max_examples=200)
 def test_selection_and_output_agree_with_float64(case):
     q, k, v, config, scale = case
@@ -443,9 +445,9 @@ def test_config_refuses_nonsense_by_field_and_value(field, value):
 
 @pytest.mark.usefixtures("unchecked_annotations")
 def test_config_takes_numpy_numbers_and_keeps_python_ones():
-    config = AnchorConfig(np.int8(100), np.int64(2), np.float32(0.5), np.uint8(1), np.int32(3))
-    assert config == AnchorConfig(100, 2, 0.5, 1, 3)
-    assert [type(value) for value in vars(config).values()] == [int, int, float, int, int]
+    config = AnchorConfig(np.int8(100), np.int64(2), np.float32(0.5), np.uint8(1), np.int32(3), 7)
+    assert config == AnchorConfig(100, 2, 0.5, 1, 3, 7)
+    assert [type(value) for value in vars(config).values()] == [int, int, float, int, int, int]
     assert AnchorConfig(theta=Fraction(1, 4)).theta == 0.25
     assert AnchorConfig(theta=math.inf).theta == math.inf
 
@@ -453,7 +455,7 @@ def test_config_takes_numpy_numbers_and_keeps_python_ones():
 def test_defaults_and_signatures_are_those_of_the_contract():
     assert list(vars(AnchorConfig()).items()) == [
         ("block_size", 128), ("step", 16), ("theta", 12.0), ("init_blocks", 1),
-        ("window_blocks", 0),
+        ("window_blocks", 0), ("tail", 0),
     ]  # fmt: skip
     more = {"scale": None, "cu_seqlens": None}
     for function, required, optional in (
