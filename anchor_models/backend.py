@@ -116,6 +116,8 @@ def _by_head(implementation, q, k, v, config, thetas, scale, cu_seqlens):
     lowered = state.max - state.max.new_tensor(thetas)[:, None]
     stripes = implementation.identify_stripes(q, k, lowered, config, scale, cu_seqlens)
     out = implementation.attend_stripes(q, k, v, state, stripes, config, scale, cu_seqlens)
+    if config.tail:
+        out = implementation.attend_tail(q, k, v, state, out, config, scale, cu_seqlens)
     return out, AnchorTrace(state.max, stripes)
 
 

@@ -6,6 +6,7 @@ from anchor_ref.config import AnchorConfig
 from anchor_ref.plan import AnchorTrace, StripePlan
 from anchor_ref.sparse import attend_stripes
 from anchor_ref.stripes import identify_stripes
+from anchor_ref.tail import attend_tail
 
 __all__ = [
     "AnchorConfig",
@@ -13,6 +14,7 @@ __all__ = [
     "StripePlan",
     "anchor_attention",
     "attend_stripes",
+    "attend_tail",
     "compute_anchor",
     "identify_stripes",
 ]

@@ -17,7 +17,8 @@ from anchor_ref.config import AnchorConfig
 # A further option is a name here, an argument of `options`, and a field of `Options` that
 # `_complete` fills; one more size needs no more than the name and the argument.
 SIZES = ("block_size", "step", "init_blocks", "window_blocks")
-FIELDS = ("theta", "dense_layers", "backend", *SIZES)
+FIELDS = ("theta", "dense_layers", "backend", "tail", *SIZES)
+TAIL = 512  # a question, and the instructions that may follow it
 CONFIG_FIELD = "anchor_attention"
 
 _changes: ContextVar[Mapping] = ContextVar(
@@ -34,7 +35,7 @@ class Options:
             head; natural-log units.
         dense_layers: layers that keep dense attention.
         backend: "auto", "triton" or "torch", see `choose_backend`.
-        sizes: block and group sizes; its own θ plays no part.
+        sizes: block and group sizes, and the tail; its own θ plays no part.
     """
 
     thetas: float | dict[int, float | tuple[float, ...]]
@@ -78,6 +79,7 @@ def options(
     theta: object = None,
     dense_layers: Iterable[int] | None = None,
     backend: str | None = None,
+    tail: int | None = None,
     block_size: int | None = None,
     step: int | None = None,
     init_blocks: int | None = None,
@@ -86,7 +88,7 @@ def options(
     """Inside the `with`, models with `attn_implementation="anchor_attention"` run so.
 
     What is not named stays as the surrounding `with`, else `model.config.anchor_attention` (a dict
-    with the same names), else `AnchorConfig` has it. A calibration names its sizes along with its
+    with the same names), else `AnchorConfig` has it, but for a tail of `TAIL` rows. A calibration names its sizes along with its
     thresholds: they take the place of those around, and stay when θ alone is named further in.
 
     Another thread, started inside the `with` too, knows nothing of it: write into
@@ -99,6 +101,10 @@ def options(
             a sequence with one for each query head. +inf keeps a head dense.
         dense_layers: layers that keep dense attention.
         backend: "auto", "triton" or "torch", see `choose_backend`.
+        tail: rows at the end of each text that see every key, see `anchor_ref.tail`. A prompt in
+            chunks has a tail in each, since a chunk cannot know that it is not the last: dense
+            rows that nobody asks of, 2 · tail / N of dense attention for each chunk. 0 switches it
+            off; name it for all chunks but the last.
         block_size, step, init_blocks, window_blocks: as in `AnchorConfig`. Naming others than the
             calibration's is refused while its thresholds hold.
 
@@ -182,6 +188,7 @@ def _complete(named: Mapping) -> Options:
     check_backend(backend)
     dense = frozenset(_layer("dense_layers", layer) for layer in named.get("dense_layers", ()))
     sizes = {field: named[field] for field in SIZES if field in named}
+    sizes["tail"] = named.get("tail", TAIL)
     return Options(_by_layer(theta), dense, backend, AnchorConfig(**sizes))
 
 

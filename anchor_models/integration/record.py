@@ -23,12 +23,14 @@ class Part:
         pairs: causal pairs, a weight for means.
         density: share of the causal pairs that was kept, for each query head, `[Hq]` float64; NaN
             where a mask that AnchorAttention has no part in says what is kept.
+        tail: how many rows of a text that ran AnchorAttention saw every key all the same.
     """
 
     ran: str
     why: str
     pairs: int
     density: Float[Tensor, "Hq"]
+    tail: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,12 +58,14 @@ class LayerSummary:
     Attributes:
         ran: "anchor", "dense", or "both".
         density: mean over calls, weighted by their causal pairs, `[Hq]` float64.
+        tail: rows that saw every key though AnchorAttention ran, sum over calls.
         seconds: sum over calls.
         calls: how many.
     """
 
     ran: str
     density: Float[Tensor, "Hq"]
+    tail: int
     seconds: float
     calls: int
 
@@ -101,10 +105,10 @@ class Record:
         return sum((call.seconds for call in self.calls), 0.0)
 
     def __str__(self) -> str:
-        lines = ["layer  ran     density  least-most    seconds"]
+        lines = ["layer  ran     density  least-most    tail  seconds"]
         lines += [
             f"{layer:5}  {x.ran:6}  {x.density.mean():7.3f}  "
-            f"{x.density.min():.3f}-{x.density.max():.3f}  {x.seconds:8.3f}"
+            f"{x.density.min():.3f}-{x.density.max():.3f}  {x.tail:5}  {x.seconds:7.3f}"
             for layer, x in self.layers.items()
         ]
         return "\n".join(lines)
@@ -143,7 +147,8 @@ def call_of(
     """The call that these parts make up."""
     told = next((part for part in parts if part.ran == "anchor"), parts[0])
     pairs, kept = _together(parts)
-    return LayerCall(told.ran, told.why, pairs, kept, layer, queries, keys, seconds)
+    tail = sum(part.tail for part in parts)
+    return LayerCall(told.ran, told.why, pairs, kept, tail, layer, queries, keys, seconds)
 
 
 def now(q: Tensor) -> float:
@@ -156,7 +161,8 @@ def now(q: Tensor) -> float:
 def _summary(calls: list[LayerCall]) -> LayerSummary:
     kinds = {call.ran for call in calls}
     ran = kinds.pop() if len(kinds) == 1 else "both"
-    return LayerSummary(ran, _together(calls)[1], sum(x.seconds for x in calls), len(calls))
+    tail, seconds = sum(x.tail for x in calls), sum(x.seconds for x in calls)
+    return LayerSummary(ran, _together(calls)[1], tail, seconds, len(calls))
 
 
 def _together(parts: Sequence[Part]) -> tuple[int, Tensor]:

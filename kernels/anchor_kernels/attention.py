@@ -6,7 +6,7 @@ from anchor_kernels.anchor import compute_anchor
 from anchor_kernels.sparse import continue_softmax
 from anchor_kernels.stripes import find_stripes
 from anchor_kernels.support import check_call
-from anchor_kernels.tail import attend_tail
+from anchor_kernels.tail import dense_tail
 from anchor_ref.config import AnchorConfig
 from anchor_ref.plan import AnchorTrace
 
@@ -64,10 +64,9 @@ def anchor_attention(
     state = compute_anchor(q, k, v, config, scale, cu_seqlens)
     room = 0 if return_trace else ROOM  # a trace's list holds stripes and nothing else
     stripes = find_stripes(q, k, state.max, config, scale, cu_seqlens, room=room)
-    tail = attend_tail(q, k, v, state, config, scale, cu_seqlens) if config.tail else None
+    tail = dense_tail(q, k, v, state, config, scale, cu_seqlens)
     # Nobody else reads the partial output: the result takes its place.
     out = continue_softmax(q, k, v, state, stripes, config, scale, cu_seqlens, out=state.out)
     if tail is not None:
-        rows, exact = tail
-        out[:, :, rows.rows] = exact
+        tail.write(out)
     return (out, AnchorTrace(state.max, stripes)) if return_trace else out

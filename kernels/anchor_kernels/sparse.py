@@ -69,7 +69,7 @@ def attend_stripes(
         UnsupportedError: the kernels cannot run here or on these inputs; the message says why.
     """
     scale = check_call(q, k, v, scale, cu_seqlens)
-    _check_state(state, q)
+    check_state(state, q)
     all_groups = groups(config, q.shape[2], k.shape[2], cu_seqlens)
     check_plan(stripes, [group.candidates for group in all_groups], q)
     return continue_softmax(
@@ -384,7 +384,8 @@ def gather_step(
     return softmax_step(products, v_part, row_max, row_sum, acc, scale_log2, ONLINE)
 
 
-def _check_state(state: AnchorState, q: Tensor) -> None:
+def check_state(state: AnchorState, q: Tensor) -> None:
+    """Refuse, with a TypeError or ValueError, what is no state of stage 1 for q."""
     check_type("state", state, AnchorState)
     check_tensor("state.out", state.out, q.shape, (q.dtype,), q.device)
     for name in ("max", "lse"):

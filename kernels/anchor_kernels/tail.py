@@ -17,8 +17,8 @@ from torch import Tensor
 
 from anchor_kernels.anchor import AnchorState
 from anchor_kernels.launch import has_whole_rows
-from anchor_kernels.sparse import continue_softmax
-from anchor_kernels.support import interpreted
+from anchor_kernels.sparse import check_state, continue_softmax
+from anchor_kernels.support import check_call, interpreted
 from anchor_kernels.tables import Tables, tables_of
 from anchor_ref.config import AnchorConfig
 from anchor_ref.plan import StripePlan
@@ -51,43 +51,83 @@ def attend_tail(
     k: Tensor,
     v: Tensor,
     state: AnchorState,
+    out: Tensor,
+    config: AnchorConfig,
+    scale: float | None = None,
+    cu_seqlens: Tensor | None = None,
+) -> Tensor:
+    """The output of stage 3 with the rows of the tail replaced by dense attention.
+
+    out_i = softmax over all j <= i of s_ij, times v_j   for the last `config.tail` rows
+
+    Args:
+        q, k, v: as in stage 1.
+        state: what `compute_anchor` returned; it is read, not changed.
+        out: what `attend_stripes` returned; it is read, not changed.
+        config: regions and tail; its θ plays no part.
+        scale: factor of q·k; None means 1/sqrt(D).
+        cu_seqlens: boundaries of packed sequences; each has a tail.
+
+    Returns:
+        `[B, Hq, Nq, D]` in q's dtype. Rows before the tail are those of `out`, bit for bit.
+
+    Raises:
+        TypeError, ValueError: see `anchor_ref.inputs.check_inputs`; or `state` does not fit q.
+        UnsupportedError: the kernels cannot run here or on these inputs; the message says why.
+    """
+    scale = check_call(q, k, v, scale, cu_seqlens)
+    check_state(state, q)
+    out = out.clone()
+    if (tail := dense_tail(q, k, v, state, config, scale, cu_seqlens)) is not None:
+        tail.write(out)
+    return out
+
+
+@dataclass(frozen=True, eq=False)
+class DenseTail:
+    """Dense attention of the tail's rows, to be written into the output of stage 3.
+
+    Attributes:
+        tail: which rows.
+        out: `[B, Hq, T, D]` in q's dtype.
+    """
+
+    tail: Tail
+    out: Tensor
+
+    def write(self, out: Tensor) -> None:
+        """Put the rows in their places of `out`, `[B, Hq, Nq, D]`."""
+        out[:, :, self.tail.rows] = self.out
+
+
+def dense_tail(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    state: AnchorState,
     config: AnchorConfig,
     scale: float,
     cu_seqlens: Tensor | None,
-) -> tuple[Tail, Tensor] | None:
-    """Dense attention of the tail's rows, on inputs that are known to be sound.
-
-    out_i = softmax over all j <= i of s_ij, times v_j
-
-    Args:
-        q, k, v, scale, cu_seqlens: as in stage 1.
-        state: what stage 1 left; its rows of the tail are where this begins.
-        config: regions and tail.
+) -> DenseTail | None:
+    """The tail's rows on inputs that are known to be sound; `state` is only read.
 
     Returns:
-        The tail, and its output `[B, Hq, T, D]` in q's dtype; None where stage 1 saw all that its
-        rows can see. The host does not wait for the device.
+        None where there is no tail, or stage 1 saw all that its rows can see. The host does not
+        wait for the device.
     """
-    tail = _tail(config, q, k, cu_seqlens)
+    tail = _tail(config, q, k, cu_seqlens) if config.tail else None
     if tail is None:
         return None
     q_tail = tail.of(q)
     begun = AnchorState(*(tail.of(x) for x in (state.max, state.lse, state.out)))
     if isinstance(tail.rows, slice) and _suits_cudnn(q_tail, k, v, tail):
-        return tail, _by_cudnn(q_tail, k, v, begun, tail, scale)
-    shape = (*q.shape[:2], len(tail.parts))
-    return tail, continue_softmax(
-        q_tail,
-        k,
-        v,
-        begun,
-        _all_candidates(tail, shape, k),
-        config,
-        scale,
-        None,
-        out=torch.empty_like(q_tail),
-        tables=tail.tables,
+        return DenseTail(tail, _by_cudnn(q_tail, k, v, begun, tail, scale))
+    stripes = _all_candidates(tail, (*q.shape[:2], len(tail.parts)), k)
+    out = torch.empty_like(q_tail)
+    continue_softmax(
+        q_tail, k, v, begun, stripes, config, scale, None, out=out, tables=tail.tables
     )
+    return DenseTail(tail, out)
 
 
 def _tail(config: AnchorConfig, q: Tensor, k: Tensor, cu_seqlens: Tensor | None) -> Tail | None:

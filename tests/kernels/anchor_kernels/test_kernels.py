@@ -221,7 +221,7 @@ def test_ties_are_decided_as_the_reference_decides_them(dtype, seed):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_each_stage_takes_what_the_references_stage_leaves(dtype):
-    config = AnchorConfig(16, 2, theta=3.0)
+    config = AnchorConfig(16, 2, theta=3.0, tail=20)
     case = random_case(100, 130, (2, 2, 2), 32, config, dtype=dtype)
     q, k, v = case.q, case.k, case.v
     state = anchor_kernels.compute_anchor(q, k, v, config)
@@ -240,6 +240,11 @@ def test_each_stage_takes_what_the_references_stage_leaves(dtype):
         assert torch.equal(x, y)  # read, not changed
     reference = anchor_ref.attend_stripes(q, k, v, expected, wanted, config)
     torch.testing.assert_close(out.float(), reference.float(), atol=unit, rtol=unit)
+    tail = anchor_kernels.attend_tail(q, k, v, state, out, config)
+    dense = anchor_ref.attend_tail(q, k, v, expected, reference, config)
+    torch.testing.assert_close(tail.float(), dense.float(), atol=unit, rtol=unit)
+    assert torch.equal(tail[:, :, :-20], out[:, :, :-20])
+    assert not torch.allclose(tail[:, :, -20:].float(), out[:, :, -20:].float(), atol=1e-3)
 
 
 @pytest.mark.parametrize("launch", [(16, 16, 4, 1), (64, 32, 4, 2), (32, 128, 4, 2)])
