@@ -12,6 +12,7 @@ from anchor_ref.inputs import check_inputs
 from anchor_ref.plan import AnchorTrace
 
 BACKENDS = ("auto", "triton", "torch")
+TAIL = 512  # rows that are exact inside models: a question, and instructions that follow it
 
 
 @dataclass(frozen=True)

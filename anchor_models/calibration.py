@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from numbers import Real
 from pathlib import Path
 
+from anchor_models.backend import TAIL
 from anchor_ref.config import AnchorConfig
 
 
@@ -17,7 +18,7 @@ class Calibration:
         target_recall: mean recall that each head was to reach, in (0, 1).
         reached: by layer, the mean recall of each head at its threshold on the calibration text.
         density: by layer, the density of each head there.
-        config: sizes it holds for; its own θ plays no part.
+        config: sizes it holds for, and the tail it was measured with; its own θ plays no part.
 
     Raises:
         ValueError: a field is outside what is described, or the layers or heads of two differ.
@@ -60,7 +61,7 @@ class Calibration:
 
     @classmethod
     def load(cls, path: str | Path) -> "Calibration":
-        """Read what `save` wrote.
+        """Read what `save` wrote; a file that names no tail gets that of models.
 
         Raises:
             OSError: there is no such file.
@@ -74,7 +75,9 @@ class Calibration:
                 name: {int(layer): tuple(heads) for layer, heads in text[name].items()}
                 for name in ("thetas", "reached", "density")
             }
-            return cls(**(text | tables | {"config": AnchorConfig(**text["config"])}))
+            return cls(
+                **(text | tables | {"config": AnchorConfig(**{"tail": TAIL, **text["config"]})})
+            )
         except (TypeError, AttributeError, ValueError) as problem:
             raise ValueError(
                 f"path must hold a saved calibration, got {path}: {problem}"

@@ -10,7 +10,7 @@ from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
 
-from anchor_models.backend import check_backend
+from anchor_models.backend import TAIL, check_backend
 from anchor_models.calibration import Calibration
 from anchor_ref.config import AnchorConfig
 
@@ -18,7 +18,6 @@ from anchor_ref.config import AnchorConfig
 # `_complete` fills; one more size needs no more than the name and the argument.
 SIZES = ("block_size", "step", "init_blocks", "window_blocks")
 FIELDS = ("theta", "dense_layers", "backend", "tail", *SIZES)
-TAIL = 512  # a question, and the instructions that may follow it
 CONFIG_FIELD = "anchor_attention"
 
 _changes: ContextVar[Mapping] = ContextVar(
@@ -88,8 +87,9 @@ def options(
     """Inside the `with`, models with `attn_implementation="anchor_attention"` run so.
 
     What is not named stays as the surrounding `with`, else `model.config.anchor_attention` (a dict
-    with the same names), else `AnchorConfig` has it, but for a tail of `TAIL` rows. A calibration names its sizes along with its
-    thresholds: they take the place of those around, and stay when θ alone is named further in.
+    with the same names), else `AnchorConfig` has it, but for the tail: `TAIL` rows, 512. A
+    calibration names its sizes and its tail along with its thresholds: the sizes take the place of
+    those around, and stay when θ alone is named further in.
 
     Another thread, started inside the `with` too, knows nothing of it: write into
     `model.config.anchor_attention` what all threads shall do, or start the thread with
@@ -159,6 +159,8 @@ def _spelled_out(named: Mapping) -> dict:
     if isinstance(theta, Calibration):
         _check_sizes(theta, named)
         named |= {field: getattr(theta.config, field) for field in SIZES}
+        # The thresholds are for rows before the tail: it may be another one.
+        named.setdefault("tail", theta.config.tail)
     if "dense_layers" in named:
         dense = named["dense_layers"]
         if isinstance(dense, str) or not isinstance(dense, Iterable):  # "12" is not layers 1 and 2

@@ -120,7 +120,7 @@ def test_decoding_compiles_without_a_graph_break():
     assert far(found, expected) <= ROUNDING
 
 
-GROUP = {"block_size": 128, "step": 2}  # a group is a quarter of the prompt
+GROUP = {"block_size": 128, "step": 2, "tail": 0}  # a group is a quarter of the prompt
 RETRIEVAL = {5: 1, 6: 7, 7: 5}  # layer: head, from the model card
 
 

@@ -1,10 +1,11 @@
 """Options reach the layers and heads that they name, and nothing else is taken."""
 
 import contextvars
+import json
 import math
 import sys
 import threading
-from dataclasses import fields
+from dataclasses import fields, replace
 from inspect import signature
 
 import pytest
@@ -17,6 +18,9 @@ from anchor_models.integration.options import SIZES as SIZE_FIELDS
 from anchor_models.transformers import options, record
 from anchor_ref import AnchorConfig
 from tests.anchor_models.integration.tiny import ROUNDING, SIZES, THETA, build, far, logits, tokens
+
+
+IN_MODELS = AnchorConfig(tail=512)
 
 
 def densities(model, ids=None, **named):
@@ -123,7 +127,7 @@ def test_the_configuration_speaks_where_no_context_does(tmp_path):
 
 def test_a_configuration_names_what_the_function_takes():
     assert tuple(signature(options).parameters) == FIELDS
-    sizes = {field.name for field in fields(AnchorConfig)} - {"theta"}
+    sizes = {field.name for field in fields(AnchorConfig)} - {"theta", "tail"}
     assert set(SIZE_FIELDS) == sizes
 
 
@@ -136,7 +140,61 @@ def test_contexts_nest_and_end():
         with options() as same:
             assert same == outer
     with options() as after:
-        assert (after.thetas, after.sizes, after.backend) == (12.0, AnchorConfig(), "auto")
+        assert (after.thetas, after.sizes, after.backend) == (12.0, IN_MODELS, "auto")
+
+
+def test_the_tail_of_a_model_is_named_as_all_else_is(tmp_path):
+    model, ids = build(), tokens()
+    model.set_attn_implementation("sdpa")
+    dense = logits(model, ids)
+    model.set_attn_implementation("anchor_attention")
+    sizes = {"block_size": 16, "step": 2, "theta": -math.inf}
+    with options(**sizes), record() as stats:  # 100 tokens: the tail is all of them
+        far_off = (logits(model, ids) - dense).abs().max()
+    assert far_off < 1e-6
+    assert [layer.tail for layer in stats.layers.values()] == [100, 100]
+    assert stats.density == 1
+    with options(**sizes, tail=0):
+        without = logits(model, ids)
+    assert (without - dense).abs().max() > 1e-3
+    model.config.anchor_attention = {"tail": 0}
+    with options(**sizes):
+        assert torch.equal(logits(model, ids), without)
+        with options(tail=7), record() as stats:
+            some = logits(model, ids)
+    assert [layer.tail for layer in stats.layers.values()] == [7, 7]
+    # The first layer's other rows are as they were; the second layer hears of the tail from none.
+    assert torch.equal(some[:, :-7], without[:, :-7])
+    model.config.anchor_attention = None
+    for config, tail in ((AnchorConfig(16, 2), 0), (AnchorConfig(16, 2, tail=9), 9)):
+        calibration(config=config).save(tmp_path / "thetas.json")
+        with options(theta=tmp_path / "thetas.json") as chosen:
+            assert chosen.sizes.tail == tail
+            with options(tail=3) as inner:
+                assert inner.sizes.tail == 3
+    with options(theta=tmp_path / "thetas.json", tail=4) as chosen:
+        assert chosen.sizes.tail == 4
+    with pytest.raises(ValueError, match="tail must be an integer of at least 0, got -1"):
+        options(tail=-1).__enter__()
+
+
+def test_a_calibration_that_names_no_tail_has_that_of_models(tmp_path):
+    file = tmp_path / "thetas.json"
+    calibration().save(file)
+    text = json.loads(file.read_text())
+    del text["config"]["tail"]
+    file.write_text(json.dumps(text))
+    with options(theta=file) as chosen:
+        assert chosen.sizes.tail == 512
+
+
+@pytest.mark.parametrize("tail", [0, 5, 30])
+def test_thresholds_by_head_leave_the_tail_dense(tail):
+    q, k, v = (torch.randn(1, heads, 100, 8) for heads in (4, 2, 2))
+    config = AnchorConfig(**SIZES | {"tail": tail})
+    out = anchor_attention(q, k, v, config, theta_by_head=(-math.inf,) * 4)
+    same = anchor_attention(q, k, v, replace(config, theta=-math.inf))
+    torch.testing.assert_close(out, same)
 
 
 def calibration(**changes):
@@ -176,7 +234,7 @@ def test_sizes_of_a_calibration_stay_when_theta_alone_is_named_further_in():
         with pytest.raises(ValueError, match="step must be 2, as the thresholds were calibrated"):
             options(step=4).__enter__()
     with options() as after:
-        assert after.sizes == AnchorConfig()
+        assert after.sizes == IN_MODELS
 
 
 def test_sizes_around_make_way_for_those_of_a_calibration(tmp_path):
@@ -184,7 +242,7 @@ def test_sizes_around_make_way_for_those_of_a_calibration(tmp_path):
         with options(theta=calibration()) as inner:
             assert (inner.sizes, inner.dense_layers) == (AnchorConfig(**SIZES), {1})
         with options() as outer:
-            assert outer.sizes == AnchorConfig(block_size=64, step=8)
+            assert outer.sizes == replace(IN_MODELS, block_size=64, step=8)
     file = tmp_path / "thetas.json"
     calibration().save(file)
     model = build()

@@ -92,7 +92,7 @@ def test_a_record_reads_as_a_table():
     with options(theta=THETA, **SIZES), record() as stats:
         logits(build(), tokens())
     head, *rows = str(stats).splitlines()
-    assert head.split() == ["layer", "ran", "density", "least-most", "seconds"]
+    assert head.split() == ["layer", "ran", "density", "least-most", "tail", "seconds"]
     assert [row.split()[:2] for row in rows] == [["0", "anchor"], ["1", "anchor"]]
     assert rows[1].split()[2] == f"{stats.layers[1].density.mean():.3f}"
     assert str(type(stats)()) == head

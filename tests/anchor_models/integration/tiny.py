@@ -5,8 +5,9 @@ import transformers
 
 from tests.tiny_llama import LLAMA, SPECIAL_TOKENS
 
-# Groups of 32 tokens, so that a prompt of 100 has three and a ragged last one.
-SIZES = {"block_size": 16, "step": 2}
+# Groups of 32 tokens, so that a prompt of 100 has three and a ragged last one, and no tail, which
+# would be all of it.
+SIZES = {"block_size": 16, "step": 2, "tail": 0}
 N = 100
 THETA = 4.0  # keeps about half of what the regions leave
 # The models are float64, but their norms round to float32 and hide what float64 attention rounds
