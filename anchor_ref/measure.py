@@ -177,7 +177,7 @@ def recall(
         for rows, scores in block_scores(q, k, group, scale):
             # Of the other keys none is dropped.
             weights = scores.softmax(-1)[..., group.candidate_columns]
-            dense = torch.arange(rows.start, rows.stop, device=q.device) >= group.tail.start
+            dense = group.is_dense(torch.arange(rows.start, rows.stop, device=q.device))
             found[:, :, rows] = kept_mass(weights, kept | dense[:, None])
     return found
 
@@ -237,13 +237,9 @@ def density(
 
 
 def stripe_pairs(stripes: StripePlan, layout: Sequence[Group]) -> Int[Tensor, "B Hq"]:
-    """Pairs of a query and a candidate that it keeps, for each head: int64, on the CPU.
-
-    A query keeps the stripes of its group, one in the tail every candidate.
-    """
-    rows = torch.tensor([len(group.rows) - len(group.tail) for group in layout])
-    dense = sum(len(group.tail) * len(group.candidates) for group in layout)
-    return (stripes.counts.cpu() * rows).sum(-1) + dense
+    """Pairs of a query before the tail and a stripe of its group, for each head: int64, CPU."""
+    rows = torch.tensor([len(group.sparse_rows) for group in layout])
+    return (stripes.counts.cpu() * rows).sum(-1)
 
 
 def causal_share(

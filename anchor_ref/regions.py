@@ -12,7 +12,7 @@ The three hold each of the keys 0..i exactly once. All other files ask this one.
 from dataclasses import dataclass
 from itertools import pairwise
 
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from anchor_ref.config import AnchorConfig
@@ -57,10 +57,20 @@ class Group:
         return causal_pairs(len(self.rows), self.rows.stop + self.shift - self.init.start)
 
     @property
+    def sparse_rows(self) -> range:
+        """The queries before the tail: of the candidates they see what was selected."""
+        return range(self.rows.start, self.tail.start)
+
+    @property
     def always_pairs(self) -> int:
-        """Pairs that are kept whatever is selected: initial region and window."""
+        """Pairs that are kept whatever is selected: initial region, window, and the tail's."""
         window = causal_pairs(len(self.rows), self.rows.stop + self.shift - self.window_start)
-        return len(self.rows) * len(self.init) + window
+        tail = len(self.tail) * len(self.candidates)
+        return len(self.rows) * len(self.init) + window + tail
+
+    def is_dense(self, rows: Int[Tensor, "R"]) -> Bool[Tensor, "R"]:
+        """Which of these queries of the group see every key up to their own."""
+        return rows >= self.tail.start
 
     @property
     def pooled_pairs(self) -> int:

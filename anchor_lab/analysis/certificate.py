@@ -74,7 +74,10 @@ def certify(
             candidates = scores[..., group.candidate_columns]
             candidates.masked_fill_(dropped.unsqueeze(2), -torch.inf)
             found[:, :, rows] = scores.logsumexp(-1)  # ln K_i
-        rows = slice(group.rows.start, group.rows.stop)
+        found[:, :, group.tail.start : group.tail.stop] = torch.inf  # certain: nothing is lost
+        if not group.sparse_rows:
+            continue
+        rows = slice(group.rows.start, group.tail.start)
         for (b, h), place in _places(dropped):
             k_dropped = k[b, h * k.shape[1] // q.shape[1], place + group.candidates.start]
             found[b, h, rows] -= _log_lost(q[b, h, rows], k_dropped, place, rank, pool)
@@ -109,7 +112,7 @@ def certificate_cost(
     pairs = torch.zeros(stripes.counts.shape[:2], dtype=torch.float64)
     for g, group in enumerate(layout):
         for (b, h), place in _places(~stripes.kept(g, group.candidates)):
-            pairs[b, h] += _pairs(len(group.rows), place, dim, rank, pool)
+            pairs[b, h] += _pairs(len(group.sparse_rows), place, dim, rank, pool)
     return causal_share(pairs / 2, layout)
 
 

@@ -75,10 +75,11 @@ def theta_curve(
         least = difference.nan_to_num(-torch.inf, torch.inf, -torch.inf).amin(2)  # [B, Hq, C]
         bins = torch.searchsorted(steps, least)
         one_hot = torch.nn.functional.one_hot(bins, n_bins).to(dtype)  # [B, Hq, C, T + 1]
-        kept += len(group.rows) * one_hot.sum(2)[..., :-1].cumsum(-1).movedim(-1, 0)
+        kept += len(group.sparse_rows) * one_hot.sum(2)[..., :-1].cumsum(-1).movedim(-1, 0)
         for rows, scores in block_scores(q, k, group, scale):
             mass = scores.softmax(-1)[..., group.candidate_columns] @ one_hot  # [B, Hq, b, T + 1]
             lost = mass.flip(-1).cumsum(-1).flip(-1)[..., 1:]
+            lost[:, :, group.is_dense(torch.arange(rows.start, rows.stop, device=q.device))] = 0
             recall[:, :, :, rows] = (1 - lost).clamp(0, 1).movedim(-1, 0)
     return ThetaCurve(tuple(thetas), recall, causal_share(kept, layout))
 

@@ -85,9 +85,10 @@ def compare_tests(
                 "exact": row_max[:, :, rows, None] - scores,
                 "anchor": anchor[:, :, rows, None] - scores,
             }  # [B, Hq, b, C]
+            dense = group.is_dense(torch.arange(rows.start, rows.stop, device=q.device))[:, None]
             for name, difference in (least | by_row).items():
                 kept = passes_difference_test(difference, config.theta)
-                recall[name][:, :, rows] = kept_mass(weights, kept)
-                pairs[name] += kept.expand_as(weights).sum((-2, -1))
+                recall[name][:, :, rows] = kept_mass(weights, kept | dense)
+                pairs[name] += (kept & ~dense).expand_as(weights).sum((-2, -1))
     always = sum(group.always_pairs for group in layout)
     return {name: Kept(recall[name], causal_share(always + pairs[name], layout)) for name in TESTS}

@@ -94,7 +94,8 @@ def sampled_recall(
             scores = attention_scores(q[:, :, part].to(dtype), keys, scale)
             own = part + group.shift - group.init.start
             scores.masked_fill_(position > own[:, None], -torch.inf)
-            parts.append(kept_mass(scores.softmax(-1)[..., group.candidate_columns], kept))
+            weights = scores.softmax(-1)[..., group.candidate_columns]
+            parts.append(kept_mass(weights, kept | group.is_dense(part)[:, None]))
     recall = torch.cat(parts, -1)
     mean = recall.double().mean(-1)
     x = math.log(4 / (1 - confidence))

@@ -8,7 +8,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from anchor_lab.methods.selection import Selection
+from anchor_lab.methods.selection import Selection, with_tail
 from anchor_ref.inputs import check_inputs
 
 
@@ -40,16 +40,23 @@ class Method(ABC):
         q: Float[Tensor, "B Hq N D"],
         k: Float[Tensor, "B Hkv N D"],
         scale: float | None = None,
+        *,
+        tail: int = 0,
     ) -> Selection:
         """The keys that each query keeps.
 
+        Some methods keep their last queries exact as published, others do not: one tail for all
+        makes them comparable.
+
         Args:
             q, k, scale: as in `anchor_attention`, with as many queries as keys.
+            tail: how many of the last queries keep every key, see `selection.with_tail`.
 
         Raises:
-            TypeError, ValueError: see `inputs.check_inputs`; or queries and keys differ in number.
+            TypeError, ValueError: see `inputs.check_inputs`; queries and keys differ in number; or
+                `tail` is no integer of at least 0.
         """
-        return self.choose(q, k, check_prompt(q, k, scale))
+        return with_tail(self.choose(q, k, check_prompt(q, k, scale)), tail)
 
 
 def integer(default: int | None, least: int, optional: bool = False) -> Any:

@@ -11,6 +11,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import pad
 
+from anchor_ref.config import AnchorConfig
+from anchor_ref.regions import causal_pairs
+
 LARGEST_MASK = 4096  # tokens for which `to_mask` builds all N x N pairs
 ROWS = 128  # query rows looked at in one go
 
@@ -53,6 +56,32 @@ class Selection:
             )
         parts = [pad(mask, (0, n - mask.shape[-1])) for _, mask in self]
         return torch.cat(parts, 2).view(batch, heads, n, n)
+
+
+def with_tail(selection: Selection, tail: int) -> Selection:
+    """The same, but the last `tail` queries keep every key up to their own.
+
+    They are counted as a dense pass behind the method's own, which goes over all rows. Choosing
+    costs what it did.
+
+    Raises:
+        ValueError: `tail` is no integer of at least 0.
+    """
+    tail = AnchorConfig(tail=tail).tail  # refuses what is none
+    if not tail:
+        return selection
+    n = selection.shape[2]
+    first = max(n - tail, 0)
+
+    def keep(rows: range) -> Tensor:
+        mask = selection.rows(rows)
+        dense = torch.arange(rows.start, rows.stop, device=mask.device) >= first
+        return mask | (dense[:, None] & causal_mask(rows, mask.device))
+
+    executed = selection.executed
+    if executed is not None:
+        executed = executed + causal_pairs(n - first, n)
+    return Selection(selection.shape, keep, executed, selection.scored)
 
 
 def causal_mask(rows: range, device: torch.device | None = None) -> Bool[Tensor, "R M"]:

@@ -63,7 +63,7 @@ class StripeMethod(Method):
 def stripe_selection(
     stripes: StripePlan, config: AnchorConfig, n: int, scored: float, gather: int
 ) -> Selection:
-    """Initial region, window and the stripes of a plan.
+    """Initial region, window and the stripes of a plan; in the tail every key.
 
     Args:
         stripes: keys kept among the candidates of each group.
@@ -87,7 +87,8 @@ def stripe_selection(
             if first < last:
                 inside = slice(first - rows.start, last - rows.start)
                 candidates = slice(group.candidates.start, group.candidates.stop)
-                mask[:, :, inside, candidates] &= kept[:, :, g, None, candidates]
+                dense = group.is_dense(torch.arange(first, last, device=device))[:, None]
+                mask[:, :, inside, candidates] &= kept[:, :, g, None, candidates] | dense
         return mask
 
     return Selection((batch, heads, n), keep, executed.to(device), scored)

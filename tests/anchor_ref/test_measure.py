@@ -22,9 +22,7 @@ from anchor_ref.measure import (
     recall,
 )
 from anchor_ref.regions import causal_pairs, groups
-from tests.brute_force import brute_masks, cases, kept_pairs
-
-TAILS = (0, 0, 1, 5, 30, 200)
+from tests.brute_force import TAILS, brute_masks, cases, kept_pairs
 
 
 def dense_weights(q, k, scale):

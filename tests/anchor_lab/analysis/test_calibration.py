@@ -21,21 +21,19 @@ from anchor_lab.analysis import (
 from anchor_models import Calibration, Captured, capture_qkv, load_bundled, make_document
 from anchor_ref import AnchorConfig, compute_anchor, identify_stripes
 from anchor_ref.measure import density, recall
-from tests.brute_force import cases
+from tests.brute_force import TAILS, cases
 
 GRID = (-3.0, -1.0, 0.0, 0.7, 2.0, 5.0, 12.0)
 
 
 @settings(max_examples=40)
-@given(case=cases(dtypes=(torch.float64,)))
+@given(case=cases(dtypes=(torch.float64,), tails=TAILS))
 def test_each_threshold_gives_what_it_gives_alone(case):
     q, k, v, config, scale = case
     curve = theta_curve(q, k, config, GRID, scale)
     anchor = compute_anchor(q, k, v, config, scale).max
     for i, theta in enumerate(GRID):
-        alone = AnchorConfig(
-            config.block_size, config.step, theta, config.init_blocks, config.window_blocks
-        )
+        alone = replace(config, theta=theta)
         stripes = identify_stripes(q, k, anchor, alone, scale)
         wanted = recall(q, k, stripes, alone, scale)
         torch.testing.assert_close(curve.recall[i], wanted, rtol=0, atol=1e-9)

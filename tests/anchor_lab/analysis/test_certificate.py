@@ -12,7 +12,7 @@ from anchor_lab.analysis.certificate import RIDGE, _balanced
 from anchor_ref import AnchorConfig, StripePlan, compute_anchor, identify_stripes
 from anchor_ref.measure import density, identification_cost, recall
 from anchor_ref.regions import groups
-from tests.brute_force import cases
+from tests.brute_force import TAILS, cases
 
 ROUNDING = 1e-9  # of products in float64 whose coordinates are stretched by up to sqrt(D / RIDGE)
 CONFIG = AnchorConfig(block_size=16, step=4, theta=0.5)
@@ -69,12 +69,13 @@ def test_no_row_has_less_recall_than_it_was_promised(
 
 
 @settings(max_examples=30)
-@given(case=cases(dtypes=(torch.float64,), means=(0.0, 2.0)), rank=st.integers(0, 4))
+@given(case=cases(dtypes=(torch.float64,), means=(0.0, 2.0), tails=TAILS), rank=st.integers(0, 4))
 def test_nor_for_keys_longer_than_queries_and_any_sizes(case, rank):
     q, k, v, config, scale = case
     stripes = identify_stripes(q, k, compute_anchor(q, k, v, config, scale).max, config, scale)
     promised = certify(q, k, stripes, config, scale, rank=min(rank, q.shape[3]), pool=2)
     assert (promised <= recall(q, k, stripes, config, scale) + ROUNDING).all()
+    assert (promised[:, :, max(q.shape[2] - config.tail, 0) :] == 1).all()
 
 
 def test_equal_queries_are_promised_all_they_have_by_pooled_quantities_alone():

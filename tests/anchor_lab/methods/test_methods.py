@@ -32,6 +32,7 @@ from anchor_lab.methods import (
     select,
 )
 from anchor_ref import AnchorConfig, anchor_attention
+from anchor_ref.measure import measure
 from anchor_ref.regions import groups
 
 CONFIG = AnchorConfig(8, 3, theta=1.0)
@@ -61,6 +62,39 @@ SMALL = (
     PooledTopCdf(0.5, CONFIG),
 )
 LENGTHS = (1, 7, 100, 130, 261)
+
+
+@pytest.mark.parametrize("n", LENGTHS)
+@pytest.mark.parametrize("tail", [0, 1, 30, 129, 500])
+def test_one_tail_for_every_method_adds_the_last_rows_and_nothing_else(n, tail):
+    q, k, _ = inputs(n)
+    causal = torch.ones(n, n).tril().bool()
+    last = torch.arange(n)[:, None] >= n - tail
+    for method in SMALL:
+        own, found = method.select(q, k), method.select(q, k, tail=tail)
+        assert torch.equal(found.to_mask(), own.to_mask() | (causal & last)), method
+        assert found.scored == own.scored
+        if own.executed is None:
+            assert found.executed is None
+        else:
+            more = torch.full_like(own.executed, (causal & last).sum())
+            torch.testing.assert_close(found.executed - own.executed, more)
+
+
+@pytest.mark.parametrize("tail", [1, 40, 1000])
+def test_the_tail_of_anchor_attention_is_that_of_its_configuration(tail):
+    q, k, v = inputs(100)
+    config = AnchorConfig(8, 3, theta=0.5, tail=tail)
+    found = evaluate(q, k, v, AnchorAttention(config).select(q, k))
+    expected = measure(q, k, v, config)
+    for name in ("recall", "density", "executed_density", "identification_cost", "output_error"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name))
+
+
+def test_a_tail_that_is_no_count_is_refused():
+    q, k, _ = inputs(7)
+    with pytest.raises(ValueError, match="tail must be an integer of at least 0, got -1"):
+        Dense().select(q, k, tail=-1)
 
 
 def inputs(n, seed=0, batch=2, q_heads=4, kv_heads=2, dim=16, dtype=torch.float64):

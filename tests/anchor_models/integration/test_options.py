@@ -19,7 +19,6 @@ from anchor_models.transformers import options, record
 from anchor_ref import AnchorConfig
 from tests.anchor_models.integration.tiny import ROUNDING, SIZES, THETA, build, far, logits, tokens
 
-
 IN_MODELS = AnchorConfig(tail=512)
 
 
