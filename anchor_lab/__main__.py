@@ -19,6 +19,7 @@ from anchor_lab.experiments.questions import page as questions
 from anchor_lab.experiments.reference import page as reference
 from anchor_lab.experiments.retrieval import page as retrieval
 from anchor_lab.experiments.retrieval import written
+from anchor_lab.experiments.smollm2 import page as smollm2
 
 EXPERIMENTS: dict[str, Experiment] = {
     page.EXPERIMENT.name: page.EXPERIMENT
@@ -32,6 +33,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         reference,
         retrieval,
         written,
+        smollm2,
     )
 }
 

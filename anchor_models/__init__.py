@@ -10,6 +10,7 @@ from anchor_models.bundled import bundled_model_path, load_bundled
 from anchor_models.calibration import Calibration
 from anchor_models.capture import Captured, capture_qkv, load_capture, save_capture
 from anchor_models.documents import Document, make_document
+from anchor_models.models import load_pretrained
 from anchor_models.planted import Planted, planted_stripes
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "choose_backend",
     "load_bundled",
     "load_capture",
+    "load_pretrained",
     "make_document",
     "planted_stripes",
     "save_capture",

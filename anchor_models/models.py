@@ -1,4 +1,4 @@
-"""Any transformers causal model by one argument: the bundled one, a folder, a name on the hub."""
+"""Any transformers causal model by one argument: bundled, SmolLM2, a folder, a name on the hub."""
 
 import re
 from pathlib import Path
@@ -7,11 +7,13 @@ import torch
 
 from anchor_models.bundled import load_bundled
 from anchor_models.interface import replaced_attention
+from anchor_models.smollm2 import NAME as SMOLLM2
+from anchor_models.smollm2 import smollm2_path
 
 BUNDLED = "bundled"
 
 
-def load_model(
+def load_pretrained(
     name_or_path: str | Path | None,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
@@ -19,8 +21,9 @@ def load_model(
     """A causal language model whose attention can be captured, and its tokenizer.
 
     Args:
-        name_or_path: None or "bundled" for the model that comes with the package; else a folder
-            that `save_pretrained` wrote, or a name on the Hugging Face hub, which is taken from
+        name_or_path: None or "bundled" for the model that comes with the package; "smollm2" for a
+            real language model, fetched once, see `smollm2`; else a folder that `save_pretrained`
+            wrote, or a name on the Hugging Face hub, which is taken from
             the local cache where it is there. A folder of that name comes before the hub.
         dtype: of the weights, a floating-point one.
         device: where to put them, as PyTorch names it.
@@ -30,7 +33,7 @@ def load_model(
 
     Raises:
         ImportError: transformers is not installed.
-        OSError: there is no such folder, name, network, weights or tokenizer.
+        OSError: there is no such folder, name, network, weights or tokenizer; see `smollm2_path`.
         ValueError: the folder holds no model, the model is no causal language model, lacks
             weights, or computes attention without transformers' AttentionInterface; `dtype` or
             `device` cannot be had.
@@ -48,8 +51,8 @@ def load_model(
             AutoTokenizer,
         )
     except ImportError as error:
-        raise ImportError("load_model needs transformers: pip install '.[models]'") from error
-    name = _check_name(name_or_path)
+        raise ImportError("load_pretrained needs transformers: pip install '.[models]'") from error
+    name = smollm2_path() if name_or_path == SMOLLM2 else _check_name(name_or_path)
     try:
         config = AutoConfig.from_pretrained(name)
     except OSError as error:

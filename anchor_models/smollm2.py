@@ -10,12 +10,15 @@ same. `model.name_or_path` tells which of the two was loaded.
 """
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 NAME = "smollm2"
@@ -46,6 +49,38 @@ def smollm2_path() -> str:
     if on_hub():
         return REPOSITORY
     return str(fetch(cache_folder()))
+
+
+@contextmanager
+def stretch(model, tokens: int) -> Iterator[None]:
+    """Inside the `with`, a rotary model reads prompts of up to `tokens` tokens by YaRN.
+
+    YaRN (arXiv 2309.00071) stretches the positions that the model was trained for; as transformers
+    computes it. Nothing changes where the model has as many positions.
+
+    Args:
+        model: a transformers model of the Llama kind, with `model.model.rotary_emb`.
+        tokens: of the longest prompt.
+    """
+    config, body = model.config, model.model
+    trained = config.max_position_embeddings
+    if tokens <= trained:
+        yield
+        return
+    rotary, before = body.rotary_emb, dict(config.rope_parameters)
+    config.rope_parameters = {
+        "rope_type": "yarn",
+        "factor": tokens / trained,
+        "original_max_position_embeddings": trained,
+        "rope_theta": before["rope_theta"],
+    }
+    config.max_position_embeddings = tokens
+    try:
+        body.rotary_emb = type(rotary)(config=config).to(model.device)
+        yield
+    finally:
+        body.rotary_emb, config.rope_parameters = rotary, before
+        config.max_position_embeddings = trained
 
 
 def cache_folder() -> Path:
@@ -159,8 +194,6 @@ def _make_dense(weights: Path, folder: Path) -> None:
 
 
 def _add_rope_theta(path: Path) -> None:
-    import json
-
     config = json.loads(path.read_text(encoding="utf-8"))
     config.setdefault("rope_theta", config.get("rope_parameters", {}).get("rope_theta", 10_000.0))
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

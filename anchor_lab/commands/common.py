@@ -46,16 +46,16 @@ def load_input(options: argparse.Namespace) -> tuple:
     """Model, tokenizer and text, by the options of `add_input`.
 
     Raises:
-        ValueError, OSError: see `load_model` and `read_text`; or the text asked for is longer
+        ValueError, OSError: see `load_pretrained` and `read_text`; or the text asked for is longer
             than the model's positions.
     """
     from anchor_lab.sources import check_length
-    from anchor_models.models import load_model
+    from anchor_models.models import load_pretrained
     from anchor_models.texts import read_text
 
     if options.text not in (*MADE_UP, "-"):  # before a model is loaded
         check_file("text", options.text, f"{', '.join(MADE_UP)}, - or a text file")
-    model, tokenizer = load_model(options.model, getattr(torch, options.dtype), options.device)
+    model, tokenizer = load_pretrained(options.model, getattr(torch, options.dtype), options.device)
     check_length(model, options.length or 1)  # before that much is made up
     text = read_text(options.text, tokenizer, options.length, options.seed)
     return model, tokenizer, text

@@ -36,7 +36,7 @@ def inspect_layers(
     What the folder holds already is not measured again.
 
     Args:
-        model, tokenizer: from `load_model`.
+        model, tokenizer: from `load_pretrained`.
         name: what the model was loaded by.
         text: what the model reads; longer than a group.
         folder: for captured tensors, facts about the model, and results.

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from anchor_models.documents import make_prompt
-from anchor_models.models import load_model
+from anchor_models.models import load_pretrained
 from anchor_models.parallel import load_tensor_parallel, sequence_parallel_prefill
 
 
@@ -39,9 +39,9 @@ def run(options: argparse.Namespace, device: torch.device) -> str:
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     if options.mode == "tensor":
         model, tokenizer = load_tensor_parallel(options.model, dtype)
-        whole = load_model(options.model, dtype, device)[0] if options.check else model
+        whole = load_pretrained(options.model, dtype, device)[0] if options.check else model
     else:
-        model, tokenizer = load_model(options.model, dtype, device)
+        model, tokenizer = load_pretrained(options.model, dtype, device)
         whole = model
     for loaded in (model, whole):
         loaded.set_attn_implementation("sdpa" if options.dense else "anchor_attention")

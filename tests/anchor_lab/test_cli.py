@@ -208,7 +208,7 @@ def test_compare_refuses_in_one_line(tmp_path, capsys, more, message):
 
 
 def test_a_text_that_is_not_there_is_refused_before_a_model_is_loaded(monkeypatch, capsys):
-    monkeypatch.setattr("anchor_models.models.load_model", None)
+    monkeypatch.setattr("anchor_models.models.load_pretrained", None)
     assert cli.main(["compare", "--text", "nowhere.txt"]) == 2
     assert "got 'nowhere.txt', no such file" in capsys.readouterr().err
 

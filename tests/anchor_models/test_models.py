@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from anchor_models import bundled_model_path, capture_qkv, load_bundled
-from anchor_models.models import load_model
+from anchor_models.models import load_pretrained
 from tests.tiny_llama import LLAMA
 
 SIZES = {**LLAMA, "vocab_size": 4096}
@@ -40,7 +40,7 @@ def offline(monkeypatch):
 
 @pytest.mark.parametrize("name", [None, "bundled"])
 def test_the_bundled_model_is_the_default(name):
-    model, tokenizer = load_model(name, torch.float64)
+    model, tokenizer = load_pretrained(name, torch.float64)
     expected, _ = load_bundled(torch.float64)
     assert torch.equal(model.lm_head.weight, expected.lm_head.weight)
     assert model.dtype == torch.float64
@@ -49,7 +49,7 @@ def test_the_bundled_model_is_the_default(name):
 
 @pytest.mark.parametrize("as_type", [str, lambda path: path])
 def test_a_folder_is_loaded_and_can_be_captured(folder, as_type):
-    model, tokenizer = load_model(as_type(folder), torch.bfloat16)
+    model, tokenizer = load_pretrained(as_type(folder), torch.bfloat16)
     assert model.dtype == torch.bfloat16
     assert not model.training
     ids = tokenizer("The harbour was quiet.", return_tensors="pt").input_ids
@@ -58,56 +58,56 @@ def test_a_folder_is_loaded_and_can_be_captured(folder, as_type):
 
 def test_a_folder_in_the_home_is_found(folder, monkeypatch):
     monkeypatch.setenv("HOME", str(folder.parent))
-    model, _ = load_model(f"~/{folder.name}")
+    model, _ = load_pretrained(f"~/{folder.name}")
     assert model.config.num_hidden_layers == 2
 
 
 def test_it_goes_to_the_device_asked_for(folder):
-    model, _ = load_model(folder, device="meta")
+    model, _ = load_pretrained(folder, device="meta")
     assert {weight.device.type for weight in model.parameters()} == {"meta"}
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/nothing/here/at/all", "two words", "", "a/b/c"])
 def test_a_folder_that_is_not_there_is_named(name):
     with pytest.raises(FileNotFoundError, match="model must be 'bundled', a folder, or a name"):
-        load_model(name)
+        load_pretrained(name)
 
 
 def test_a_file_is_no_model(tmp_path):
     (tmp_path / "weights.bin").write_bytes(b"")
     with pytest.raises(FileNotFoundError, match=r"weights\.bin"):
-        load_model(tmp_path / "weights.bin")
+        load_pretrained(tmp_path / "weights.bin")
 
 
 def test_a_name_that_cannot_be_reached_is_named(offline):
     with pytest.raises(
         OSError, match=r"model 'nobody/no-such-model' must be .* could not be read"
     ):
-        load_model("nobody/no-such-model")
+        load_pretrained("nobody/no-such-model")
 
 
 def test_a_folder_without_a_configuration_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"folder with a config\.json, found none in"):
-        load_model(tmp_path)
+        load_pretrained(tmp_path)
 
 
 def test_an_encoder_decoder_is_refused(tmp_path):
     transformers.T5Config(d_model=16, num_layers=1, vocab_size=32).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"causal language model, got .* encoder-decoder \(t5\)"):
-        load_model(tmp_path)
+        load_pretrained(tmp_path)
 
 
 def test_a_model_of_no_language_is_refused(tmp_path):
     transformers.ViTConfig(hidden_size=16).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"causal language model, got .* of type 'vit'"):
-        load_model(tmp_path)
+        load_pretrained(tmp_path)
 
 
 def test_a_missing_tokenizer_is_named(folder, tmp_path):
     for name in ("config.json", "model.safetensors"):
         shutil.copy(folder / name, tmp_path)
     with pytest.raises(OSError, match="must come with a tokenizer"):
-        load_model(tmp_path)
+        load_pretrained(tmp_path)
 
 
 def test_missing_weights_are_not_made_up(folder, tmp_path):
@@ -115,7 +115,7 @@ def test_missing_weights_are_not_made_up(folder, tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
     with pytest.raises(ValueError, match=r"must have all its weights, lacks 9: .*layers\.2\."):
-        load_model(tmp_path)
+        load_pretrained(tmp_path)
 
 
 def test_attention_outside_the_interface_is_refused(tmp_path):
@@ -123,7 +123,7 @@ def test_attention_outside_the_interface_is_refused(tmp_path):
     config = transformers.BloomConfig(**sizes, n_head=2)
     save(transformers.BloomForCausalLM(config), tmp_path)
     with pytest.raises(ValueError, match=r"must compute attention through .*AttentionInterface"):
-        load_model(tmp_path)
+        load_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99", ""])
@@ -131,10 +131,10 @@ def test_a_device_that_is_not_there_is_refused(folder, device):
     with pytest.raises(
         ValueError, match=f"device must be one that PyTorch has here, got '{device}'"
     ):
-        load_model(folder, device=device)
+        load_pretrained(folder, device=device)
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, "float32"])
 def test_a_dtype_of_no_weights_is_refused(dtype, unchecked_annotations):
     with pytest.raises(ValueError, match="dtype must be a floating-point"):
-        load_model(None, dtype)
+        load_pretrained(None, dtype)

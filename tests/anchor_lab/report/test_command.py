@@ -148,7 +148,7 @@ def test_every_option_reaches_what_it_is_for(found, tmp_path, capsys, monkeypatc
     def note(name, result=None):
         return lambda *given, **more: seen.update({name: (*given, more)}) or result
 
-    monkeypatch.setattr("anchor_models.models.load_model", load)
+    monkeypatch.setattr("anchor_models.models.load_pretrained", load)
     monkeypatch.setattr("anchor_models.texts.read_text", read)
     monkeypatch.setattr("anchor_lab.report.inspect.inspect_layers", note("layers"))
     at_half = replace(found, thetas=[8.5 if theta == 8 else theta for theta in found.thetas])
@@ -205,7 +205,7 @@ def test_bad_input_is_one_line(tmp_path, capsys, arguments, complaint):
 def test_a_theta_that_is_no_number_is_refused_before_anything_is_loaded(
     tmp_path, capsys, monkeypatch, theta
 ):
-    monkeypatch.setattr("anchor_models.models.load_model", None)
+    monkeypatch.setattr("anchor_models.models.load_pretrained", None)
     assert cli.main(["inspect", "--out", str(tmp_path), f"--theta={theta}"]) == 2
     assert_one_line(capsys, f"theta must be finite, got {theta}")
 
@@ -219,7 +219,7 @@ def test_a_text_too_short_and_too_little_memory_are_one_line(tmp_path, capsys, m
     def too_large(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("anchor_models.models.load_model", too_large)
+    monkeypatch.setattr("anchor_models.models.load_pretrained", too_large)
     assert cli.main(["inspect", "--out", str(tmp_path)]) == 2
     assert_one_line(capsys, "out of memory: take a shorter text, fewer layers or heads")
 

@@ -1,0 +1,1 @@
+"""What a real language model says: sparsity by head, time by length, and answers."""
