@@ -2,7 +2,7 @@
 
 import json
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -56,6 +56,18 @@ class Captured:
     def to(self, device: str | torch.device) -> "Captured":
         """The same with its tensors on a device."""
         return replace(self, q=self.q.to(device), k=self.k.to(device), v=self.v.to(device))
+
+    def part(self, kv_heads: Sequence[int]) -> "Captured":
+        """Some of the key heads, by their places in k, with all query heads that read them."""
+        shared = self.q.shape[1] // self.k.shape[1]
+        places = [key * shared + i for key in kv_heads for i in range(shared)]
+        return replace(
+            self,
+            q=self.q[:, places],
+            k=self.k[:, list(kv_heads)],
+            v=self.v[:, list(kv_heads)],
+            heads=tuple(self.query_heads[place] for place in places),
+        )
 
     def causal(self) -> "Captured":
         """This capture, where the layer computes softmax(q·k) over all earlier keys and no more.

@@ -55,7 +55,8 @@ def load_input(options: argparse.Namespace) -> tuple:
 
     if options.text not in (*MADE_UP, "-"):  # before a model is loaded
         check_file("text", options.text, f"{', '.join(MADE_UP)}, - or a text file")
-    model, tokenizer = load_pretrained(options.model, getattr(torch, options.dtype), options.device)
+    dtype = getattr(torch, options.dtype)
+    model, tokenizer = load_pretrained(options.model, dtype, options.device)
     check_length(model, options.length or 1)  # before that much is made up
     text = read_text(options.text, tokenizer, options.length, options.seed)
     return model, tokenizer, text

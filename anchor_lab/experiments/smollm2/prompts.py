@@ -1,4 +1,4 @@
-"""What the model is given to read: this repository, with a number hidden in it and asked for."""
+"""What the model is given to read: a text with a number hidden in it, and a question about it."""
 
 import json
 import random
@@ -32,8 +32,8 @@ class Needle:
     place: range
 
 
-def repository_text(root: Path) -> str:
-    """The course's prose, then the pages of docs/, then the sources: what a reader may be given.
+def course_text(root: Path) -> str:
+    """The prose of the course's notebooks.
 
     Args:
         root: of a checkout.
@@ -44,14 +44,16 @@ def repository_text(root: Path) -> str:
     notebooks = sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
     if not notebooks:
         raise FileNotFoundError(f"the repository's notebooks must lie in {root / 'notebooks'}")
+    return "\n\n".join(map(_prose, notebooks))
+
+
+def repository_text(root: Path) -> str:
+    """The course, the pages of docs/, then the sources; arguments and errors as `course_text`."""
     pages = sorted((root / "docs").rglob("*.md"))
-    sources = [
-        path
-        for room in ("anchor_ref", "anchor_models", "anchor_lab")
-        for path in sorted((root / room).rglob("*.py"))
-    ]
-    parts = [_prose(path) for path in notebooks]
-    return "\n\n".join([*parts, *(path.read_text("utf-8") for path in (*pages, *sources))])
+    rooms = ("anchor_ref", "anchor_models", "anchor_lab")
+    sources = [path for room in rooms for path in sorted((root / room).rglob("*.py"))]
+    files = (path.read_text("utf-8") for path in (*pages, *sources))
+    return "\n\n".join([course_text(root), *files])
 
 
 def _prose(path: Path) -> str:
