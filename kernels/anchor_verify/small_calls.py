@@ -15,6 +15,7 @@ the Hopper kernel waits for a group and then arrives; all else is as it is shipp
 import argparse
 import math
 import sys
+from dataclasses import replace
 from functools import partial
 from types import ModuleType
 
@@ -64,6 +65,14 @@ def packed() -> Tensor:
     return anchor_attention(*inputs(*USUAL), CONFIG, None, torch.tensor(BOUNDS))
 
 
+def with_tail(sizes: tuple, tail: int, bounds: tuple[int, ...] | None = None) -> Tensor:
+    """The last rows see every key: by stage 3's kernel, or by cuDNN where there are many."""
+    config = replace(CONFIG, tail=tail)
+    return anchor_attention(
+        *inputs(*sizes), config, None, None if bounds is None else torch.tensor(bounds)
+    )
+
+
 def contiguous() -> Tensor:
     return anchor_attention(*(x.contiguous() for x in inputs(*USUAL)), CONFIG)
 
@@ -79,6 +88,9 @@ CALLS = {
     **{name: partial(plain, sizes, theta) for name, (*sizes, theta) in PLAIN.items()},
     "packed": packed,
     "contiguous": contiguous,
+    "tail": partial(with_tail, USUAL, 300),
+    "tails of packs": partial(with_tail, USUAL, 90, BOUNDS),
+    "long tail": partial(with_tail, (3000, 3000, *USUAL[2:]), 100),
     "done again": done_again,
 }
 

@@ -3,7 +3,9 @@
     python -m anchor_lab.experiments.smollm2.bundle
 
 SmolLM2-135M-Instruct reads the course's own prose, 8192 tokens of it in a chat, with a number
-hidden in it and asked for at the end. Every head is measured on the rows beyond the first group:
+hidden in it; the question stands at the end, and the answer has begun, so that the last row asks
+for the number's first digit. Of several prompts the first is taken whose number the model then
+writes. Every head is measured on the rows beyond the first group:
 
 sink, window, far    dense mass on the initial region, on the window, on the candidates
 top                  share of the far mass of the last group that its 1 % heaviest keys hold
@@ -37,7 +39,7 @@ from anchor_ref.measure import block_scores
 from anchor_ref.regions import groups
 
 LENGTH, SEEDS, THETAS = 8192, range(40), (9.0, 12.0)
-ASKING_ROWS = 8  # at the end of the prompt: the rows that ask
+ASKING_ROWS = 4  # at the end of the prompt: the rows that ask
 
 
 @torch.no_grad()
@@ -48,10 +50,11 @@ def prompt_that_is_answered(model, tokenizer, body: Sequence[int], length: int) 
         ValueError: there is none among the seeds tried.
     """
     for seed in SEEDS:
-        prompt = needle(tokenizer, body, length, seed, depth=random.Random(seed).uniform(0.1, 0.6))
+        depth = random.Random(seed).uniform(0.1, 0.6)
+        prompt = needle(tokenizer, body, length, seed, depth, start=0, begun=True)
         tokens = prompt.tokens.to(model.device)
         written = model.generate(
-            tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=32, do_sample=False
+            tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=6, do_sample=False
         )
         if prompt.answer in tokenizer.decode(written[0, length:]):
             return prompt

@@ -65,16 +65,24 @@ def _prose(path: Path) -> str:
 
 
 def needle(
-    tokenizer, body: Sequence[int], length: int, seed: int, depth: float | None = None
+    tokenizer,
+    body: Sequence[int],
+    length: int,
+    seed: int,
+    depth: float | None = None,
+    start: int | None = None,
+    begun: bool = False,
 ) -> Needle:
     """A chat of `length` tokens: a text with a number in it, and a question about the number.
 
     Args:
         tokenizer: with a chat template, or the text stands by itself.
-        body: tokens of the text to read, at least `length` of them; each seed begins elsewhere.
+        body: tokens of the text to read, at least `length` of them.
         length: N.
         seed: of number, name, beginning and depth.
         depth: of the hidden sentence, a share of the text; None draws it.
+        start: token of the body to begin with; None draws it.
+        begun: whether the answer has begun, so that the prompt's last row asks for the number.
 
     Raises:
         ValueError: the text is too short.
@@ -85,14 +93,14 @@ def needle(
     question = (
         f"\n\nQuestion: What is the access number of the {name}? Answer with the number alone."
     )
-    first, last = (
-        tokenizer(part, add_special_tokens=False).input_ids
-        for part in _chat(tokenizer, BEFORE + MARK + question).split(MARK)
-    )
+    before, after = _chat(tokenizer, BEFORE + MARK + question).split(MARK)
+    after += f"The access number of the {name} is" if begun else ""
+    first, last = (tokenizer(part, add_special_tokens=False).input_ids for part in (before, after))
     room = length - len(first) - len(last) - len(fact.input_ids)
     if not 0 < room <= len(body):
         raise ValueError(f"body must have at least {room} tokens for {length}, got {len(body)}")
-    start = draw.randrange(len(body) - room + 1)
+    drawn = draw.randrange(len(body) - room + 1)
+    start = drawn if start is None else start
     text = list(body[start : start + room])
     at = _sentence_end(tokenizer, text, draw.random() if depth is None else depth)
     place = range(len(first) + at, len(first) + at + len(fact.input_ids))

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -94,6 +95,19 @@ SHAPES = {
     "window": Shape(
         10_000, 10_000, (1, 4, 1), 64, AnchorConfig(theta=2.75, init_blocks=2, window_blocks=1)
     ),
+    "tail": Shape(12_000, 12_000, (1, 4, 2), 128, replace(CONFIG, tail=512)),
+    "tail-of-two-groups": Shape(
+        9_001, 9_001, (2, 3, 1), 64, replace(CONFIG, tail=1_500), heads_inside=True
+    ),
+    "tail-of-a-chunk": Shape(3_000, 11_000, (1, 4, 1), 96, replace(CONFIG, tail=700)),
+    "tails-of-packs": Shape(
+        16_000,
+        16_000,
+        (1, 4, 1),
+        128,
+        replace(CONFIG, tail=300),
+        bounds=(0, 1, 2_049, 2_049, 9_000, 16_000),
+    ),
     "all-keys": Shape(5_000, 5_000, (1, 4, 1), 128, AnchorConfig(theta=math.inf)),
 }
 each_shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
@@ -133,7 +147,8 @@ def kept_pairs(group: Group, chosen: Tensor) -> Tensor:
     own = torch.tensor(group.rows, device=chosen.device)[:, None] + group.shift
     initial = (key >= group.init.start) & (key < group.init.stop)
     window = (key >= group.window_start) & (key <= own)
-    return chosen.unsqueeze(2) | initial | window
+    everything = group.is_dense(own - group.shift) & (key >= group.init.start) & (key <= own)
+    return chosen.unsqueeze(2) | initial | window | everything
 
 
 @each_dtype
@@ -189,6 +204,19 @@ def test_the_error_is_at_most_that_of_eager_and_rounding(shape, dtype, record_pr
 
 @each_dtype
 @each_shape
+def test_rows_before_the_tail_have_the_bits_that_they_have_without(shape, dtype):
+    case = shape.case(dtype)
+    bounds = shape.bounds or (0, shape.n_q)
+    without, _ = run(replace(case, config=replace(case.config, tail=0)), shape.cu_seqlens)
+    for tail in (1, 64, 512, 2_500):
+        out, _ = run(replace(case, config=replace(case.config, tail=tail)), shape.cu_seqlens)
+        for start, end in pairwise(bounds):
+            rows = slice(start, max(start, end - tail))
+            assert torch.equal(out[:, :, rows], without[:, :, rows]), tail
+
+
+@each_dtype
+@each_shape
 def test_two_runs_give_identical_bits(shape, dtype):
     case = shape.case(dtype)
     (out, trace), (again, trace_again) = (run(case, shape.cu_seqlens) for _ in range(2))
@@ -199,9 +227,11 @@ def test_two_runs_give_identical_bits(shape, dtype):
 
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning")
+@pytest.mark.parametrize("tail", [0, 100, 512, 3_000])
 @dtypes(torch.bfloat16)
-def test_the_host_does_not_wait_where_all_candidates_have_room(dtype):
+def test_the_host_does_not_wait_where_all_candidates_have_room(tail, dtype):
     case = SHAPES["transformers"].case(dtype)
+    case = replace(case, config=replace(case.config, tail=tail))
     expected, _ = run(case)  # also makes kernels and tables
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")  # a wait is an error now
