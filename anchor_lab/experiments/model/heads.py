@@ -163,22 +163,3 @@ def induction_pairs(length: int) -> list[tuple[int, int]]:
     """(row, key): a token of the second copy, and the token that followed it in the first."""
     half = length // 2
     return [(half + 1 + i, 2 + i) for i in range(64, half - 2, 7)]
-
-
-def role(row: dict) -> str:
-    """What a head does, by its measurements: the first of these that holds.
-
-    retrieval: at least half of its mass on the digit that is about to be said; induction: a fifth
-    on the token that followed last time; sink: 0.3 on key 0; local: half on the last 128 keys;
-    diffuse: entropy at least 0.8 of the largest possible; else mixed.
-    """
-    for name, holds in (
-        ("retrieval", row["needle"] >= RETRIEVES),
-        ("induction", row["induction"] >= 0.2),
-        ("sink", row["sink"] >= 0.3),
-        ("local", row["local"] >= 0.5),
-        ("diffuse", row["entropy"] >= 0.8),
-    ):
-        if holds:
-            return name
-    return "mixed"

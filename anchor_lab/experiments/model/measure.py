@@ -41,7 +41,6 @@ from anchor_lab.experiments.model.heads import (
     scores_at,
 )
 from anchor_lab.experiments.model.prompts import answered_as, needle_pairs, needle_prompt
-from anchor_lab.experiments.model.tables import part_of, write_tables
 from anchor_lab.experiments.retrieval.score import retrieval_accuracy
 from anchor_lab.experiments.store import Store
 from anchor_models.books import bytes_per_token, encode_books, read_books
@@ -94,7 +93,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(options: argparse.Namespace) -> int:
-    """Every part, and tables of them beside the file; returns the exit status."""
+    """Every part that is missing; returns the exit status."""
     if options.corpus is None:
         print("anchor_lab model needs --corpus, the books that were held out", file=sys.stderr)
         return 2
@@ -124,8 +123,12 @@ def measure(options: argparse.Namespace) -> int:
             run["seconds"][part] = round(time.perf_counter() - started, 1)
             store.add({"part": part, **row} for row in rows)
             print(f"{part}: {run['seconds'][part]} s", flush=True)
-    write_tables(store.rows, options.out.parent)
     return 0
+
+
+def part_of(rows: Sequence[dict], part: str) -> list[dict]:
+    """The rows of one part."""
+    return [row for row in rows if row["part"] == part]
 
 
 class Evaluation:

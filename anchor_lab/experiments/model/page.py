@@ -7,7 +7,6 @@ from statistics import mean, median_high
 from anchor_lab.experiments.experiment import Experiment
 from anchor_lab.experiments.model import measure
 from anchor_lab.experiments.model.heads import RETRIEVES
-from anchor_lab.experiments.model.tables import part_of
 from anchor_lab.experiments.page import digits, listed, render
 
 PROBES = ("bits_per_byte", "recall_pairs", "copies", "needle_digits", "key_value_digits")
@@ -17,7 +16,7 @@ def page(results: dict, _path: Path) -> str:
     """The card as Markdown."""
     settings, runs, rows = results["settings"], results["runs"], results["rows"]
     log, resumed = read_log(Path(settings["log"]))
-    parts = {part: part_of(rows, part) for part in measure.PARTS}
+    parts = {part: measure.part_of(rows, part) for part in measure.PARTS}
     longest = settings["lengths"][-1]
     heads = [row for row in parts["heads"] if row["length"] == longest]
     (text,), (beyond,) = parts["text"], parts["beyond"]

@@ -11,9 +11,9 @@ import torch
 from tokenizers import Tokenizer
 
 from anchor_lab.experiments.model import heads, measure
+from anchor_lab.experiments.model.measure import part_of
 from anchor_lab.experiments.model.page import EXPERIMENT, read_log
 from anchor_lab.experiments.model.prompts import answered_as, needle_pairs, needle_prompt
-from anchor_lab.experiments.model.tables import part_of, write_tables
 from anchor_lab.experiments.store import read
 from anchor_models import bundled_model_path, load_bundled
 from anchor_models.capture import Captured
@@ -188,7 +188,6 @@ def test_a_quick_evaluation_measures_every_part_and_goes_on(tmp_path, monkeypatc
     page = out.with_suffix(".md").read_text()
     assert page.startswith("# The bundled model")
     assert "| 64 heads at 512 tokens |  |" in page
-    assert (out.parent / "heads.csv").exists()
     capsys.readouterr()
     assert EXPERIMENT.run([*call, "--again", "text"]) == 0
     assert capsys.readouterr().out.startswith("text: ")
@@ -259,19 +258,3 @@ def test_the_model_finds_needles_at_2k_and_not_where_there_are_none(bundled):
         blank = [BOS, *tokenizer.encode(told, add_special_tokens=False)]
         given = model(torch.tensor([blank + digits])).logits[0, len(blank) - 1 : -1].argmax(-1)
         assert given.tolist() != digits
-
-
-def test_committed_tables_are_what_the_evaluation_says(tmp_path):
-    write_tables(read(EVALUATION)["rows"], tmp_path)
-    for name in ("needles.csv", "heads.csv", "causes.csv"):
-        assert (tmp_path / name).read_text() == (EVALUATION.parent / name).read_text(), name
-
-
-def test_the_first_rule_that_holds_names_a_head():
-    nothing = {"needle": 0.0, "induction": 0.0, "sink": 0.0, "local": 0.0, "entropy": 0.0}
-    assert heads.role(nothing) == "mixed"
-    assert heads.role({**nothing, "needle": 0.5, "sink": 0.9}) == "retrieval"
-    assert heads.role({**nothing, "induction": 0.2, "local": 0.6}) == "induction"
-    assert heads.role({**nothing, "sink": 0.3, "entropy": 0.9}) == "sink"
-    assert heads.role({**nothing, "local": 0.5}) == "local"
-    assert heads.role({**nothing, "entropy": 0.8}) == "diffuse"
