@@ -3,7 +3,7 @@
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -110,15 +110,23 @@ def faults(source: str, package: str) -> list[str]:
 
 def hidden_imports(source: str) -> list[str]:
     """Calls that import by a string, unless the string plainly names somebody else's package."""
+    tree = ast.parse(source)
+    importers = {"import_module", "__import__"}
+    importers |= {
+        alias.asname
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module == "importlib"
+        for alias in node.names
+        if alias.name in importers and alias.asname
+    }
     found = []
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(tree):
         if not isinstance(node, ast.Call):
             continue
-        called = ast.unparse(node.func).rpartition(".")[2]
-        if called not in ("import_module", "__import__"):
+        if ast.unparse(node.func).rpartition(".")[2] not in importers:
             continue
         name = node.args[0].value if node.args and isinstance(node.args[0], ast.Constant) else ""
-        if not name or name.split(".")[0] in {*ROOMS, *OUTSIDE}:
+        if name.split(".")[0] in {"", *ROOMS, *OUTSIDE}:  # "" also of a relative one
             found.append(ast.unparse(node))
     return found
 
@@ -150,17 +158,32 @@ def graph(sources: Mapping[str, str], packages: set[str]) -> dict[str, set[str]]
         has_folders = any(package.startswith(f"{folder}.") for package in packages)
         return module if has_folders else folder
 
-    def target(name: str) -> str | None:
-        while name and name not in sources:
-            name = name.rpartition(".")[0]
-        return node(name) if name else None
-
     found: dict[str, set[str]] = {}
     for module, source in sources.items():
         package = module if module in packages else module.rpartition(".")[0]
-        targets = {target(entry.name) for entry in imports(source, package)}
-        found.setdefault(node(module), set()).update(targets - {None, node(module)})
+        targets = {node(name) for name in modules_of(imports(source, package), sources)}
+        found.setdefault(node(module), set()).update(targets - {node(module)})
     return found
+
+
+def modules_of(entries: Iterable[Import], modules: Collection[str]) -> set[str]:
+    """Which of the modules are imported, whole or something in them."""
+    found = set()
+    for entry in entries:
+        name = entry.name
+        while name and name not in modules:
+            name = name.rpartition(".")[0]
+        found |= {name} - {""}
+    return found
+
+
+def graph_of_files(sources: Mapping[str, str], packages: set[str]) -> dict[str, set[str]]:
+    """Which file imports from which; a package's own file, which collects the others, is none."""
+    return {
+        module: modules_of(imports(source, module.rpartition(".")[0]), sources) - packages
+        for module, source in sources.items()
+        if module not in packages
+    }
 
 
 def circle(edges: Mapping[str, set[str]]) -> list[str]:
@@ -196,9 +219,18 @@ def files() -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def edges(files) -> dict[str, set[str]]:
-    packages = {module for module, path in files.items() if path.stem == "__init__"}
-    return graph({module: path.read_text() for module, path in files.items()}, packages)
+def sources(files) -> dict[str, str]:
+    return {module: path.read_text() for module, path in files.items()}
+
+
+@pytest.fixture(scope="module")
+def packages(files) -> set[str]:
+    return {module for module, path in files.items() if path.stem == "__init__"}
+
+
+@pytest.fixture(scope="module")
+def edges(sources, packages) -> dict[str, set[str]]:
+    return graph(sources, packages)
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -218,6 +250,10 @@ def test_the_reference_is_one_folder_of_files():
 
 def test_folders_import_from_each_other_in_no_circle(edges):
     assert not circle(edges)
+
+
+def test_files_import_from_each_other_in_no_circle(sources, packages):
+    assert not circle(graph_of_files(sources, packages))
 
 
 def test_arrows_inside_the_laboratory_run_down(edges):
@@ -346,6 +382,18 @@ def test_files_beside_folders_are_no_circle_unless_they_import_each_other():
     assert "anchor_models.integration" in circle(graph(sources, packages))
 
 
+def test_a_circle_of_files_in_one_folder_is_found():
+    sources = {
+        "anchor_ref": "from anchor_ref.measure import recall\nimport anchor_ref.config",
+        "anchor_ref.config": "from anchor_ref import AnchorConfig",
+        "anchor_ref.measure": "from anchor_ref.config import AnchorConfig",
+    }
+    assert not circle(graph_of_files(sources, {"anchor_ref"}))
+    sources["anchor_ref.config"] = "def f():\n    from anchor_ref import measure"
+    found = set(circle(graph_of_files(sources, {"anchor_ref"})))
+    assert found == {"anchor_ref.config", "anchor_ref.measure"}
+
+
 @pytest.mark.parametrize(
     ("start", "end", "runs_down"),
     [
@@ -371,10 +419,14 @@ def test_an_upward_arrow_is_found(start, end, runs_down):
         "import_module(f'anchor_lab.commands.{name}')",
         "__import__('training')",
         "import_module(name)",
+        "import_module(name='anchor_lab.report')",
+        "import_module('.report', 'anchor_lab')",
+        "load('anchor_lab.report')",
     ],
 )
 def test_an_import_by_a_string_is_found(call):
     good = "from importlib.util import find_spec\nimport_module('pandas')\nfind_spec('plotly')\n"
+    good += "from importlib import import_module as load\nload('seaborn')\n"
     assert hidden_imports(good) == []
     assert len(hidden_imports(good + f"def f(name):\n    return {call}")) == 1
 

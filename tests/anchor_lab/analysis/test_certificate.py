@@ -223,6 +223,16 @@ def test_the_cost_is_that_of_the_dropped_scores_at_full_rank_and_less_below():
     assert found.item() == pytest.approx(pairs / 2 / (128 * 129 / 2))
 
 
+@pytest.mark.parametrize("tail", [1, 24, 64, 128])
+def test_rows_of_the_tail_cost_nothing_to_certify(tail):
+    """They lose nothing: one head, 64 candidates of the last 64 queries, D = rank."""
+    config = AnchorConfig(16, 4, init_blocks=0, tail=tail)
+    plan = dropped_plan(config, 128, 1, 0.0, 0)
+    found = certificate_cost(plan, config, 128, 128, 2, rank=2)
+    pairs = max(64 - tail, 0) * 64
+    assert found.item() == pytest.approx(pairs / 2 / (128 * 129 / 2))
+
+
 def test_keys_are_neighbours_by_their_places_and_each_mean_is_paid_for():
     """Every fourth of 512 candidates is dropped: 128 keys in 32 places of 16, not in 8."""
     config = AnchorConfig(64, 8, init_blocks=0)
