@@ -8,7 +8,7 @@ INSTALLED := .venv/.installed
 # ten times slower as soon as anything else wants the cores.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: help tour test lab notebooks book compat evaluate-model lint clean
+.PHONY: help tour test lab notebooks book compat smollm2 evaluate-model lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -18,6 +18,7 @@ help:
 	@echo "make book       the course as a static site in out/book, every link checked"
 	@echo "make compat     the tests of the transformers integration with the last transformers 4"
 	@echo "make notebooks  re-execute and normalise every notebook in place"
+	@echo "make smollm2    fetch SmolLM2-135M-Instruct, 93 MB, ahead of its first use"
 	@echo "make evaluate-model CORPUS=books.jsonl.xz   every number of the model card; wants a GPU"
 	@echo "make lint       ruff: code, notebooks, format"
 	@echo "make clean      remove .venv, out and caches"
@@ -60,6 +61,9 @@ book: $(INSTALLED)
 
 compat: $(INSTALLED)
 	$(BIN)/python -m tools.compat
+
+smollm2: $(INSTALLED)
+	$(BIN)/python -m anchor_models.smollm2
 
 evaluate-model: $(INSTALLED)
 	@test -n "$(CORPUS)" || { echo "Name the held-out books: make evaluate-model CORPUS=FILE"; exit 1; }

@@ -105,9 +105,9 @@ def make_keys(count: int, rng: random.Random, held_out: bool = True) -> list[str
     return [f"{first[pair // len(second)]} {second[pair % len(second)]}" for pair in pairs]
 
 
-def make_value(rng: random.Random, digits: int = 5) -> str:
-    """A number of that many digits, first digit not zero."""
-    return str(rng.randrange(10 ** (digits - 1), 10**digits))
+def make_value(rng: random.Random) -> str:
+    """A number of five digits, the first not zero."""
+    return str(rng.randrange(10_000, 100_000))
 
 
 def make_document(

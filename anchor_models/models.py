@@ -23,8 +23,8 @@ def load_pretrained(
     Args:
         name_or_path: None or "bundled" for the model that comes with the package; "smollm2" for a
             real language model, fetched once, see `smollm2`; else a folder that `save_pretrained`
-            wrote, or a name on the Hugging Face hub, which is taken from
-            the local cache where it is there. A folder of that name comes before the hub.
+            wrote, or a name on the Hugging Face hub, taken from the local cache where it is there.
+            A folder of that name comes before the hub.
         dtype: of the weights, a floating-point one.
         device: where to put them, as PyTorch names it.
 

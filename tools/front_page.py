@@ -148,7 +148,7 @@ def speed(results: dict, other: dict) -> str:
             )
             times = ("–" if ms is None else f"{page.number(ms)} ms" for ms in (ours, cudnn, flash))
             ratio = page.digits(cudnn and cudnn / ours, 1)
-            rows.append((spaced(n), page.percent(row["anchor"]["kept"]), *times, ratio))
+            rows.append((page.spaced(n), page.percent(row["anchor"]["kept"]), *times, ratio))
     one_run(other)
     return render(
         "speed.md.j2",
@@ -174,12 +174,7 @@ def one_run(results: dict) -> dict:
 
 def _even(results: dict) -> str:
     """The length from which on cuDNN takes longer, to two digits of hundreds."""
-    return spaced(round(crossing(by_inputs(results), "sdpa-cudnn")[0], -2))
-
-
-def spaced(n: float) -> str:
-    """A whole number in groups of three digits."""
-    return f"{n:,.0f}".replace(",", "\u202f")
+    return page.spaced(round(crossing(by_inputs(results), "sdpa-cudnn")[0], -2))
 
 
 def choice(table: pandas.DataFrame, answers: Sequence[dict]) -> str:
@@ -202,7 +197,7 @@ def choice(table: pandas.DataFrame, answers: Sequence[dict]) -> str:
         "choice.md.j2",
         rows=rows,
         level=RECALL,
-        asked=spaced(ASKED_TOKENS),
+        asked=page.spaced(ASKED_TOKENS),
         dense=found["Dense"][None].share,
     )
 

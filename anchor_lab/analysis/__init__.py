@@ -1,4 +1,4 @@
-"""The comparison lab: questions about sparse attention, each a function one can call."""
+"""Questions about sparse attention, each a function that one can call."""
 
 from anchor_lab.analysis.calibration import calibrate, choose_thetas
 from anchor_lab.analysis.certificate import certificate_cost, certify

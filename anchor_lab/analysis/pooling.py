@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from anchor_lab.analysis.maxima import locate_maxima
@@ -42,12 +42,11 @@ def compare_tests(
     k: Float[Tensor, "B Hkv Nk D"],
     config: AnchorConfig,
     scale: float | None = None,
-    cu_seqlens: Int[Tensor, "S"] | None = None,
 ) -> dict[str, Kept]:
     """Recall and density of the exact difference test and of what stands in for it.
 
     Args:
-        q, k, config, scale, cu_seqlens: as in `identify_stripes`.
+        q, k, config, scale: as in `identify_stripes`.
 
     Returns:
         One `Kept` for each of `TESTS`, in float32 (float64 for float64 inputs). Costs three times
@@ -56,14 +55,14 @@ def compare_tests(
     Raises:
         TypeError, ValueError: see `inputs.check_inputs`.
     """
-    scale = check_inputs(q, k, None, scale, cu_seqlens)
+    scale = check_inputs(q, k, None, scale)
     dtype = torch.promote_types(q.dtype, torch.float32)
     q, k = q.to(dtype), k.to(dtype)
-    anchor = row_anchor(q, k, config, scale, cu_seqlens)
-    row_max = locate_maxima(q, k, config, scale, cu_seqlens).largest
+    anchor = row_anchor(q, k, config, scale)
+    row_max = locate_maxima(q, k, config, scale).largest
     recall = {name: torch.empty_like(anchor) for name in TESTS}
     pairs = {name: anchor.new_zeros(q.shape[:2], dtype=torch.float64) for name in TESTS}
-    layout = groups(config, q.shape[2], k.shape[2], cu_seqlens)
+    layout = groups(config, q.shape[2], k.shape[2])
     for group in layout:
         columns = group.candidate_columns
         by_group = {

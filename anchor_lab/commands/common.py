@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 
 from anchor_models.models import BUNDLED
+from anchor_models.texts import DOCUMENT, RETRIEVAL
 
 DTYPES = ("float32", "bfloat16", "float16")
-MADE_UP = ("document", "retrieval")
+MADE_UP = (DOCUMENT, RETRIEVAL)
 
 
 def add_input(

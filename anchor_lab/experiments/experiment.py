@@ -18,10 +18,6 @@ RESULTS = Path("results")
 QUICK = Path("build") / "quick"  # what is no result leaves the results alone
 
 
-def no_options(parser: argparse.ArgumentParser) -> None:
-    """An experiment that needs no options of its own."""
-
-
 def progress(left: list, **more):
     """What is left to do, with progress on stderr where that is a terminal; `more` is tqdm's."""
     from tqdm import tqdm
@@ -54,7 +50,7 @@ class Experiment:
     page: Callable[[dict, Path], str]
     file: str
     draw: Callable[[dict], Any] | None = None
-    options: Callable[[argparse.ArgumentParser], None] = no_options
+    options: Callable[[argparse.ArgumentParser], None] = lambda parser: None
     read: Callable[[Path], dict] = read
     needs_cuda: bool = False
     page_file: Path | None = None

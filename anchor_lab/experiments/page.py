@@ -49,6 +49,11 @@ def percent(share: float) -> str:
     return f"{100 * share:.3g} %"
 
 
+def spaced(n: int | float) -> str:
+    """A whole number in groups of three digits."""
+    return f"{n:,.0f}".replace(",", "\u202f")
+
+
 def listed(names: Sequence[str]) -> str:
     """Names in a row; "none" for none."""
     return ", ".join(names) or "none"

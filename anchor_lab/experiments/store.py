@@ -53,10 +53,12 @@ class Store:
         beside = self.path.with_name(SETTINGS)
         if self.path.exists():
             found = read(self.path, text)
-            check_settings(self.path, found["settings"], settings)
+            _check_settings(self.path, found["settings"], settings)
             self.rows, self.runs = found["rows"], found["runs"]
-        elif self._is_table and beside.exists():  # of a run that stopped before its first row
-            check_own(beside, settings)
+        elif (  # of a run that stopped before its first row, or somebody else's
+            self._is_table and beside.exists() and not _json(beside).keys() & settings.keys()
+        ):
+            raise ValueError(f"{beside} is not of an experiment: give another folder")
         self._places = {self.key_of(row): place for place, row in enumerate(self.rows)}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self._is_table:
@@ -211,34 +213,11 @@ def write_whole(path: Path, content: str | bytes) -> None:
     new.replace(path)
 
 
-def check_settings(path: Path, found: dict, wanted: dict) -> None:
-    """Results of other settings are neither used nor written over.
-
-    Args:
-        path: of the results.
-        found: settings that they were made with.
-        wanted: those of this run.
-
-    Raises:
-        ValueError: they differ; the message names the first that does.
-    """
+def _check_settings(path: Path, found: dict, wanted: dict) -> None:
+    """Results of other settings are neither used nor written over: name the first that differs."""
     for name in {**found, **wanted}:
         if found.get(name) != wanted.get(name):
             raise ValueError(
                 f"{path} holds results made with {name} {found.get(name)!r}, this run has "
                 f"{wanted.get(name)!r}: give another place, or remove that file"
             )
-
-
-def check_own(path: Path, wanted: dict) -> None:
-    """Settings without results are written over, but no file of somebody else.
-
-    Args:
-        path: of the settings.
-        wanted: those of this run.
-
-    Raises:
-        ValueError: the file has none of the settings' names.
-    """
-    if not _json(path).keys() & wanted.keys():
-        raise ValueError(f"{path} is not of an experiment: give another folder")

@@ -87,9 +87,9 @@ def calibration_table(found: InspectedHeads, target: float, theta: float) -> str
     return html_table(("threshold", "recall", "worst head", "density"), rows, words=(0,))
 
 
-def heads_table(rows: Sequence[dict], most: int = 4) -> str:
-    """The sparsest heads, then the least sparse ones."""
-    shown = rows if len(rows) <= 2 * most else [*rows[:most], *rows[-most:]]
+def heads_table(rows: Sequence[dict]) -> str:
+    """The four sparsest heads, then the four least sparse ones."""
+    shown = rows if len(rows) <= 8 else [*rows[:4], *rows[-4:]]
     names = {"layer": "layer", "head": "head", "density": "density", "recall": "recall"}
     names |= {"p10": "10th pct", "least": "worst row"}
     return html_table(list(names.values()), ([row[name] for name in names] for row in shown))

@@ -31,6 +31,7 @@ from typing import NamedTuple
 
 import torch
 
+from anchor_lab.experiments.compare.measure import GROUP, group_for
 from anchor_lab.experiments.environment import environment
 from anchor_lab.experiments.retrieval.matching import match_density
 from anchor_lab.experiments.retrieval.prompts import TASKS, Prompt, make_retrieval
@@ -42,7 +43,7 @@ from anchor_ref import AnchorConfig
 
 HALF, MORE = 0.5, 0.75
 SEED, MATCH_SEED = 0, 10_000
-BLOCK, GROUP = 128, 2048
+BLOCK = 128
 GPU_TOKENS, GPU_PAIRS = 2**18, 2**28  # in one prefill; dense attention may hold all pairs
 
 
@@ -176,8 +177,8 @@ def answerable_tasks(rows: Sequence[dict], length: int) -> list[str]:
 
 def sizes_at(length: int, block: int = BLOCK) -> dict[str, int]:
     """Fields of an `AnchorConfig`: same regions and groups for every block."""
-    step, init = min(GROUP, length // 4) // block, BLOCK // block
-    return {"block_size": block, "step": step, "init_blocks": init}
+    step = group_for(length, block) // block
+    return {"block_size": block, "step": step, "init_blocks": BLOCK // block}
 
 
 def sweep_at(row: str, length: int) -> list[Method]:

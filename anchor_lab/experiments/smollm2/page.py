@@ -4,7 +4,7 @@ from pathlib import Path
 
 from anchor_lab.analysis.intervals import wilson
 from anchor_lab.experiments.experiment import Experiment
-from anchor_lab.experiments.page import digits, number, percent, render
+from anchor_lab.experiments.page import digits, number, percent, render, spaced
 from anchor_lab.experiments.smollm2 import figure, measure
 
 
@@ -70,11 +70,6 @@ def shown(found: int, count: int) -> str:
     """Answers found, with their interval in percent."""
     low, high = wilson(found / count, count)
     return f"{found} ({100 * low:.0f}–{100 * high:.0f} %)"
-
-
-def spaced(n: int) -> str:
-    """A whole number in groups of three digits."""
-    return f"{n:,}".replace(",", "\u202f")
 
 
 EXPERIMENT = Experiment(
