@@ -1,4 +1,4 @@
-"""What the lab's questions found out about the heads of a model, a panel for each."""
+"""What was found out about the heads of a model, a panel for each question."""
 
 from collections.abc import Sequence
 from statistics import fmean

@@ -1,4 +1,4 @@
-"""What the lab's questions find out about the heads of the bundled model.
+"""Four questions about the heads of the bundled model.
 
 One text of the bundled model; of every head: where the largest scores lie, what each approximation
 of the difference test costs, and how much recall a certificate promises at which cost. Then

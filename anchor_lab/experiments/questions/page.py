@@ -1,4 +1,4 @@
-"""The answers to the lab's questions as a page and a figure."""
+"""Four questions about the heads of the bundled model, answered: a page and a figure."""
 
 import argparse
 from math import nan

@@ -1,4 +1,4 @@
-"""The lab's committed answers: figure data, and a table that is the numbers' own."""
+"""The committed answers about heads: figure data, and a table that is the numbers' own."""
 
 import pytest
 import torch
