@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-NOT_PROSE = ("|", "<", "$$", "#", "    ", "```")  # how lines of a notebook's Markdown begin
+NOT_PROSE = ("|", "<", "$$", "#", "    ", "```", "[")  # how lines of a notebook's Markdown begin
 BEFORE = "Read the following text.\n\n"
 NAMES = "archive library harbour station museum garden observatory workshop".split()
 MARK = "\x00"
@@ -85,7 +85,8 @@ def needle(
         begun: whether the answer has begun, so that the prompt's last row asks for the number.
 
     Raises:
-        ValueError: the text is too short.
+        ValueError: the text is too short from its beginning on, or the length leaves no room for
+            one.
     """
     draw = random.Random(seed)
     name, answer = draw.choice(NAMES), str(draw.randrange(10_000, 100_000))
@@ -97,8 +98,10 @@ def needle(
     after += f"The access number of the {name} is" if begun else ""
     first, last = (tokenizer(part, add_special_tokens=False).input_ids for part in (before, after))
     room = length - len(first) - len(last) - len(fact.input_ids)
-    if not 0 < room <= len(body):
-        raise ValueError(f"body must have at least {room} tokens for {length}, got {len(body)}")
+    if room < 1:
+        raise ValueError(f"length must be at least {length - room + 1}, got {length}")
+    if (found := len(body) - (start or 0)) < room:
+        raise ValueError(f"body must have at least {room} tokens for {length}, got {found}")
     drawn = draw.randrange(len(body) - room + 1)
     start = drawn if start is None else start
     text = list(body[start : start + room])
@@ -116,9 +119,10 @@ def _chat(tokenizer, words: str) -> str:
 
 
 def _sentence_end(tokenizer, text: list[int], depth: float) -> int:
-    """The place behind the first full stop from `depth` on, or `depth` itself."""
+    """The place behind the first sentence that ends after `depth`, or `depth` itself."""
     wanted = int(depth * len(text))
-    for place in range(wanted, len(text)):
-        if tokenizer.decode(text[place]).endswith("."):
+    for place in range(wanted, len(text) - 1):
+        end, then = (tokenizer.decode(token) for token in text[place : place + 2])
+        if end.endswith(".") and then[:1] in (" ", "\n"):
             return place + 1
     return wanted
