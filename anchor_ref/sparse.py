@@ -49,7 +49,7 @@ def attend_stripes(
             not fit q.
     """
     scale = check_inputs(q, k, v, scale, cu_seqlens)
-    _check_state(state, q)
+    check_state(state, q)
     all_groups = groups(config, q.shape[2], k.shape[2], cu_seqlens)
     check_plan(stripes, [group.candidates for group in all_groups], q)
     dtype, heads_per_kv = state.acc.dtype, q.shape[1] // k.shape[1]
@@ -65,7 +65,8 @@ def attend_stripes(
     return out
 
 
-def _check_state(state: SoftmaxState, q: Tensor) -> None:
+def check_state(state: SoftmaxState, q: Float[Tensor, "B Hq Nq D"]) -> None:
+    """Refuse, with a TypeError or ValueError, what stage 1 does not return for such queries."""
     check_type("state", state, SoftmaxState)
     wide = (torch.float32, torch.float64)
     check_tensor("state.acc", state.acc, q.shape, wide, q.device)

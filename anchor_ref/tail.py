@@ -14,6 +14,7 @@ from anchor_ref.heads import scaled_scores, stack_heads, unstack_heads
 from anchor_ref.inputs import check_inputs
 from anchor_ref.online_softmax import SoftmaxState, merge, normalise, partial_softmax
 from anchor_ref.regions import groups
+from anchor_ref.sparse import check_state
 
 
 def attend_tail(
@@ -42,9 +43,10 @@ def attend_tail(
         `[B, Hq, Nq, D]` in q's dtype. Rows before the tail are those of `out`, bit for bit.
 
     Raises:
-        TypeError, ValueError: see `inputs.check_inputs`.
+        TypeError, ValueError: see `inputs.check_inputs`; or `state` does not fit q.
     """
     scale = check_inputs(q, k, v, scale, cu_seqlens)
+    check_state(state, q)
     dtype, kv_heads = state.acc.dtype, k.shape[1]
     out = out.clone()
     for group in groups(config, q.shape[2], k.shape[2], cu_seqlens):

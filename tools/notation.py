@@ -24,6 +24,7 @@ from anchor_ref import (
     regions,
     sparse,
     stripes,
+    tail,
 )
 from tools.notebooks import ROOT
 
@@ -32,7 +33,7 @@ MODULES = {
     module.__name__.removeprefix("anchor_ref."): module
     for module in (
         *(anchor, attention, config, heads, measure),
-        *(online_softmax, plan, regions, sparse, stripes),
+        *(online_softmax, plan, regions, sparse, stripes, tail),
     )
 }
 SCORE = "natural log"
@@ -46,6 +47,7 @@ SYMBOLS = {
         ("θ", "difference", "config.AnchorConfig.theta", SCORE),
         ("–", "–", "config.AnchorConfig.init_blocks", "blocks of b keys"),
         ("–", "–", "config.AnchorConfig.window_blocks", "blocks of b keys"),
+        ("–", "–", "config.AnchorConfig.tail", "queries"),
     ),
     "Inputs and output": (
         ("q_i", "–", "anchor.compute_anchor.q", "–"),
@@ -61,6 +63,7 @@ SYMBOLS = {
         ("I", "–", "regions.Group.init", "keys"),
         ("–", "–", "regions.Group.window_start", "key position"),
         ("C_g", "–", "regions.Group.candidates", "keys"),
+        ("–", "–", "regions.Group.tail", "queries"),
     ),
     "Stage 1: pattern-based anchor computation": (
         ("a_i", "anchor", "plan.AnchorTrace.row_anchor", SCORE),

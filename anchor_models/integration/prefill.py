@@ -10,7 +10,6 @@ from anchor_models.integration.options import Options, current_options
 from anchor_models.integration.packing import texts_of
 from anchor_models.integration.record import Part, call_of, now, running_record
 from anchor_models.integration.sequences import Tokens
-from anchor_ref.config import AnchorConfig
 from anchor_ref.measure import density
 from anchor_ref.regions import causal_pairs
 
@@ -134,9 +133,8 @@ def _sparse(
     if trace is not None:
         choice = choose_backend(q, chosen.backend)
         kept = density(trace.stripes, config, q.shape[2], k.shape[2]).mean(0)
-        part = Part(
-            "anchor", f"{choice.name}: {choice.reason}", _pairs(q, k), kept, _tail(q, config)
-        )
+        tail = q.shape[0] * min(config.tail, q.shape[2])
+        part = Part("anchor", f"{choice.name}: {choice.reason}", _pairs(q, k), kept, tail)
     return out.transpose(1, 2), part
 
 
@@ -183,10 +181,6 @@ def _dense_part(why: str, q: Tensor, k: Tensor, share: float) -> Part:
     return Part(
         "dense", why, _pairs(q, k), torch.full((q.shape[1],), share, dtype=torch.float64), 0
     )
-
-
-def _tail(q: Tensor, config: AnchorConfig) -> int:
-    return q.shape[0] * min(config.tail, q.shape[2])
 
 
 def _pairs(q: Tensor, k: Tensor) -> int:

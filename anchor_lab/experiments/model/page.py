@@ -121,13 +121,11 @@ def of_heads(rows: list[dict]) -> dict:
         "count": len(rows),
         "sinks": sum(row["sink"] > 0.3 for row in rows),
         "strongest": max(rows, key=lambda row: row["sink"]),
-        "retrieval": [f"{_named(row)} ({row['needle']:.2f})" for row in retrieval],
+        "retrieval": [
+            f"layer {row['layer']} head {row['head']} ({row['needle']:.2f})" for row in retrieval
+        ],
         **{name.split("@")[0]: mean(row[name] for row in rows) for name in names},
     }
-
-
-def _named(row: dict) -> str:
-    return f"layer {row['layer']} head {row['head']}"
 
 
 def _percent(share: float, decimals: int = 0) -> str:
