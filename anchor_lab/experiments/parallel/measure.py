@@ -186,7 +186,7 @@ def prefill(n: int, sizes: Sizes, device: torch.device) -> list[dict]:
     # No stripes: random weights have no heavy keys.
     with (
         torch.no_grad(),
-        options(theta=-torch.inf, block_size=config.block_size, step=config.step),
+        options(theta=-torch.inf, tail=0, block_size=config.block_size, step=config.step),
     ):
         for mode, run in (("one", alone), ("sequence", sequence), ("tensor", alone)):
             if mode == "tensor":

@@ -104,7 +104,8 @@ def measure(model, prompts: Sequence[Prompt], theta: float | None, config: Ancho
     """Answers read and written, and the mean density, of prompts of about one length."""
     from anchor_models.transformers import options, record  # makes "anchor_attention" known
 
-    sizes = {"block_size": config.block_size, "step": config.step}
+    # The stages alone: inside models the last rows would be dense.
+    sizes = {"block_size": config.block_size, "step": config.step, "tail": config.tail}
     model.set_attn_implementation("sdpa" if theta is None else "anchor_attention")
     found, densities = [], []
     for prompt in prompts:
