@@ -1,7 +1,8 @@
 """The Llama that is trained: parameter names as in transformers, so that weights move over as is.
 
 It exists because training wants what inference does not: one compiled block of fixed shape, logits
-and loss in one place. `export.py` checks that transformers computes the same logits.
+and loss in one place. A test makes sure that transformers computes the same logits from what
+`export.py` writes.
 """
 
 from dataclasses import dataclass

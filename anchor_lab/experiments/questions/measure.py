@@ -124,6 +124,11 @@ def judge(curves: dict[int, ThetaCurve], thetas: dict[int, Sequence[float]]) -> 
     }
 
 
+def options(parser: argparse.ArgumentParser) -> None:
+    """--n"""
+    parser.add_argument("--n", type=int, help=f"tokens (default: {LENGTH})")
+
+
 def measure(options: argparse.Namespace) -> int:
     """A row for each head, layer by layer, then those of the calibration.
 

@@ -1,6 +1,5 @@
 """Four questions about the heads of the bundled model, answered: a page and a figure."""
 
-import argparse
 from math import nan
 from pathlib import Path
 from statistics import fmean
@@ -13,11 +12,6 @@ from anchor_lab.experiments.questions import figure as figures
 from anchor_lab.experiments.questions import measure
 
 ENOUGH = 0.9  # recall that a head is worth being promised
-
-
-def options(parser: argparse.ArgumentParser) -> None:
-    """How long the text is."""
-    parser.add_argument("--n", type=int, help=f"tokens (default: {measure.LENGTH})")
 
 
 def parts(results: dict) -> tuple[list[dict], list[dict]]:
@@ -138,5 +132,5 @@ EXPERIMENT = Experiment(
     page=page,
     draw=draw,
     file="questions/questions.json",
-    options=options,
+    options=measure.options,
 )
