@@ -323,6 +323,22 @@ def test_chosen_heads_keep_the_key_heads_they_read(heads, kv_heads):
     assert torch.allclose(part, output, atol=1e-12)
 
 
+@pytest.mark.parametrize(("part", "heads"), [([0], (0, 1)), ([1], (2, 3)), ([1, 0], (2, 3, 0, 1))])
+def test_a_part_of_the_key_heads_has_all_the_query_heads_that_read_them(part, heads):
+    whole = capture_qkv(tiny("Gemma2", "eager"), prompt(), dtype=None)[1]
+    found = whole.part(part)
+    assert found.heads == heads
+    assert torch.equal(found.q, whole.q[:, list(heads)])
+    assert torch.equal(found.k, whole.k[:, part])
+    assert torch.equal(found.v, whole.v[:, part])
+    for name in ("scaling", "sliding_window", "softcap", "layer"):
+        assert getattr(found, name) == getattr(whole, name), name
+    # A part of a part still names the model's heads.
+    last = len(part) - 1
+    assert found.part([last]).heads == heads[-2:]
+    assert torch.equal(found.part([last]).q, whole.q[:, list(heads[-2:])])
+
+
 @pytest.mark.usefixtures("unchecked_annotations")
 def test_indices_may_come_from_tensors_and_arrays():
     model, ids = tiny("Llama"), prompt()

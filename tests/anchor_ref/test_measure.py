@@ -155,6 +155,17 @@ def test_measures_of_packed_sequences_are_those_of_each_put_together(lengths):
     torch.testing.assert_close(found.output_error, output_error(out, dense))
 
 
+def test_recall_is_summed_up_over_the_rows_of_each_head():
+    falling = torch.arange(101.0).flip(0) / 100
+    rows = torch.stack([falling, falling / 2])[None]
+    none = torch.zeros(1, 2, dtype=torch.float64)
+    summary = module.Evaluation(rows, none, none, none, none).recall_summary()
+    expected = {"mean": [0.5, 0.25], "p10": [0.1, 0.05], "min": [0.0, 0.0]}
+    assert summary.keys() == expected.keys()
+    for name, found in summary.items():
+        torch.testing.assert_close(found, torch.tensor([expected[name]]))
+
+
 def test_recall_follows_the_compute_dtype():
     torch.manual_seed(0)
     config = AnchorConfig(4, 2)

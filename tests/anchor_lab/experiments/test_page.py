@@ -49,8 +49,8 @@ def test_numbers():
     assert [page.digits(x, 3) for x in (0.12345, 2.0, None, math.nan)] == [
         *("0.123", "2.000", "–", "–")
     ]
-    assert [page.number(x) for x in (0.012345, 1.5, 99.94, 123.4)] == [
-        *("0.0123", "1.5", "99.9", "123")
+    assert [page.number(x) for x in (0.012345, 1.5, 99.94, 100.0, 123.4, 1000.0, 123456.0)] == [
+        *("0.0123", "1.5", "99.9", "100", "123", "1000", "123456")
     ]
     assert page.percent(0.1234) == "12.3 %"
     assert [page.listed(x) for x in ([], ["a"], ["a", "b"])] == ["none", "a", "a, b"]

@@ -143,6 +143,8 @@ def test_a_line_for_each_row_and_the_same_bytes_for_the_same_rows(tmp_path):
     for file in FILES:
         one, two = (tmp_path / name / "new" / file for name in ("one", "two"))
         assert one.read_bytes() == two.read_bytes()
+    # Not only of one second: gzip's own time is none.
+    assert (tmp_path / "one" / "new" / "a.csv.gz").read_bytes()[4:8] == bytes(4)
     lines = (tmp_path / "one" / "new" / "a.json").read_text().splitlines()
     assert [json.loads(line.rstrip(",")) for line in lines if '"share"' in line] == ROWS
 
