@@ -10,12 +10,14 @@ from anchor_models.bundled import bundled_model_path, load_bundled
 from anchor_models.calibration import Calibration
 from anchor_models.capture import Captured, capture_qkv, load_capture, save_capture
 from anchor_models.documents import Document, make_document
+from anchor_models.heads import BundledHeads, load_bundled_heads
 from anchor_models.models import load_pretrained
 from anchor_models.planted import Planted, planted_stripes
 
 __all__ = [
     "BACKENDS",
     "BackendChoice",
+    "BundledHeads",
     "Calibration",
     "Captured",
     "Document",
@@ -25,6 +27,7 @@ __all__ = [
     "capture_qkv",
     "choose_backend",
     "load_bundled",
+    "load_bundled_heads",
     "load_capture",
     "load_pretrained",
     "make_document",

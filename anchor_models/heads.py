@@ -6,8 +6,10 @@ measurement and wrote them. SmolLM2 is under Apache-2.0; its weights were 4-bit 
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import torch
 
 from anchor_models.capture import Captured, load_capture
 
@@ -19,7 +21,7 @@ class BundledHeads:
     """What some heads of the model were given, and what is known of all.
 
     Attributes:
-        captured: by layer, one kv head or more with the query heads that read it, bfloat16.
+        captured: by layer, one kv head or more with the query heads that read it.
         words: the text, a string for each token.
         fact: the tokens of the sentence that holds the number.
         answer: the number.
@@ -40,11 +42,14 @@ def bundled_heads_path() -> Path:
     return Path(__file__).parent / "captured"
 
 
-def load_bundled_heads(path: Path | None = None) -> BundledHeads:
+def load_bundled_heads(
+    path: Path | None = None, dtype: torch.dtype = torch.float32
+) -> BundledHeads:
     """The heads that come with the package; nothing is downloaded.
 
     Args:
         path: a folder that `experiments.smollm2.bundle` wrote; None means the package's.
+        dtype: of the tensors; they are stored in bfloat16, as the model's attention gets them.
 
     Raises:
         FileNotFoundError: there is no such folder, or a file is missing in it.
@@ -52,7 +57,10 @@ def load_bundled_heads(path: Path | None = None) -> BundledHeads:
     folder = bundled_heads_path() if path is None else Path(path)
     about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
     return BundledHeads(
-        load_capture(folder / CAPTURE),
+        {
+            layer: replace(x, q=x.q.to(dtype), k=x.k.to(dtype), v=x.v.to(dtype))
+            for layer, x in load_capture(folder / CAPTURE).items()
+        },
         tuple(about["words"]),
         range(*about["fact"]),
         about["answer"],

@@ -4,6 +4,7 @@
 
 course      from the notebooks' headers: a first cell is a title, a question, and a table with the
             rows time, needs and paper
+real        from results/smollm2: a real language model's pairs, times and answers
 speed       from results/attention, the newest times of the kernels
 choice      from results/compare and results/retrieval: what methods keep, and what is lost
 
@@ -32,6 +33,10 @@ from anchor_lab.experiments.attention.cells import (
 )
 from anchor_lab.experiments.compare.equal import at_equal, budget_for, mean_curves
 from anchor_lab.experiments.retrieval.figure import data_answers
+from anchor_lab.experiments.smollm2.figure import data_lengths, data_times
+from anchor_lab.experiments.smollm2.page import answers
+from anchor_models.backend import TAIL
+from anchor_ref import AnchorConfig
 from tools.notebooks import ROOT
 
 COURSE = ROOT / "notebooks"
@@ -48,6 +53,7 @@ METHODS = {  # of the table of choices
     "StripeOracle": "*oracle: stripes by their true mass, one share for all heads*",
 }
 HALF, RECALL, ASKED_TOKENS = 0.5, 0.95, 8192
+THETA = AnchorConfig().theta
 SECONDS = re.compile(r"(\d+) s on two CPU cores")
 render = partial(page.render, folder=Path(__file__).parent)
 
@@ -132,6 +138,34 @@ def course_page(found: Sequence[Header], citation: dict) -> str:
     )
 
 
+def real(results: dict) -> str:
+    """What a real language model keeps, how long that takes, and whether it answers.
+
+    Args:
+        results: of `python -m anchor_lab smollm2`.
+    """
+    rows, tail = results["rows"], f"tail {TAIL}"
+    times = data_times(rows)
+    needs = {n: found for (n, theta), found in data_lengths(rows).items() if theta == THETA}
+    return render(
+        "real.md.j2",
+        rows=[
+            (
+                page.spaced(n),
+                page.percent(needs[n]["density"]),
+                page.digits(needs[n]["recall"], 3),
+                *(f"{page.number(times[n][way])} ms" for way in (tail, "cudnn")),
+                f"{times[n]['cudnn'] / times[n][tail]:.2f}",
+            )
+            for n in times
+        ],
+        answers=[(page.spaced(n), count, *found) for n, count, found in answers(rows)],
+        settings=results["settings"],
+        theta=THETA,
+        tail=TAIL,
+    )
+
+
 def speed(results: dict, other: dict) -> str:
     """Times beside those of dense attention, on what, and from which length on it pays.
 
@@ -177,17 +211,17 @@ def _even(results: dict) -> str:
     return page.spaced(round(crossing(by_inputs(results), "sdpa-cudnn")[0], -2))
 
 
-def choice(table: pandas.DataFrame, answers: Sequence[dict]) -> str:
+def choice(table: pandas.DataFrame, asked: Sequence[dict]) -> str:
     """What methods keep at one density, what a recall costs them, and the answers they lose.
 
     Args:
         table: the rows of results/compare/compare.csv.gz.
-        answers: those of results/retrieval/retrieval.json.
+        asked: those of results/retrieval/retrieval.json.
     """
     curves = mean_curves(table[table["text"] == "document"])
     recall = at_equal(curves, "density", HALF)
     density = budget_for(curves, "density", RECALL)
-    found = data_answers(answers)[ASKED_TOKENS]
+    found = data_answers(asked)[ASKED_TOKENS]
     rows = []
     for name, title in METHODS.items():
         share, low, high = (100 * x for x in found[name][HALF][:3])
@@ -229,6 +263,7 @@ def pages() -> dict[Path, str]:
     asked = store.read(RESULTS / "retrieval" / "retrieval.json")["rows"]
     tables = {
         "course": course(found, "notebooks/", questions=False),
+        "real": real(store.read(RESULTS / "smollm2" / "smollm2.json")),
         "speed": speed(h100, h200),
         "choice": choice(compared, asked),
     }

@@ -8,6 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from anchor_lab.analysis.curves import THETAS, MeanCurves, average_curves
+from anchor_models.backend import TAIL
 from anchor_models.calibration import Calibration, check_target
 from anchor_models.capture import Captured, capture_qkv
 from anchor_ref.config import AnchorConfig
@@ -30,7 +31,8 @@ def calibrate(
         texts: strings, or tokens; each longer than one group. Read one after the other, so a
             generator will do. One text's queries and keys lie in a temporary folder meanwhile.
         target_recall: mean over rows, in (0, 1).
-        config: block and group sizes; None means `AnchorConfig()`.
+        config: block and group sizes, and the tail that the calibration brings along; None means
+            the published sizes and the tail of models. Rows of the tail count as kept whole.
         tokenizer: for strings, called as transformers calls its own.
         per: "head"; "layer" gives all heads of a layer the largest threshold any of them needs.
         thetas: thresholds to choose from, ascending. A head that none of them satisfies gets the
@@ -42,6 +44,7 @@ def calibrate(
             computes another attention; see `capture.capture_qkv`.
     """
     check_target(target_recall)  # before hours of work
+    config = AnchorConfig(tail=TAIL) if config is None else config
     curves = average_curves(_captures(model, texts, tokenizer), config, thetas)
     return choose_thetas(curves, target_recall, per)
 

@@ -12,6 +12,7 @@ from anchor_lab.analysis.calibration import choose_thetas
 from anchor_lab.analysis.curves import MeanCurves
 from anchor_lab.experiments.store import read
 from anchor_lab.report.inspect import CAPTURE, LAYERS, MEASURES, MODEL
+from anchor_models.backend import TAIL
 from anchor_models.calibration import Calibration, check_target
 from anchor_models.capture import Captured, load_capture
 from anchor_ref.config import AnchorConfig
@@ -111,7 +112,9 @@ def calibration(found: InspectedHeads, target: float) -> Calibration:
         dict(zip(found.layers, table.unbind(1), strict=True))
         for table in (found.recall, found.density)
     )
-    return choose_thetas(MeanCurves(AnchorConfig(), tuple(found.thetas), recall, density), target)
+    # Measured without a tail, which makes the thresholds no larger; used with that of models.
+    config = AnchorConfig(tail=TAIL)
+    return choose_thetas(MeanCurves(config, tuple(found.thetas), recall, density), target)
 
 
 def heads_by_density(found: InspectedHeads, theta: float) -> list[dict]:
