@@ -32,7 +32,7 @@ from triton.experimental.gluon._runtime import GluonASTSource
 from triton.runtime.jit import JITFunction, mangle_type
 
 import anchor_kernels
-from anchor_kernels import anchor, launch, sparse, sparse_hopper, stripes, support
+from anchor_kernels import anchor, launch, sparse, sparse_hopper, stripes, support, tail
 from anchor_lab.experiments.experiment import RESULTS
 from anchor_lab.experiments.page import render
 from anchor_lab.experiments.store import write_whole
@@ -66,8 +66,8 @@ TARGETS = {
 ASYNC_COPY = r"\bcp\.async\.(ca|cg)|\bcp\.async\.bulk\.tensor"
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 HEAD_DIMS = (16, 64, 96, 128, 192, 256)
-MULTIPLY_NOTHING = ("pool_kernel", "compact_kernel")
-MODULES = (anchor, sparse, sparse_hopper, stripes)  # those that hold a kernel
+MULTIPLY_NOTHING = ("pool_kernel", "compact_kernel", "merge_kernel")
+MODULES = (anchor, sparse, sparse_hopper, stripes, tail)  # those that hold a kernel
 KERNELS = {
     name: kernel
     for module in MODULES
@@ -144,6 +144,9 @@ def record_launches(dtype: torch.dtype, head_dim: int, target: GPUTarget) -> lis
         q = torch.zeros(1, 4096, 8, head_dim, dtype=dtype).transpose(1, 2)
         k = torch.zeros(1, 4096, 2, head_dim, dtype=dtype).transpose(1, 2)
         anchor_kernels.anchor_attention(q, k, k.clone(), AnchorConfig())
+        # What comes behind cuDNN on a GPU, which takes the long tails there.
+        lse = torch.zeros(q.shape[:3])
+        tail.merge(q, lse, q, lse.unsqueeze(-1), torch.zeros_like(q))
     return launches
 
 
