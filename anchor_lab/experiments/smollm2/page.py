@@ -56,13 +56,18 @@ def measure_ways() -> list[str]:
 
 
 def answers(rows: list[dict]) -> list[tuple[int, int, list[int]]]:
-    """(length, prompts, found by each way) of each length asked at."""
-    asked = [row for row in rows if row["part"] == "answers"]
+    """(length, prompts, found by each way) of each length; prompts that all ways had count."""
+    found: dict[int, dict[int, dict[str, bool]]] = {}
+    for row in rows:
+        if row["part"] == "answers":
+            of_length = found.setdefault(row["length"], {})
+            of_length.setdefault(row["prompt"], {})[row["way"]] = row["found"]
     table = []
-    for length in sorted({row["length"] for row in asked}):
-        of_length = [row for row in asked if row["length"] == length]
-        by_way = [[row["found"] for row in of_length if row["way"] == way] for way in measure.WAYS]
-        table.append((length, len(by_way[0]), [sum(found) for found in by_way]))
+    for length, prompts in sorted(found.items()):
+        whole = [ways for ways in prompts.values() if ways.keys() == measure.WAYS.keys()]
+        if whole:
+            right = [sum(ways[way] for ways in whole) for way in measure.WAYS]
+            table.append((length, len(whole), right))
     return table
 
 
