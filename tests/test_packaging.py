@@ -1,5 +1,6 @@
 """The wheel holds what it should; the files that name dependencies agree with each other."""
 
+import ast
 import os
 import re
 import shutil
@@ -7,7 +8,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from importlib.metadata import distributions
+from importlib.metadata import distributions, packages_distributions
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,48 @@ def test_conda_environment_adds_no_versions():
     assert conda == [f"python {PROJECT['requires-python']}", "pip"]
     assert last == {"pip": ["-c constraints.txt", "-e .[all]"]}
     assert environment["name"] == PROJECT["name"]
+
+
+# Commands, plug-ins and what others load by themselves: nobody imports them.
+NOT_IMPORTED = {
+    "beartype": "named in tests/conftest.py",
+    "ipykernel": "runs the notebooks' cells",
+    "jupyterlab": "a command",
+    "myst-nb": "an extension of Sphinx",
+    "nbval": "a plug-in of pytest",
+    "pyarrow": "pandas writes Parquet with it",
+    "pytest-xdist": "a plug-in of pytest",
+    "ruff": "a command",
+    "setuptools": "builds the wheel",
+    "sphinx-book-theme": "a theme of Sphinx",
+}
+OWN = {path.name for path in (*ROOT.glob("anchor_*"), *ROOT.glob("kernels/anchor_*"))}
+
+
+def imported() -> set[str]:
+    """Distributions of every module that a file of the repository imports, at any depth."""
+    known, found = packages_distributions(), set()
+    here = {*sys.stdlib_module_names, *OWN, "tests", "tools", "training"}
+    files = [path for path in ROOT.rglob("*.py") if path.relative_to(ROOT).parts[0] in TREE]
+    for node in (node for path in files for node in ast.walk(ast.parse(path.read_text("utf-8")))):
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            modules = [node.module]
+        else:
+            continue
+        tops = {module.split(".")[0] for module in modules} - here
+        found |= {canonicalize_name(name) for top in tops for name in known.get(top, [top])}
+    return found
+
+
+TREE = {*OWN, "kernels", "docs", "tests", "tools", "training"}
+
+
+def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
+    declared = {canonicalize_name(requirement.name) for requirement in requirements()}
+    assert imported() - declared == set()
+    assert declared - imported() == set(NOT_IMPORTED)
 
 
 # Citation, licence, continuous integration
