@@ -17,6 +17,7 @@ import argparse
 from pathlib import Path
 
 from anchor_lab.commands import common
+from anchor_ref.config import AnchorConfig
 
 LEVEL = 0.5  # of each budget, in the summary
 DENSITY = 0.03  # of planted keys
@@ -60,6 +61,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="queries that share their stripes; default: 2048 as published, "
         "a quarter of prompts shorter than 8192",
     )
+    add(
+        "--tail",
+        type=int,
+        default=0,
+        metavar="ROWS",
+        help="last queries that keep every key with any method (default: 0, each as published)",
+    )
     add("--out", type=Path, default=Path("comparison"), help="folder (default: ./comparison)")
     add("--parquet", action="store_true", help="write compare.parquet beside compare.csv")
 
@@ -75,6 +83,7 @@ def run(options: argparse.Namespace) -> int:
     from anchor_lab.experiments.compare.runs import describe, open_table, run_comparison, shown
 
     sweeps(options.methods)  # a wrong name is refused before anything is loaded
+    AnchorConfig(tail=options.tail)
     common.check_folder("out", options.out)
     source = read_source(options)
     group = group_for(source.length) if options.group is None else options.group
@@ -85,14 +94,14 @@ def run(options: argparse.Namespace) -> int:
         )
     chosen = sweeps(options.methods, group)
     heads = chosen_heads(options.heads, source)
-    table = open_table(options.out / "compare.csv", describe(source, group))
-    frame = run_comparison(source, table, chosen, options.layers, heads, shown)
+    table = open_table(options.out / "compare.csv", describe(source, group, options.tail))
+    frame = run_comparison(source, table, chosen, options.layers, heads, shown, options.tail)
     if options.parquet:
         pd.DataFrame(table.rows).to_parquet(options.out / "compare.parquet", index=False)
     curves = mean_curves(frame)
     about = (
         f"{source.title}, {source.length} tokens, groups of {group}, "
-        f"{curves['heads'].iloc[0]} heads"
+        f"{curves['heads'].iloc[0]} heads" + f", a tail of {options.tail}" * bool(options.tail)
     )
     print(f"{about}. Mean recall where {LEVEL:.0%} of dense attention is spent:\n")
     means = {

@@ -152,8 +152,10 @@ def test_compare_refuses_a_folder_of_other_settings(tmp_path, capsys):
     assert "holds results made with text_sha256" in line
 
 
-@pytest.mark.parametrize(("more", "group"), [([], 128), (["--group", "256"], 256)])
-def test_compare_hands_on_what_it_was_asked_for(tmp_path, monkeypatch, more, group):
+@pytest.mark.parametrize(
+    ("more", "group", "tail"), [([], 128, 0), (["--group", "256", "--tail", "50"], 256, 50)]
+)
+def test_compare_hands_on_what_it_was_asked_for(tmp_path, monkeypatch, more, group, tail):
     seen = []
 
     def stop(*given):
@@ -164,7 +166,8 @@ def test_compare_hands_on_what_it_was_asked_for(tmp_path, monkeypatch, more, gro
     asked = "compare --length 300 --layers 1 2 --heads 0 5 --methods AnchorAttention --seed 4"
     asked = [*asked.split(), "--dtype", "bfloat16", "--out", str(tmp_path), *more]
     assert cli.main(asked) == 2
-    source, results, chosen, layers, heads, _ = seen
+    source, results, chosen, layers, heads, _, rows = seen
+    assert rows == results.settings["tail"] == tail
     assert (source.about["dtype"], layers, heads) == ("bfloat16", [1, 2], [0, 5])
     text = read_text("document", load_bundled()[1], 300, 4)
     assert source.about["text_sha256"] == text.sha256

@@ -81,6 +81,7 @@ def compare_heads(
     v: Float[Tensor, "1 Hkv N D"],
     methods: Sequence[Method],
     scale: float | None = None,
+    tail: int = 0,
 ) -> list[list[dict[str, float]]]:
     """What every head keeps, loses and pays for each of any number of configurations.
 
@@ -89,6 +90,8 @@ def compare_heads(
     Args:
         q, k, v, scale: as in `anchor_attention`, of one prompt.
         methods: configurations of any methods. Dense attention is computed once for all.
+        tail: how many of the last queries keep every key, whatever the method; 0 leaves each
+            method as published.
 
     Returns:
         For each query head, for each method its `MEASURES`: recall over rows (mean, 10th
@@ -97,7 +100,7 @@ def compare_heads(
     Raises:
         TypeError, ValueError: see `evaluate_all`.
     """
-    selections = [method.select(q, k, scale) for method in methods]
+    selections = [method.select(q, k, scale, tail=tail) for method in methods]
     found = [[] for _ in range(q.shape[1])]
     for evaluation in evaluate_all(q, k, v, selections, scale):
         summary = evaluation.recall_summary().items()
@@ -117,6 +120,7 @@ def compare_layer(
     sweep: Sequence[Method],
     heads: Sequence[int] | None = None,
     text: str = "document",
+    tail: int = 0,
 ) -> list[dict[str, str | int | float]]:
     """One row for each head of a layer and each configuration of a method.
 
@@ -126,6 +130,7 @@ def compare_layer(
         sweep: its configurations.
         heads: the model's indices of query heads; None for all that were captured.
         text: what to call the prompt.
+        tail: as in `compare_heads`.
 
     Returns:
         Rows with `COLUMNS`, head by head.
@@ -144,7 +149,7 @@ def compare_layer(
     labels, found = label_configurations(sweep), {}
     for places, keys in _together(x, [there.index(head) for head in wanted]):
         one = (x.q[:, places], x.k[:, keys], x.v[:, keys])
-        found |= zip(places, compare_heads(*one, sweep, x.scaling), strict=True)
+        found |= zip(places, compare_heads(*one, sweep, x.scaling, tail), strict=True)
     rows = [
         (text, method, label, x.layer, head, x.q.shape[2], *measures.values())
         for head in wanted

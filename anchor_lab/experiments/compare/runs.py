@@ -38,8 +38,8 @@ MEASURING = (
 )
 
 
-def describe(source: Source, group_size: int) -> dict:
-    """What all rows of a table share: source, device, groups, versions, code.
+def describe(source: Source, group_size: int, tail: int = 0) -> dict:
+    """What all rows of a table share: source, device, groups, tail, versions, code.
 
     Between two releases the version stays the same, and a corrected method must not add its rows
     to a table of the wrong one: so the code has a hash.
@@ -47,12 +47,14 @@ def describe(source: Source, group_size: int) -> dict:
     Args:
         source: what is compared.
         group_size: queries of a group.
+        tail: last queries that keep every key with any method.
     """
     packages = ("anchor-attention", "torch", *source.packages)
     return {
         **source.about,
         "device": device_name(source.device),
         "group_size": group_size,
+        "tail": tail,
         "versions": {package: version(package) for package in packages},
         "code": sources_version(PACKAGES, MEASURING),
     }
@@ -78,6 +80,7 @@ def run_comparison(
     layers: Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
     watch: Callable[[list], Iterable] = iter,
+    tail: int = 0,
 ):
     """Measure what the table lacks, and keep it after every layer and method.
 
@@ -87,6 +90,7 @@ def run_comparison(
         sweeps: configurations of each method, as `measure.sweeps` gives them.
         layers, heads: the source's indices; None for all.
         watch: wraps the list of (layer, method) that are left, such as tqdm.
+        tail: as `describe` has it.
 
     Returns:
         The rows asked for as a pandas frame, those of earlier runs included.
@@ -119,7 +123,8 @@ def run_comparison(
                 x.causal()  # refused now, not after the layers before it
             for layer, name in watch(list(left)):
                 x = captured[layer].to(source.device)
-                table.add(compare_layer(x, name, sweeps[name], left[layer, name], source.name))
+                some = left[layer, name]
+                table.add(compare_layer(x, name, sweeps[name], some, source.name, tail))
     return pd.DataFrame(
         row
         for row in table.rows

@@ -39,7 +39,7 @@ from anchor_lab.methods import (
     TokenTopK,
     evaluate,
 )
-from anchor_lab.sources import read_by_model
+from anchor_lab.sources import planted, read_by_model
 from anchor_models import Captured, load_bundled, texts
 from anchor_ref import AnchorConfig
 from tests.tree import RESULTS, ROOT
@@ -553,3 +553,20 @@ def test_a_quick_run_writes_numbers_page_and_picture_and_is_not_run_again(tmp_pa
     monkeypatch.setattr("anchor_lab.experiments.compare.runs.compare_layer", None)
     assert EXPERIMENT.run(asked) == 0
     assert out.read_bytes() == before
+
+
+def test_one_tail_for_all_methods_is_a_setting_and_is_counted(tmp_path):
+    source = planted(512, 0.05, 0, "cpu")
+    chosen = sweeps(["StreamingLLM", "AnchorAttention"], 128)
+    frames = {}
+    for tail in (0, 200, 512):
+        about = describe(source, 128, tail)
+        table = open_table(tmp_path / f"{tail}.csv" / "compare.csv", about)
+        frames[tail] = run_comparison(source, table, chosen, None, [0], tail=tail)
+        assert about["tail"] == tail
+    assert (frames[200]["density"] >= frames[0]["density"]).all()
+    assert (frames[200]["density"] > frames[0]["density"]).any()
+    assert (frames[512]["density"] == 1).all()
+    assert (frames[512]["recall_min"] == 1).all()
+    with pytest.raises(ValueError, match="results made with tail 200, this run has 0"):
+        open_table(tmp_path / "200.csv" / "compare.csv", describe(source, 128))
