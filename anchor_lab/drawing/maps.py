@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from anchor_lab.drawing.style import INIT, SKIPPED, STRIPE, WINDOW
+from anchor_lab.drawing.style import INIT, SKIPPED, STRIPE, TAIL, WINDOW
 from anchor_ref.config import AnchorConfig
 from anchor_ref.heads import causal_scores
 from anchor_ref.plan import StripePlan
@@ -76,9 +76,19 @@ def data_kept_map(stripes: StripePlan, head: int, config: AnchorConfig, n: int) 
     Returns:
         groups: of each group what `region_bounds` gives.
         keys: of each group the stripe positions, from the plan itself.
+        tail: of each group (first row, end row) of those that see every key; equal for none.
     """
     found = region_bounds(config, n)
-    return {"groups": found, "keys": [stripes.keys(0, head, g).cpu() for g in range(len(found))]}
+    return {
+        "groups": found,
+        "keys": [stripes.keys(0, head, g).cpu() for g in range(len(found))],
+        "tail": [(group.tail.start, group.tail.stop) for group in groups(config, n, n)],
+    }
+
+
+def tail_bands(data: dict[str, list]) -> list[tuple[int, int]]:
+    """(first row, end row) of each group that has rows of the tail, in order."""
+    return [(start, end) for start, end in data["tail"] if start < end]
 
 
 def draw_kept_pairs(data: dict[str, list], ax) -> None:
@@ -87,6 +97,8 @@ def draw_kept_pairs(data: dict[str, list], ax) -> None:
     # Stripes are drawn from their own list: as cells of an image most would fall between pixels.
     for (start, end, *_), keys in zip(data["groups"], data["keys"], strict=True):
         ax.vlines(keys, start, end, color=STRIPE, lw=0.3)
+    for start, end in tail_bands(data):
+        ax.fill([0, start, end, 0], [start, start, end, end], color=TAIL, lw=0)
 
 
 def draw_kept_map(data: dict[str, list], ax) -> None:
@@ -117,3 +129,6 @@ def draw_kept_map(data: dict[str, list], ax) -> None:
             va="center",
             arrowprops={"arrowstyle": "-|>,head_width=0.15,head_length=0.3", "lw": 0.8, "fc": "k"},
         )
+    if bands := tail_bands(data):
+        middle = (bands[0][0] + bands[-1][1]) / 2
+        ax.annotate("tail", (1.01 * n, middle), va="center", color=TAIL, annotation_clip=False)

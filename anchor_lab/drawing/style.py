@@ -7,6 +7,7 @@ STRIPE = "#D55E00"
 SKIPPED = "#ECECEC"
 INK = "#1A1A1A"
 ACCENT = "#0072B2"
+TAIL = "#009E73"
 MUTED = "#9A9A9A"  # what is there for comparison
 DIM = "#666666"  # words and lines that stand back
 MAGNITUDE = "cividis"

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from matplotlib import pyplot as plt
+from matplotlib.colors import to_rgb
 
 from anchor_lab.drawing import maps, stages, style, sweep
 from anchor_models import planted_stripes
@@ -202,4 +203,20 @@ def test_figures_of_scattered_stripes_draw():
     stages.draw_error({"a": ([0.1, 0.3], [0.5, 0.2]), "b": ([0.1, 0.3], [0.6, 0.4])}, axes[1])
     figure.canvas.draw()
     assert {text.get_text() for text in axes[1].texts} == {"a", "b"}
+    plt.close(figure)
+
+
+@pytest.mark.parametrize(("tail", "rows"), [(0, []), (5, [(N - 5, N)]), (N + 3, None)])
+def test_the_tail_of_a_kept_map_is_a_band_over_all_earlier_keys(head, tail, rows):
+    _, _, trace, _ = head
+    data = maps.data_kept_map(trace.stripes, 1, replace(CONFIG, tail=tail), N)
+    found = maps.tail_bands(data)
+    assert found == ([(g[0], g[1]) for g in data["groups"]] if rows is None else rows)
+    figure, ax = plt.subplots()
+    maps.draw_kept_map(data, ax)
+    bands = [patch for patch in ax.patches if patch.get_facecolor()[:3] == to_rgb(style.TAIL)]
+    assert len(bands) == len(found)
+    for band, (start, end) in zip(bands, found, strict=True):
+        assert {(0, start), (start, start), (end, end), (0, end)} == set(map(tuple, band.get_xy()))
+    assert ("tail" in [text.get_text() for text in ax.texts]) == bool(found)
     plt.close(figure)
