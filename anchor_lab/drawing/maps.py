@@ -98,7 +98,7 @@ def draw_kept_pairs(data: dict[str, list], ax) -> None:
     for (start, end, *_), keys in zip(data["groups"], data["keys"], strict=True):
         ax.vlines(keys, start, end, color=STRIPE, lw=0.3)
     for start, end in tail_bands(data):
-        ax.fill([0, start, end, 0], [start, start, end, end], color=TAIL, lw=0)
+        ax.fill([0, start, end, 0], [start, start, end, end], color=TAIL, lw=0, zorder=2.5)
 
 
 def draw_kept_map(data: dict[str, list], ax) -> None:
