@@ -5,12 +5,13 @@
 
 Three parts:
 
-heads      density and recall of every head of SmolLM2-135M-Instruct on this repository: course,
-           docs/, then sources. Recall is over the rows beyond the first group, since those of the
-           first group keep everything. Beyond the 8192 tokens that the model was trained for its
+heads      density and recall of the heads of SmolLM2-135M-Instruct on a stretch of this repository
+           (course, docs/, then sources, from a random place on): every layer at 8192 tokens, every
+           third beyond. Recall is over the rows beyond the first group, since those of the first
+           group keep everything. Beyond the 8192 tokens that the model was trained for its
            positions are stretched by YaRN
-times      a call on each layer's queries, keys and values in bfloat16, without a tail and with
-           that of models, beside dense attention; needs a CUDA device
+times      a call on each such layer's queries, keys and values in bfloat16, without a tail and
+           with that of models, beside dense attention; needs a CUDA device
 answers    a number of five digits hidden in made-up prose and asked for at the end, with the chat
            template, written by greedy decoding: dense prefill, without a tail, and with the tail
            of models
