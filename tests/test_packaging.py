@@ -194,6 +194,7 @@ def sources() -> set[str]:
         for package in (*ROOT.glob("anchor_*"), *ROOT.glob("kernels/anchor_*"))
         for kind in kinds
         for path in package.rglob(kind)
+        if path.is_file() and "__pycache__" not in path.parts
     }
 
 

@@ -1,12 +1,13 @@
 """How much faster would prefill be? An estimate from measured rates and counted operations.
 
-    attention, one layer  =  overhead + F1 / r1 + F2 / r2 + F3 / r3      dense: F / r
+    attention, one layer  =  overhead + F1 / r1 + F2 / r2 + F3 / r3 + FT / r      dense: F / r
     linear layers         =  2 P N / r_matrix
 
 F counts the floating-point operations of a stage, 4 D for a pair that is attended to and 2 D for a
-pooled pair; r is the rate that the stage reached in `python -m anchor_lab attention`; P are the
-weights of all linear layers but the last. It is an estimate: other head sizes, other GPUs and what
-happens between the kernels will differ.
+pooled pair; FT are those of the tail's rows with all candidates, a rectangle that goes at the rate
+of dense attention; r is the rate that the stage reached in `python -m anchor_lab attention`; P are
+the weights of all linear layers but the last. It is an estimate: other head sizes, other GPUs and
+what happens between the kernels will differ.
 """
 
 from dataclasses import dataclass
@@ -133,16 +134,18 @@ def estimate(
     """What prefill would take where each head keeps the density given.
 
     Args:
-        density: share of the causal pairs kept by each head of each layer.
+        density: share of the causal pairs kept by each head of each layer, without a tail.
         n: prompt length N.
         head_dim: D.
         parameters: P, weights of the linear layers.
         rates: of a device.
-        config: sizes of the regions; None means `AnchorConfig()`.
+        config: sizes of the regions and of the tail, whose pairs are counted on top of the
+            density; None means `AnchorConfig()`.
     """
     found = groups(AnchorConfig() if config is None else config, n, n)
     causal = causal_pairs(n)
-    always = sum(group.always_pairs for group in found)
+    tail = sum(len(group.tail) * len(group.candidates) for group in found)
+    always = sum(group.always_pairs for group in found) - tail
     pooled = sum(group.pooled_pairs for group in found)
     heads = density.numel()
     stripes = float(density.double().sum()) * causal - heads * always
@@ -152,6 +155,7 @@ def estimate(
         + flop(heads * always, 0, head_dim) / rates.stage1 / tera
         + flop(0, heads * pooled, head_dim) / rates.stage2 / tera
         + flop(max(0.0, stripes), 0, head_dim) / rates.stage3 / tera
+        + flop(heads * tail, 0, head_dim) / rates.dense / tera
     )
     dense = flop(heads * causal, 0, head_dim) / rates.dense / tera
     return Estimate(dense, sparse, 2 * parameters * n / rates.matrix / tera)

@@ -7,6 +7,7 @@ from pathlib import Path
 from anchor_lab.report.cost import Estimate, Rates, estimate
 from anchor_lab.report.far_keys import FarKey
 from anchor_lab.report.inspected import InspectedHeads, calibration
+from anchor_models.backend import TAIL
 from anchor_ref.config import AnchorConfig
 from anchor_ref.measure import identification_cost
 
@@ -151,7 +152,8 @@ def settings_table(found: InspectedHeads, rates: Rates) -> str:
             "estimate for",
             f"{rates.device}, measured {rates.date}: dense {rates.dense:.0f} TFLOP/s, stages "
             f"{rates.stage1:.0f}, {rates.stage2:.0f} and {rates.stage3:.0f}, matrix product "
-            f"{rates.matrix:.0f}; overhead {rates.overhead_ms:.1f} ms a call",
+            f"{rates.matrix:.0f}; overhead {rates.overhead_ms:.1f} ms a call; "
+            f"with a tail of {TAIL} rows, which nothing else here has",
         ),
     ]
     return html_table(("", ""), rows, words=(0, 1))
@@ -170,4 +172,5 @@ def _estimate(found: InspectedHeads, at: int, rates: Rates) -> Estimate:
         found.head_dim,
         found.model["linear_parameters"],
         rates,
+        AnchorConfig(tail=TAIL),
     )

@@ -14,6 +14,7 @@ on paper.
 
 from dataclasses import dataclass
 
+from anchor_models.backend import TAIL
 from anchor_models.memory import choice_bytes
 from anchor_ref.config import AnchorConfig
 from anchor_ref.measure import identification_cost
@@ -139,17 +140,18 @@ def memory(
 
 
 def work(shape: ModelShape, n: int, selected: float) -> dict[str, float]:
-    """FLOP of the whole prompt, all ranks together.
+    """FLOP of the whole prompt, all ranks together; its last `TAIL` rows see every key.
 
     Args:
         shape: of the model.
         n: N, tokens of the prompt.
         selected: share of the candidates that become stripes, in [0, 1].
     """
-    config = AnchorConfig()
+    config = AnchorConfig(tail=TAIL)
     layout = groups(config, n, n)
     causal = causal_pairs(n)
-    dropped = (1 - selected) * sum(len(group.candidates) * len(group.rows) for group in layout)
+    skipping = sum(len(group.candidates) * len(group.sparse_rows) for group in layout)
+    dropped = (1 - selected) * skipping
     choosing = float(identification_cost(config, n, n))
     dense = 4 * shape.head_dim * shape.layers * shape.q_heads * causal
     return {

@@ -37,11 +37,13 @@ def folder(tmp_path):
 
 
 @pytest.mark.parametrize("as_type", [str, lambda path: path])
-def test_a_folder_is_read_as_it_was_written(folder, as_type, unchecked_annotations):
-    found = load_bundled_heads(as_type(folder))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_folder_is_read_as_it_was_written(folder, as_type, dtype, unchecked_annotations):
+    found = load_bundled_heads(as_type(folder), dtype)
     assert {layer: x.heads for layer, x in found.captured.items()} == {3: (2, 3), 5: (0, 1)}
     assert (found.captured[5].q == 5).all()
-    assert found.captured[3].q.dtype == torch.bfloat16
+    kinds = {x.dtype for layer in found.captured.values() for x in (layer.q, layer.k, layer.v)}
+    assert kinds == {dtype}
     assert found.words == ("It", " is", " 12", "345", ".")
     assert "".join(found.words[place] for place in found.fact).strip() == found.answer
     assert found.chosen == {"retrieval": (3, 1), "diffuse": (5, 0)}

@@ -16,6 +16,7 @@ from anchor_lab.report.far_keys import FarKey
 from anchor_lab.report.run import NotebookError, with_parameters
 from anchor_models import Calibration, load_bundled
 from anchor_models.texts import read_text
+from anchor_ref import AnchorConfig
 from tests.tree import RESULTS
 from tools import notebooks
 
@@ -249,7 +250,12 @@ def test_the_table_of_thresholds_marks_the_one_shown(found):
 
 def test_the_estimate_is_for_the_whole_model(found):
     part = tables.estimate(
-        found.density[7], found.n, found.head_dim, found.model["linear_parameters"], H100
+        found.density[7],
+        found.n,
+        found.head_dim,
+        found.model["linear_parameters"],
+        H100,
+        AnchorConfig(tail=512),
     )
     whole = tables._estimate(found, 7, H100)
     assert whole.dense == pytest.approx(32 * part.dense), "2 of 64 heads were measured"

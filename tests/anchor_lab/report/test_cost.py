@@ -61,6 +61,19 @@ def test_regions_are_those_of_the_configuration():
     assert found.sparse * 1e9 == pytest.approx(64 * 3 * (4 * always + 2 * pooled))
 
 
+@pytest.mark.parametrize("tail", [1, 70, 512, 2000])
+def test_the_tail_is_paid_for_at_the_rate_of_dense_attention(tail):
+    n, config = 1000, AnchorConfig(100, 2, tail=tail)
+    layout = groups(config, n, n)
+    rows = [row for group in layout for row in group.rows if row >= n - tail]
+    pairs = sum(len(layout[row // 200].candidates) for row in rows)
+    found = estimate(torch.ones(1, 3), n, 64, 0, replace(FREE, dense=1.0), config)
+    assert found.sparse * 1e9 == pytest.approx(4 * 64 * 3 * pairs)
+    stages = replace(FREE, stage1=1.0, stage2=1.0, stage3=1.0)
+    without = estimate(torch.ones(1, 3), n, 64, 0, stages, replace(config, tail=0))
+    assert estimate(torch.ones(1, 3), n, 64, 0, stages, config) == without
+
+
 def test_speed_ups_are_ratios_of_times():
     found = replace(estimate(torch.ones(1, 1), 4096, 64, 1), dense=6.0, sparse=2.0, linear=4.0)
     assert (found.attention_speedup, found.prefill_speedup) == (3.0, 10 / 6)

@@ -5,6 +5,8 @@ torchrun --nproc-per-node 2 tests/anchor_models/parallel/worker.py FOLDER
 
 import json
 import sys
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from unittest.mock import patch
 
@@ -25,6 +27,7 @@ from anchor_ref import anchor_attention as reference
 
 SMALL = AnchorConfig(block_size=8, step=2, theta=1.0)
 PROMPT = 301  # odd: the ranks' shares differ
+TAILS = (0, 20, 100)  # none; on the last rank; on both
 HEADS = ((4, 2, 150), (6, 1, 67), (2, 2, 2))  # query heads, kv heads, tokens
 
 
@@ -68,12 +71,12 @@ ALL_TO_ALL = dist.all_to_all_single
 
 
 def attention_errors() -> list[float]:
-    """Largest difference to one process, for each case of HEADS."""
+    """Largest difference to one process, for each case of HEADS and each tail."""
     errors = []
-    for q_heads, kv_heads, n in HEADS:
-        whole = qkv(q_heads, kv_heads, n)
-        out = ulysses_attention(*(mine(x, n) for x in whole), SMALL, 0.5)
-        errors.append(float((out - mine(reference(*whole, SMALL, 0.5), n)).abs().max()))
+    for (q_heads, kv_heads, n), tail in product(HEADS, TAILS):
+        whole, config = qkv(q_heads, kv_heads, n), replace(SMALL, tail=tail)
+        out = ulysses_attention(*(mine(x, n) for x in whole), config, 0.5)
+        errors.append(float((out - mine(reference(*whole, config, 0.5), n)).abs().max()))
     return errors
 
 
@@ -132,7 +135,7 @@ def sequence() -> dict:
     with torch.no_grad():
         dense = model(tokens).logits
     model.set_attn_implementation("anchor_attention")
-    with options(theta=2.0, block_size=16, step=4):
+    with options(theta=2.0, block_size=16, step=4, tail=40):
         found["anchor"] = logits_error(model, tokens)
         with torch.no_grad():
             found["anchor to dense"] = float((model(tokens).logits - dense).abs().max())
@@ -188,7 +191,7 @@ def tensor(folder: Path) -> dict:
     tokens = tokenizer(make_document(4 * PROMPT, seed=1).text, return_tensors="pt").input_ids
     tokens = tokens[:, :PROMPT]
     split, found, counts = load_tensor_parallel(None, torch.float64)[0], {}, {}
-    with torch.no_grad(), options(theta=2.0, block_size=16, step=4):
+    with torch.no_grad(), options(theta=2.0, block_size=16, step=4, tail=40):
         for name in ("sdpa", "anchor_attention"):
             model.set_attn_implementation(name)
             split.set_attn_implementation(name)
