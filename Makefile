@@ -12,7 +12,7 @@ export OMP_WAIT_POLICY := passive
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make tour       run the first notebook on the bundled model: table here, page in out/"
+	@echo "make tour       the method on heads of a real language model: table here, page in out/"
 	@echo "make test       every test, then every notebook compared with its stored outputs"
 	@echo "make lab        open the course in JupyterLab"
 	@echo "make book       the course as a static site in out/book, every link checked"

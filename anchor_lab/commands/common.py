@@ -26,7 +26,11 @@ def add_input(
         dtypes: of the weights; the first is the default.
     """
     add = parser.add_argument
-    add("--model", default=BUNDLED, help="a folder or a name on the hub (default: bundled)")
+    add(
+        "--model",
+        default=BUNDLED,
+        help="a folder, smollm2, or a name on the hub (default: bundled)",
+    )
     add(
         "--dtype", choices=dtypes, default=dtypes[0], help=f"of the weights (default: {dtypes[0]})"
     )

@@ -175,7 +175,7 @@ def draw_recall(data: dict[str, Tensor], ax) -> None:
     """How much of each row's attention mass is kept?"""
     position = data["position"]
     ax.fill_between(position, data["p10"], data["median"], color=ACCENT, alpha=0.25, lw=0)
-    curve(ax, position, data["median"], "median row", ACCENT, (4, 0))
+    curve(ax, position, data["median"], "median row", ACCENT, (4, 0), va="bottom")
     curve(ax, position, data["p10"], "10th percentile", ACCENT, (4, 0), lw=0.8, va="top")
     ax.set(xlabel="query position", ylabel="recall", ylim=(0, 1.03))
     ax.set_xlim(0, int(position[-1]) * 1.22)

@@ -61,7 +61,10 @@ class Experiment:
 
     def run(self, arguments: Sequence[str]) -> int:
         """Measure, then write page and figure; returns the exit status."""
-        options = self.parser().parse_args(arguments)
+        parser = self.parser()
+        options = parser.parse_args(arguments)
+        if options.out is not None and options.out.is_dir():
+            parser.error(f"--out must be a file, got the folder {options.out}")
         options.command = self.command_line(arguments)
         options.out = options.out or (QUICK if options.quick else RESULTS) / self.file
         if not options.table:

@@ -61,7 +61,9 @@ def draw_heads(densities: list[list[float]], ax) -> None:
         cbar_kws={"label": "pairs kept"},
         linewidths=0.4,
         linecolor="white",
+        yticklabels=2,  # thirty of them would touch
     )
+    ax.tick_params(axis="y", rotation=0)
     ax.set(xlabel="query head", ylabel="layer measured")
     ax.set_title(draw_heads.__doc__)
 

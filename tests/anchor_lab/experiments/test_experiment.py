@@ -148,3 +148,11 @@ def test_every_experiment_has_a_title_and_committed_results(one):
     assert one.title.endswith((".", "?"))
     assert (committed / one.file).exists()
     assert json.dumps(one.file).count("/") == 1
+
+
+@pytest.mark.parametrize("more", [[], ["--table"]])
+def test_a_folder_in_place_of_a_file_is_refused(seen, tmp_path, more, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        runner.main(["counting", "--out", str(tmp_path), *more])
+    assert f"--out must be a file, got the folder {tmp_path}" in capsys.readouterr().err
+    assert not seen
