@@ -1,6 +1,7 @@
 """A look at a prepared head: any θ and step, any window of its map, each in bounded work."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +30,7 @@ class HeadSelection:
         config: θ and the sizes.
         groups: the groups of queries.
         stripes: the selected keys of each.
-        shares: of each group the share of its candidates that is kept.
+        shares: of each group the share of its candidates that became stripes.
         density: share of all causal pairs kept.
         recall: mean over `RECALL_ROWS` rows drawn at random.
     """
@@ -75,13 +76,13 @@ def select(head: PreparedHead, config: AnchorConfig) -> HeadSelection:
 
     Args:
         head: from `prepare_head`, prepared for `config.step`.
-        config: θ and step; the other sizes must be the default ones.
+        config: θ, step and tail; the other sizes must be the default ones.
 
     Raises:
         ValueError: the head was not prepared for these sizes.
     """
     n = len(head.q)
-    sizes = AnchorConfig(step=config.step, theta=config.theta)
+    sizes = AnchorConfig(step=config.step, theta=config.theta, tail=config.tail)
     if config != sizes or config.step not in head.anchors:
         steps = ", ".join(map(str, head.anchors))
         raise ValueError(f"config must have a step of {steps} and default sizes, got {config}")
@@ -159,18 +160,24 @@ def _cut(head: PreparedHead, window: Window) -> tuple[Window, int, Tensor]:
 
 
 def _kept(selection: HeadSelection, window: Window, cell: int, cells: int) -> Tensor:
-    """Share of each cell's keys in initial region, window or a stripe."""
+    """Share of each cell's keys in initial region, window or a stripe; of all in the tail."""
     kept = torch.zeros(cells, cells)
-    for g, group in enumerate(selection.groups):
-        start = max(group.rows.start - window.query, 0)
-        stop = min(group.rows.stop - window.query, cells * cell)
+
+    def keep(band: range, regions: Sequence[range], chosen: Tensor) -> None:
+        start = max(band.start - window.query, 0)
+        stop = min(band.stop - window.query, cells * cell)
         if start >= stop:
-            continue
+            return
         keys = torch.zeros(cells * cell)
-        for region in (group.init, range(group.window_start, group.rows.stop)):
+        for region in regions:
             keys[max(0, region.start - window.key) : max(0, region.stop - window.key)] = 1
-        chosen = selection.stripes.keys(0, 0, g).long() - window.key
+        chosen = chosen.long() - window.key
         keys[chosen[(chosen >= 0) & (chosen < len(keys))]] = 1
         rows = kept[start // cell : -(-stop // cell)]
         torch.maximum(rows, keys.unflatten(0, (cells, cell)).mean(1), out=rows)
+
+    for g, group in enumerate(selection.groups):
+        near = (group.init, range(group.window_start, group.rows.stop))
+        keep(group.sparse_rows, near, selection.stripes.keys(0, 0, g))
+        keep(group.tail, (*near, group.candidates), torch.empty(0))
     return kept

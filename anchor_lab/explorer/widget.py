@@ -1,4 +1,4 @@
-"""The explorer: sliders for layer, head, θ, step and window over one picture, in a notebook."""
+"""The explorer: sliders for layer, head, θ, step, tail and window over one picture."""
 
 import base64
 import io
@@ -13,6 +13,7 @@ from anchor_models.capture import Captured
 from anchor_ref.config import AnchorConfig
 
 SMALLEST_WINDOW = 32
+TAILS = (0, 16, 64, 128, 512, 2048)
 
 
 def prepare_heads(
@@ -96,6 +97,7 @@ class Explorer:
                 theta, min=0, max=24, step=0.5, description="θ", readout_format=".1f", **look
             ),
             "step": one_of(steps, steps[-1], "step"),
+            "tail": one_of(TAILS, 0, "tail"),
             "size": one_of(sizes, self.n, "window"),
             "query": widgets.IntSlider(0, description="from query", **places),
             "key": widgets.IntSlider(0, description="from key", **places),
@@ -121,13 +123,17 @@ class Explorer:
             head.observe(self._changed, "value")
         self.refresh()
 
-    def _select_now(self, layer: int, head: int, theta: float, step: int) -> HeadSelection:
-        return select(self.heads[layer, head], AnchorConfig(theta=theta, step=step))
+    def _select_now(
+        self, layer: int, head: int, theta: float, step: int, tail: int
+    ) -> HeadSelection:
+        config = AnchorConfig(theta=theta, step=step, tail=tail)
+        return select(self.heads[layer, head], config)
 
     def view(self) -> tuple[HeadSelection, View]:
         """What the controls ask for: the selection and the window of the map."""
         at = {name: control.value for name, control in self.controls.items()}
-        selection = self._select(at["layer"], at["head"], at["theta"], at["step"])
+        asked = ("layer", "head", "theta", "step", "tail")
+        selection = self._select(*(at[name] for name in asked))
         window = Window(at["query"], at["key"], at["size"])
         return selection, look(self.heads[at["layer"], at["head"]], selection, window)
 
@@ -136,7 +142,8 @@ class Explorer:
         selection, view = self.view()
         where = (
             f"layer {self.controls['layer'].value}, head {self.controls['head'].value}, "
-            f"N = {self.n}, θ = {selection.config.theta:g}, step {selection.config.step}"
+            f"N = {self.n}, θ = {selection.config.theta:g}, step {selection.config.step}, "
+            f"tail {selection.config.tail}"
         )
         worth = f"density {selection.density:.2f}, recall {selection.recall:.3f}"
         self._png = self._picture.draw(selection, view, self.tokens, f"{where}\n{worth}")

@@ -129,7 +129,7 @@ def test_a_slider_moved_by_key_changes_the_picture(lab):
         picture = page.locator("img[alt^='Attention map']")
         picture.wait_for()
         handles = page.locator(".jupyter-widgets .noUi-handle")
-        assert handles.count() == 7, "layer, head, θ, step, window, query and key"
+        assert handles.count() == 8, "layer, head, θ, step, tail, window, query and key"
         says, source = picture.get_attribute("alt"), picture.get_attribute("src")
         assert "θ = 9," in says
 

@@ -39,12 +39,14 @@ def kept_pairs(selection) -> torch.Tensor:
         mask[rows, : min(block, start) if start else 0] = True
         mask[rows, start : start + config.group_size] = True
         mask[rows, selection.stripes.keys(0, 0, g).long()] = True
+        mask[max(start, N - config.tail) : rows.stop, : rows.stop] = True
     return mask
 
 
+@pytest.mark.parametrize("tail", [0, 90])
 @pytest.mark.parametrize("step", STEPS)
-def test_selection_is_that_of_the_method(prepared, step):
-    config = AnchorConfig(step=step, theta=3.0)
+def test_selection_is_that_of_the_method(prepared, step, tail):
+    config = AnchorConfig(step=step, theta=3.0, tail=tail)
     found = select(prepared, config)
     q, k = (x[None, None] for x in head(N))
     _, trace = anchor_attention(q, k, k, config, SCALE, return_trace=True)
@@ -68,11 +70,12 @@ def test_selection_is_that_of_the_method(prepared, step):
     pairs=st.sampled_from([1, 10_000, 2**22]),
     pixels=st.sampled_from([64, 512]),
     step=st.sampled_from(STEPS),
+    tail=st.sampled_from([0, 1, 90, 300, N + 1]),
 )
 def test_a_window_shows_the_heaviest_pair_and_the_kept_share_of_each_cell(
-    prepared, exact, size, query, key, pairs, pixels, step
+    prepared, exact, size, query, key, pairs, pixels, step, tail
 ):
-    selection = select(prepared, AnchorConfig(step=step, theta=3.0))
+    selection = select(prepared, AnchorConfig(step=step, theta=3.0, tail=tail))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(views, "EXACT_PAIRS", pairs)
         patch.setattr(views, "PIXELS", pixels)

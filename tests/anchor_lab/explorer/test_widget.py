@@ -48,7 +48,7 @@ def test_every_control_changes_the_picture(explorer):
     explorer.controls["size"].value = 256
     seen = {explorer.still()}
     for name, value in (
-        ("theta", 0.5), ("query", 128), ("key", 64), ("size", 32),
+        ("theta", 0.5), ("tail", 64), ("query", 128), ("key", 64), ("size", 32),
         ("head", 4), ("layer", 5), ("step", 16), ("size", N),
     ):  # fmt: skip
         explorer.controls[name].value = value
@@ -79,14 +79,16 @@ def test_the_picture_is_described_in_words(explorer):
     from PIL import Image
 
     says = explorer.image.value.split('alt="')[1]
-    assert says.startswith("Attention map: toy, layer 2, head 0, N = 400, θ = 1, step 16: density")
+    assert says.startswith(
+        "Attention map: toy, layer 2, head 0, N = 400, θ = 1, step 16, tail 0: density"
+    )
     assert Image.open(io.BytesIO(explorer.still())).size == (660, 710)
     assert explorer.controls["size"].options == (N, 256, 128, 64, 32)
 
 
 def test_without_a_kernel_a_sentence_stands_for_the_controls(explorer):
     shown = explorer._repr_mimebundle_()
-    assert shown["text/plain"] == "7 sliders and a map: run this cell in JupyterLab to move them"
+    assert shown["text/plain"] == "8 sliders and a map: run this cell in JupyterLab to move them"
     model = shown["application/vnd.jupyter.widget-view+json"]["model_id"]
     assert model == explorer.box.model_id
 
@@ -105,7 +107,7 @@ def test_a_name_may_hold_anything(heads, name):
     assert (tag, set(attributes)) == ("img", {"src", "style", "alt"})
     assert attributes["alt"].startswith(f"Attention map: {name}, layer 2, head 0, N = 400, θ = 1")
     title = explorer._picture.title.get_text().splitlines()
-    assert title[0] == "layer 2, head 0, N = 400, θ = 1, step 16"
+    assert title[0] == "layer 2, head 0, N = 400, θ = 1, step 16, tail 0"
     assert title[1] == attributes["alt"].rpartition(": ")[2]
 
 
