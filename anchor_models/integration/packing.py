@@ -16,18 +16,26 @@ from anchor_models.integration.sequences import (
 
 
 class _Seen(NamedTuple):
-    """Texts, and what they were read from: the same tensors, unchanged, hold the same texts."""
+    """Texts, and what they were read from: later layers of the same pass may take them.
 
+    Within a pass the index of the layer grows. Where it does not, the model reads anew, and what
+    stands in the same tensors may have changed: those of inference mode, and whoever writes
+    around autograd, count no writes.
+    """
+
+    layer: int
     sizes: tuple[int, ...]
     tensors: list[ref | None]
     versions: list[int | None]
     texts: list[Tokens]
 
 
-_last = _Seen((), [], [], [])
+_last = _Seen(0, (), [], [], [])
 
 
-def texts_of(query: Tensor, key: Tensor, mask: Tensor | None, kwargs: dict) -> list[Tokens] | None:
+def texts_of(
+    query: Tensor, key: Tensor, mask: Tensor | None, kwargs: dict, layer: int
+) -> list[Tokens] | None:
     """The texts of a call; None when a mask of another kind says who sees whom.
 
     To read them the host waits for the GPU. The layers of a model are given the same tensors, so
@@ -37,6 +45,7 @@ def texts_of(query: Tensor, key: Tensor, mask: Tensor | None, kwargs: dict) -> l
         query, key: of the layer; their sizes are looked at.
         mask: segments (see `sequences`), None, or a mask of another kind.
         kwargs: what else the model hands over: `position_ids`, `cu_seq_lens_q`, `cu_seq_lens_k`.
+        layer: its index.
 
     Raises:
         ValueError: mask, positions and bounds do not fit each other or the tensors.
@@ -47,13 +56,16 @@ def texts_of(query: Tensor, key: Tensor, mask: Tensor | None, kwargs: dict) -> l
     sizes = (query.shape[0], query.shape[2], key.shape[2])
     versions = [None if x is None else _version(x) for x in tensors]
     last = _last
-    if (sizes, versions) == (last.sizes, last.versions) and all(
+    same = (sizes, versions) == (last.sizes, last.versions) and all(
         x is None or x is seen() for x, seen in zip(tensors, last.tensors, strict=True)
-    ):
+    )
+    if same and layer > last.layer:
+        _last = last._replace(layer=layer)
         return last.texts
     texts = _read(query, key, *tensors)
     if texts is not None:
-        _last = _Seen(sizes, [None if x is None else ref(x) for x in tensors], versions, texts)
+        seen = [None if x is None else ref(x) for x in tensors]
+        _last = _Seen(layer, sizes, seen, versions, texts)
     return texts
 
 

@@ -1,6 +1,7 @@
 """The texts of a call are read once for all layers; masks of dense chunks are drawn in strips."""
 
 import math
+from itertools import count
 
 import pytest
 import torch
@@ -45,10 +46,11 @@ def test_layers_share_one_look_at_mask_and_positions(monkeypatch):
 
 def test_texts_are_read_again_when_anything_is_another_or_was_written_to(monkeypatch):
     x, reads = torch.zeros(1, 2, 40, 8), counted(monkeypatch, packing, "_read")
+    layers = count()
     mask, positions = segments(3), torch.arange(40)[None]
 
     def look(mask, positions, x=x):
-        return packing.texts_of(x, x, mask, {"position_ids": positions})
+        return packing.texts_of(x, x, mask, {"position_ids": positions}, next(layers))
 
     first = look(mask, positions)
     assert look(mask, positions) is first
@@ -64,6 +66,29 @@ def test_texts_are_read_again_when_anything_is_another_or_was_written_to(monkeyp
     assert len(reads) == 6
     with torch.inference_mode():  # whose tensors count no writes
         assert look(mask, torch.arange(40)[None])[0].keys == slice(9, 40)
+
+
+@pytest.mark.parametrize("n_layers", [1, 3])
+def test_what_buffers_hold_is_read_anew_by_every_pass(n_layers):
+    """A serving loop writes the next prompt where the last one stood; inference mode hides it."""
+    model, ids = build(num_hidden_layers=n_layers), tokens()
+
+    def given(cut: int) -> dict:
+        bounds = torch.tensor([0, cut, N], dtype=torch.int32)
+        # Positions that go on: with restarting ones the model would make a mask for each pass.
+        positions = torch.arange(N)[None]
+        return {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "position_ids": positions}
+
+    cuts, found = (40, 70, 55), []
+    with torch.inference_mode(), options(theta=THETA, **SIZES):
+        buffers = given(cuts[0])
+        for cut in cuts:
+            for name, new in given(cut).items():
+                buffers[name].copy_(new)
+            found.append(model(ids, use_cache=False, **buffers).logits)
+        expected = [model(ids, use_cache=False, **given(cut)).logits for cut in cuts]
+    assert not torch.equal(expected[0], expected[1])
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("theta", [THETA, [[THETA, 1.0, 2.0, math.inf], THETA]])
