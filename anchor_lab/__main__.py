@@ -9,6 +9,7 @@ python -m anchor_lab NAME --quick      small sizes, to see that it runs; into bu
 import sys
 from collections.abc import Sequence
 
+from anchor_lab.cli import print_anything
 from anchor_lab.experiments.ablations import page as ablations
 from anchor_lab.experiments.attention import page as attention
 from anchor_lab.experiments.compare import page as compare
@@ -40,6 +41,7 @@ EXPERIMENTS: dict[str, Experiment] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status: 0, that of a run, or 2 for a name that is none, with a line on stderr."""
+    print_anything()
     name, *more = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if name in ("-h", "--help"):
         print(__doc__)

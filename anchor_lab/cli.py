@@ -1,6 +1,7 @@
 """The command `anchor-ref`: one subcommand for each file of anchor_lab/commands."""
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -26,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: from argparse, after --help, --version and arguments that it cannot read.
     """
+    print_anything()
     parser = _parser()
     options = parser.parse_args(argv)
     if options.command is None:
@@ -67,6 +69,13 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.add_arguments(part)
     return parser
+
+
+def print_anything() -> None:
+    """From now on a character that the output cannot show, as θ in a pipe of Windows, is a `?`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:

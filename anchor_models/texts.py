@@ -72,7 +72,11 @@ def read_text(source: str | Path, tokenizer, length: int | None = None, seed: in
 
 
 def _read(name: str) -> str:
+    """The text of a file or of standard input: UTF-8 in any locale, with or without its mark."""
+    if name == "-" and not hasattr(sys.stdin, "buffer"):
+        return sys.stdin.read()  # a stream of text that stands in for it
+    found = sys.stdin.buffer.read() if name == "-" else Path(name).expanduser().read_bytes()
     try:
-        return sys.stdin.read() if name == "-" else Path(name).expanduser().read_text("utf-8")
+        return found.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"text must be UTF-8, {name} is not: {error}") from error

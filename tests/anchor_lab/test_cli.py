@@ -1,6 +1,7 @@
 """The command line: help, versions, and one line for what goes wrong."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -101,6 +102,22 @@ def test_an_interruption_is_one_line(monkeypatch, capsys):
 def test_the_status_of_a_subcommand_is_the_status(monkeypatch):
     monkeypatch.setattr(compare, "run", lambda options: 3)
     assert cli.main(["compare"]) == 3
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+@pytest.mark.parametrize(
+    ("module", "name"), [("anchor_lab.cli", "inspect"), ("anchor_lab.__main__", "ablations")]
+)
+def test_an_output_without_greek_gets_question_marks(encoding, module, name):
+    code = f"import sys; from {module} import main; sys.exit(main([{name!r}, '--help']))"
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        capture_output=True,
+    )
+    assert run.returncode == 0, run.stderr
+    assert b"?" in run.stdout
+    assert "θ" not in run.stdout.decode(encoding)
 
 
 def test_nothing_heavy_is_imported_for_the_help():

@@ -389,6 +389,32 @@ def test_standard_input_is_read(loaded, monkeypatch):
     assert loaded[1].decode(found.tokens[0], skip_special_tokens=True) == "The harbour was quiet."
 
 
+WORDS = "Zwölf Häuser — θ, naïve. " * 20
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("locale", ["latin-1", "ascii", "cp1252"])
+def test_a_text_is_utf8_whatever_the_locale_and_a_mark_is_no_token(
+    loaded, monkeypatch, tmp_path, mark, locale
+):
+    import io
+
+    found = mark + WORDS.encode()
+    expected = loaded[1](WORDS).input_ids
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(found), encoding=locale))
+    assert texts.read_text("-", loaded[1]).tokens[0].tolist() == expected
+    (tmp_path / "a.txt").write_bytes(found)
+    assert texts.read_text(tmp_path / "a.txt", loaded[1]).tokens[0].tolist() == expected
+
+
+def test_a_standard_input_that_is_no_utf8_is_named(loaded, monkeypatch):
+    import io
+
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(WORDS.encode("utf-16"))))
+    with pytest.raises(ValueError, match="text must be UTF-8, - is not"):
+        texts.read_text("-", loaded[1])
+
+
 def test_texts_that_cannot_be_read_are_named(loaded, tmp_path):
     _, tokenizer = loaded
     (tmp_path / "short.txt").write_text("Too short.")
