@@ -133,6 +133,9 @@ def memory(
         "anchors, and sums of weights": 8 * n * heads,
         "mean queries and lists of stripes": heads
         * choice_bytes(n, shape.head_dim, selected, AnchorConfig()),
+        "candidates' part of the tail's rows": heads
+        * min(TAIL, n)
+        * (element * shape.head_dim + 4),
     }
     mlp = {"gate and up of the MLP": 2 * element * shape.intermediate * n / ranks}
     at_once = sum(stays.values()) + max(sum(attention.values()), sum(mlp.values()))

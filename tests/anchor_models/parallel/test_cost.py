@@ -57,6 +57,8 @@ def test_memory_by_hand_for_a_small_case():
     assert found["gate and up of the MLP"] == 2 * 24 * 2048 * 2
     lists = 4 * 960 + 12 * 2 + 1920 / 8
     assert found["mean queries and lists of stripes"] == 2 * (lists + 32 * 4 * (2 + 1))
+    # 512 rows: an output of 2 bytes an element, and a float32 that says what it weighs.
+    assert found["candidates' part of the tail's rows"] == 2 * 512 * (2 * 2 + 4)
     split = memory(shape, "tensor", n, 2, 0.5)
     assert split["hidden states, before and after a norm"] == 2 * 8 * 4096 * 2
     assert split["q, k, v and output of one layer"] == (4 + 4 + 2 + 2) * 2 * 2048 * 2
