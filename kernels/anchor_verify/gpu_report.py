@@ -2,6 +2,7 @@
 
     python -m anchor_verify.gpu_report                              gpu_report.json and .md
     python -m anchor_verify.gpu_report --pieces bfloat16 memcheck   others stay as they were
+    python -m anchor_verify.gpu_report --jobs 6                     six pieces at a time
     python -m anchor_verify.gpu_report --table                      .md from gpu_report.json
 
 Run in the repository's root. Pieces, each in processes of its own and stopped after --limit-s
@@ -33,6 +34,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
@@ -68,7 +70,7 @@ def _control(tool: str, name: str, finds: bool = True) -> Watch:
 
 # Compiling its ledger takes the Concurrency Sanitizer a minute and more for each variant of a
 # kernel: here two of the kernel that racecheck cannot judge, and every way through them.
-CONSAN_CALLS = ("--calls", "ragged", "every key", "packed", "contiguous", "done again")
+CONSAN_CALLS = ("--calls", "ragged", "every key", "packed", "contiguous", "tail", "done again")
 TOOLS = {
     "memcheck-store": _control("memcheck", "store"),
     "memcheck": Watch("memcheck"),
@@ -294,21 +296,25 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--pieces", nargs="+", choices=PIECES, default=list(PIECES))
     parser.add_argument("--out", type=Path, default=default, help=f"default: {default}")
     parser.add_argument("--limit-s", type=float, default=450, help="of each piece")
+    parser.add_argument("--jobs", type=int, default=1, help="pieces that run at the same time")
     parser.add_argument("--table", action="store_true", help="write --out as .md, run nothing")
     options = parser.parse_args(arguments)
+    if options.jobs < 1:
+        parser.error(f"--jobs must be at least 1, got {options.jobs}")
     all_passed = True
     if not options.table:
         if lacks_cuda("anchor_verify.gpu_report"):
             return 2
         store = Store(options.out, ["piece"], settings={})
-        for piece in options.pieces:
-            print(f"{piece} ...", flush=True)
-            found = run_piece(piece, options.limit_s)
-            store.add([found])
-            print(
-                f"{piece}: {found['status']}, {found['seconds']} s, {found['message']}", flush=True
-            )
-            all_passed &= found["status"] == "passed"
+        # Each piece is a process of its own; a thread only waits for it.
+        with ThreadPoolExecutor(options.jobs) as pool:
+            running = [pool.submit(run_piece, piece, options.limit_s) for piece in options.pieces]
+            for done in as_completed(running):
+                found = done.result()
+                store.add([found])
+                about = f"{found['status']}, {found['seconds']} s, {found['message']}"
+                print(f"{found['piece']}: {about}", flush=True)
+                all_passed &= found["status"] == "passed"
     write_whole(options.out.with_suffix(".md"), page(read(options.out)))
     return int(not all_passed)
 
