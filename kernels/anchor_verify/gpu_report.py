@@ -16,7 +16,9 @@ memcheck-store, consan-race, ...    the same tool on a kernel of `anchor_verify.
 
 racecheck does not see that warps with tasks of their own wait for each other: it complains of
 the faultless `handover` as of its twin without the wait. So the kernel that works like this is
-left out of racecheck and shown to the Concurrency Sanitizer, which tells the two apart.
+left out of racecheck and shown to the Concurrency Sanitizer, which tells the two apart. cuDNN's
+attention works like this too, and initcheck does not see what it writes: the one call that needs
+it is left out of both, and its merge is a call of its own.
 
 Exits with 1 unless every piece asked for has passed; a tool that is absent has not.
 """
@@ -52,6 +54,7 @@ TESTS = {
 }
 SANITIZER, CONSAN = "compute-sanitizer", "consan"
 BY_BARRIERS = "sparse_hopper"  # the kernel whose warps have tasks of their own
+BY_CUDNN = ("--but", "long tail")  # the call in which cuDNN has a part
 
 
 @dataclass(frozen=True)
@@ -76,8 +79,9 @@ TOOLS = {
     "memcheck": Watch("memcheck"),
     "racecheck-copy": _control("racecheck", "copy"),
     "racecheck-handover": _control("racecheck", "handover"),
+    "racecheck-cudnn": _control("racecheck", "cudnn"),
     "racecheck": Watch(
-        "racecheck", options=("--kernel-name-exclude", f"kernel_substring={BY_BARRIERS}")
+        "racecheck", BY_CUDNN, options=("--kernel-name-exclude", f"kernel_substring={BY_BARRIERS}")
     ),
     "consan-copy": _control(CONSAN, "copy"),
     "consan-race": _control(CONSAN, "race"),
@@ -85,7 +89,8 @@ TOOLS = {
     "consan-handover": _control(CONSAN, "handover", finds=False),
     "consan": Watch(CONSAN, CONSAN_CALLS),
     "initcheck-unwritten": _control("initcheck", "unwritten"),
-    "initcheck": Watch("initcheck"),
+    "initcheck-cudnn": _control("initcheck", "cudnn"),
+    "initcheck": Watch("initcheck", BY_CUDNN),
 }
 PIECES = (*TESTS, *TOOLS)
 DTYPES = [name for name in TESTS if name != "other"]

@@ -27,6 +27,7 @@ from triton.experimental.gluon.language.nvidia.ampere import async_copy
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 from anchor_kernels import anchor_attention, sparse_hopper
+from anchor_kernels.tail import merge
 from anchor_lab.experiments.environment import lacks_cuda
 from anchor_ref.config import AnchorConfig
 from anchor_verify.small_controls import CONTROLS
@@ -73,6 +74,15 @@ def with_tail(sizes: tuple, tail: int, bounds: tuple[int, ...] | None = None) ->
     )
 
 
+def merged() -> Tensor:
+    """What cuDNN's share of a long tail is merged with, without cuDNN."""
+    a, b = (x.contiguous() for x in inputs(*USUAL[:3], 4, *USUAL[4:])[:2])
+    a_lse, b_lse = (x.float().logsumexp(-1) for x in (a, b))
+    out = torch.empty_like(a)
+    merge(a, a_lse, b, b_lse, out)
+    return out
+
+
 def contiguous() -> Tensor:
     return anchor_attention(*(x.contiguous() for x in inputs(*USUAL)), CONFIG)
 
@@ -91,6 +101,7 @@ CALLS = {
     "tail": partial(with_tail, USUAL, 300),
     "tails of packs": partial(with_tail, USUAL, 90, BOUNDS),
     "long tail": partial(with_tail, (3000, 3000, *USUAL[2:]), 100),
+    "merge": merged,
     "done again": done_again,
 }
 
@@ -135,6 +146,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--control", choices=[*CONTROLS, "unwaited"], help="a fault to find")
     parser.add_argument("--calls", nargs="+", choices=CALLS, default=list(CALLS))
+    parser.add_argument("--but", choices=CALLS, help="a call to leave out")
     options = parser.parse_args()
     if lacks_cuda("anchor_verify.small_calls"):
         sys.exit(2)
@@ -147,7 +159,8 @@ def main() -> None:
         CONTROLS[control]()
     else:
         for name in options.calls:
-            show(name, CALLS[name]())
+            if name != options.but:
+                show(name, CALLS[name]())
     torch.cuda.synchronize()
     print("all calls done")
 

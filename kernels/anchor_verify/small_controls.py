@@ -1,10 +1,11 @@
-"""Kernels with a fault, and one without: what does a tool see?
+"""Kernels with a fault, and two without: what does a tool see?
 
 store       writes beyond the end of a tensor
 unwritten   reads a tensor that nobody wrote
 copy        reads shared memory that a copy on its way has not yet filled
 race        some warps read what others write, and do not wait for it
 handover    the same with the wait, so without a fault
+cudnn       NVIDIA's attention, and its output read: without a fault, too
 """
 
 from functools import partial
@@ -91,7 +92,14 @@ def parts(wait: bool) -> None:
     parts_kernel[(8,)](torch.zeros(3 * N, device="cuda"), N, wait, num_warps=4)
 
 
+def cudnn() -> None:
+    x = torch.randn(1, 1, N, N, device="cuda", dtype=torch.bfloat16)
+    out, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(x, x, x, None, True)
+    read_kernel[(1,)](out, torch.zeros_like(x))
+
+
 CONTROLS = {
+    "cudnn": cudnn,
     "store": store,
     "unwritten": unwritten,
     "copy": copy,
