@@ -24,8 +24,10 @@ from anchor_kernels.online_softmax import (
     unsound,
     weight_limit,
 )
+from anchor_kernels.prepared import Prepared
 from anchor_kernels.support import check_call
 from anchor_kernels.tables import (
+    FIRST_BLOCK,
     GROUP_FIELDS,
     INIT_END,
     INIT_START,
@@ -33,6 +35,7 @@ from anchor_kernels.tables import (
     ROWS_START,
     SHIFT,
     WINDOW_START,
+    Tables,
     make_tables,
 )
 from anchor_ref.config import AnchorConfig
@@ -99,27 +102,61 @@ def compute_anchor(
         UnsupportedError: the kernels cannot run here or on these inputs; the message says why.
     """
     scale = check_call(q, k, v, scale, cu_seqlens)
-    launch = launch or anchor_launch(q)
     tables = make_tables(config, q.shape[2], k.shape[2], cu_seqlens, q.device)
-    batch, q_heads, n_queries, head_dim = q.shape
     out = torch.empty_like(q)
     row_anchor = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     lse = torch.empty_like(row_anchor)
+    runs = prepare_anchor(q, k, v, out, tables, scale, launch or anchor_launch(q))
+    redo = torch.empty(runs.programs, dtype=torch.int8, device=q.device)
+    nowhere = row_anchor  # nothing is pooled
+    with torch.cuda.device_of(q):
+        runs(q, k, v, out, row_anchor, lse, redo, nowhere, nowhere, tables.groups)
+    return AnchorState(row_anchor, lse, out)
+
+
+@dataclass(frozen=True, eq=False)
+class AnchorRuns:
+    """The launches of stage 1: all tiles the short way, then the few that need it once more.
+
+    Attributes:
+        programs: of each launch; one flag for each says what is to be done again.
+        pools: whether they leave mean queries and anchors of the blocks as well.
+    """
+
+    first: Prepared
+    again: Prepared
+    programs: int
+    pools: bool
+
+    def __call__(self, *tensors: Tensor | int, stream: int | None = None) -> None:
+        self.first(*tensors, stream=stream)
+        self.again(*tensors, stream=stream)
+
+
+def prepare_anchor(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    tables: Tables,
+    scale: float,
+    launch: AttentionLaunch,
+    *,
+    pool: bool = False,
+) -> AnchorRuns:
+    """Launches for tensors of these sizes and strides; with `pool`, where tiles are blocks."""
+    batch, q_heads, n_queries, head_dim = q.shape
     factor, sign = score_factor(scale)
     tiles = triton.cdiv(tables.longest, launch.block_m)
     programs = batch * q_heads * tables.n_groups * tiles
-    redo = torch.zeros(programs, dtype=torch.int8, device=q.device)
-    with torch.cuda.device_of(q):
-        for online in (False, True):  # first all tiles the short way, then the few that need it
-            anchor_kernel[(programs,)](
-                q,
-                k,
-                v,
-                out,
-                row_anchor,
-                lse,
-                redo,
-                tables.groups,
+    # The queries of a negative scale are in hand with the other sign.
+    pool = pool and tables.tile == launch.block_m and sign == 1
+
+    def prepare(online: bool) -> Prepared:
+        return Prepared(
+            anchor_kernel,
+            (programs,),
+            (
                 factor,
                 *q.stride(),
                 *k.stride(),
@@ -127,19 +164,25 @@ def compute_anchor(
                 *out.stride(),
                 n_queries,
                 tables.n_groups,
+                tables.n_blocks,
                 tiles,
-                SIGN=sign,
-                Q_HEADS=q_heads,
-                HEADS_PER_KV=q_heads // k.shape[1],
-                D=head_dim,
-                BLOCK_D=padded_head_dim(head_dim),
-                BLOCK_M=launch.block_m,
-                BLOCK_N=launch.block_n,
-                LIMIT=weight_limit(q.dtype),
-                ONLINE=online,
-                **launch.options(online),
-            )
-    return AnchorState(row_anchor, lse, out)
+            ),
+            {
+                "SIGN": sign,
+                "Q_HEADS": q_heads,
+                "HEADS_PER_KV": q_heads // k.shape[1],
+                "D": head_dim,
+                "BLOCK_D": padded_head_dim(head_dim),
+                "BLOCK_M": launch.block_m,
+                "BLOCK_N": launch.block_n,
+                "LIMIT": weight_limit(q.dtype),
+                "ONLINE": online,
+                "POOL": pool,
+            },
+            launch.options(online),
+        )
+
+    return AnchorRuns(prepare(False), prepare(True), programs, pool)
 
 
 @triton.jit
@@ -151,6 +194,8 @@ def anchor_kernel(
     row_anchor,
     lse,
     redo,
+    pooled_q,
+    pooled_anchor,
     groups,
     scale,
     q_b,
@@ -171,6 +216,7 @@ def anchor_kernel(
     out_d,
     n_queries,
     n_groups,
+    n_blocks,
     tiles,
     SIGN: tl.constexpr,
     Q_HEADS: tl.constexpr,
@@ -181,8 +227,12 @@ def anchor_kernel(
     BLOCK_N: tl.constexpr,
     LIMIT: tl.constexpr,
     ONLINE: tl.constexpr,
+    POOL: tl.constexpr,
 ):
-    """One program: one query head, one tile of BLOCK_M rows of one group."""
+    """One program: one query head, one tile of BLOCK_M rows of one group.
+
+    With POOL the tile is a query block, and its mean query and anchor are left for stage 2.
+    """
     pid = tl.program_id(0)
     if ONLINE:
         if tl.load(redo + pid) == 0:
@@ -201,6 +251,8 @@ def anchor_kernel(
     rows_end = tl.load(group + ROWS_END)
     row_start = tl.load(group + ROWS_START) + tile * BLOCK_M
     if row_start >= rows_end:
+        if not ONLINE:
+            tl.store(redo + pid, 0)
         return
     shift = tl.load(group + SHIFT)
     init_start = tl.load(group + INIT_START)
@@ -213,6 +265,11 @@ def anchor_kernel(
     real_dim = dims < D
     q += b * q_b + q_head * q_h + rows.to(tl.int64)[:, None] * q_n + dims[None, :] * q_d
     q_tile = load_queries(q, real_row, real_dim, SIGN)  # [M, D]
+    if POOL and not ONLINE:
+        block = (b * Q_HEADS + q_head) * n_blocks + tl.load(group + FIRST_BLOCK) + tile
+        length = tl.minimum(rows_end - row_start, BLOCK_M).to(tl.float32)
+        mean = tl.sum(q_tile.to(tl.float32), 0) / length
+        tl.store(pooled_q + block * D + dims, mean, mask=real_dim)
 
     k += b * k_b + kv_head * k_h + dims[None, :] * k_d  # [1, D]
     v += b * v_b + kv_head * v_h + dims[None, :] * v_d  # [1, D]
@@ -245,6 +302,10 @@ def anchor_kernel(
     )
     row = (b * Q_HEADS + q_head) * n_queries + rows
     tl.store(row_anchor + row, anchor, mask=real_row)
+    if POOL:
+        block = (b * Q_HEADS + q_head) * n_blocks + tl.load(group + FIRST_BLOCK) + tile
+        length = tl.minimum(rows_end - row_start, BLOCK_M).to(tl.float32)
+        tl.store(pooled_anchor + block, tl.sum(tl.where(real_row, anchor, 0.0), 0) / length)
     log2_sum = exponent_origin(origin, scale * LOG2E) + tl.log2(row_sum)
     tl.store(lse + row, log2_sum * LN2, mask=real_row)
     out += b * out_b + q_head * out_h + rows.to(tl.int64)[:, None] * out_n + dims[None, :] * out_d

@@ -1,16 +1,11 @@
 """AnchorAttention: the three stages in order. Mirrors `anchor_ref.attention`."""
 
+import torch
 from torch import Tensor
 
-from anchor_kernels.anchor import compute_anchor
-from anchor_kernels.sparse import continue_softmax
-from anchor_kernels.stripes import find_stripes
-from anchor_kernels.support import check_call
-from anchor_kernels.tail import dense_tail
+from anchor_kernels.calls import call_like
 from anchor_ref.config import AnchorConfig
 from anchor_ref.plan import AnchorTrace
-
-ROOM = 2**24  # candidates for which a list of 64 MiB has places, whatever is selected
 
 
 def anchor_attention(
@@ -42,12 +37,18 @@ def anchor_attention(
     Raises:
         TypeError, ValueError: see `anchor_ref.inputs.check_inputs`.
         UnsupportedError: the kernels cannot run here or on these inputs; the message says why.
+        RuntimeError: a CUDA graph is being captured and the call cannot be part of it.
 
-    Beside inputs and output a call holds 8 bytes a row and head; 4 bytes a stripe; and for a time
-    the mean queries and anchors, 4 · (D + 1) bytes a block and head, and one bit a candidate,
+    Beside inputs and output a call holds 8 bytes a row and head; 4 bytes a stripe; the mean
+    queries and anchors, 4 · (D + 1) bytes a block and head; and one bit a candidate,
     Nq² / (16 · group size) bytes a head: 16 MiB each for 32 heads of 131 072 tokens of 128, 128
-    MiB and 1 GiB for those of a million. Up to `ROOM` candidates in all, the list gets a place for
-    each, and the host does not wait for the device.
+    MiB and 1 GiB for those of a million. Up to `calls.ROOM` candidates in all, the list gets a
+    place for each, and the host does not wait for the device.
+
+    A call after the first of its kind costs the host about 0.1 ms: what follows from shapes,
+    strides and settings is kept for 64 kinds (see `calls`). It can be captured in a CUDA graph
+    after one run like it, where the host does not wait: `cu_seqlens` must be on the CPU then, and
+    its values are the graph's for good.
 
     The same inputs give the same bits in every run. NaN and Inf act as in `anchor_ref`, but for
     one thing: in half precision an Inf in q or k makes NaN of the two parts that a mean query is
@@ -58,15 +59,7 @@ def anchor_attention(
     float32, larger ones may overflow.
     """
     config = AnchorConfig() if config is None else config
-    scale = check_call(q, k, v, scale, cu_seqlens)
-    if cu_seqlens is not None:
-        cu_seqlens = cu_seqlens.cpu()  # waits for the device here, and not in every stage
-    state = compute_anchor(q, k, v, config, scale, cu_seqlens)
-    room = 0 if return_trace else ROOM  # a trace's list holds stripes and nothing else
-    stripes = find_stripes(q, k, state.max, config, scale, cu_seqlens, room=room)
-    tail = dense_tail(q, k, v, state, config, scale, cu_seqlens)
-    # Nobody else reads the partial output: the result takes its place.
-    out = continue_softmax(q, k, v, state, stripes, config, scale, cu_seqlens, out=state.out)
-    if tail is not None:
-        tail.write(out)
-    return (out, AnchorTrace(state.max, stripes)) if return_trace else out
+    call = call_like(q, k, v, config, scale, cu_seqlens)
+    with torch.cuda.device_of(q):
+        out, trace = call(q, k, v, return_trace)
+    return (out, trace) if return_trace else out

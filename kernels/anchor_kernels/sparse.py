@@ -1,6 +1,7 @@
 """Stage 3: gather the stripes and finish the softmax. Mirrors `anchor_ref.sparse`."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from itertools import chain
 
 import torch
 import triton
@@ -25,8 +26,16 @@ from anchor_kernels.online_softmax import (
     unsound,
     weight_limit,
 )
+from anchor_kernels.prepared import Prepared
 from anchor_kernels.support import check_call
-from anchor_kernels.tables import GROUP_FIELDS, ROWS_END, ROWS_START, Tables, make_tables
+from anchor_kernels.tables import (
+    GROUP_FIELDS,
+    ROWS_END,
+    ROWS_START,
+    SPARSE_END,
+    Tables,
+    make_tables,
+)
 from anchor_ref.config import AnchorConfig
 from anchor_ref.inputs import check_plan, check_tensor, check_type
 from anchor_ref.plan import StripePlan
@@ -96,119 +105,122 @@ def continue_softmax(
     It may be `state.out`: tiles are read, then written. `tables` names other groups of queries
     than those of the sizes, one for each list of `stripes`.
     """
-    shipped = sparse_launch(q, k, v, state.out, out)
+    if tables is None:
+        tables = make_tables(config, q.shape[2], k.shape[2], cu_seqlens, q.device)
+    runs = prepare_sparse(q, k, v, state.out, out, tables, scale, launch)
+    redo = torch.empty(runs.programs, dtype=torch.int8, device=q.device)
+    with torch.cuda.device_of(q):
+        runs(
+            q,
+            k,
+            v,
+            state.out,
+            state.lse.contiguous(),
+            out,
+            stripes.indices.contiguous(),
+            stripes.offsets.contiguous(),
+            stripes.counts.contiguous(),
+            tables.by_work,
+            redo,
+            tables.groups,
+        )
+    return out
+
+
+@dataclass(frozen=True, eq=False)
+class SparseRuns:
+    """The launches of stage 3: all tiles the short way, then the few that need it once more.
+
+    Attributes:
+        programs: tiles; one flag for each says what is to be done again.
+    """
+
+    first: Prepared
+    again: Prepared
+    programs: int
+
+    def __call__(self, *tensors: Tensor | int, stream: int | None = None) -> None:
+        self.first(*tensors, stream=stream)
+        self.again(*tensors, stream=stream)
+
+
+def prepare_sparse(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    first_out: Tensor,
+    out: Tensor,
+    tables: Tables,
+    scale: float,
+    launch: AttentionLaunch | HopperLaunch | None = None,
+) -> SparseRuns:
+    """Launches for tensors of these sizes and strides.
+
+    Raises:
+        ValueError: `launch` is for a Hopper GPU and rows that lie in one piece, and these do not.
+    """
+    shipped = sparse_launch(q, k, v, first_out, out)
     if isinstance(launch, HopperLaunch) and not isinstance(shipped, HopperLaunch):
         raise ValueError(
             "launch must be an AttentionLaunch but on a Hopper GPU with half-precision heads of "
             f"64 or 128 whose rows lie in one piece, got {launch}"
         )
     launch = launch or shipped
-    if tables is None:
-        tables = make_tables(config, q.shape[2], k.shape[2], cu_seqlens, q.device)
     tiles = triton.cdiv(tables.longest, launch.block_m)
-    if isinstance(launch, HopperLaunch):  # a program takes several, the last maybe empty ones
+    hopper = isinstance(launch, HopperLaunch)
+    if hopper:  # a program takes several, the last maybe empty ones
         tiles = triton.cdiv(tiles, HOPPER_CONSUMERS) * HOPPER_CONSUMERS
-    pointers = Pointers(
-        q,
-        k,
-        v,
-        state.out,
-        state.lse.contiguous(),
-        out,
-        stripes.indices.contiguous(),
-        stripes.offsets.contiguous(),
-        stripes.counts.contiguous(),
-        # Longest lists first: one that starts last would leave most of the device idle.
-        order=stripes.counts.flatten().argsort(descending=True, stable=True),
-        redo=torch.zeros(stripes.counts.numel() * tiles, dtype=torch.int8, device=q.device),
-        groups=tables.groups,
-    )
-    with torch.cuda.device_of(q):
-        # All tiles the short way, then once more the few for which it was not sound.
-        if isinstance(launch, HopperLaunch):
-            _run_hopper(pointers, scale, tables.n_groups, tiles, launch)
-            launch = launch.again
-        else:
-            _run(pointers, scale, tables.n_groups, tiles, launch, online=False)
-        _run(pointers, scale, tables.n_groups, tiles, launch, online=True)
-    return out
+    strides = [x.stride() for x in (q, k, v, first_out, out)]
+    lists = q.shape[0] * q.shape[1] * tables.n_groups
 
+    def prepare(launch: AttentionLaunch, online: bool) -> Prepared:
+        """`sparse_kernel`, a program for each tile of each list."""
+        factor, sign = score_factor(scale)
+        sizes = q.shape[2], q.shape[0] * q.shape[1], tables.n_groups, tiles
+        return Prepared(
+            sparse_kernel,
+            (lists * tiles,),
+            (factor, *chain(*strides), *sizes),
+            {
+                "SIGN": sign,
+                "Q_HEADS": q.shape[1],
+                "HEADS_PER_KV": q.shape[1] // k.shape[1],
+                "D": q.shape[3],
+                "BLOCK_D": padded_head_dim(q.shape[3]),
+                "BLOCK_M": launch.block_m,
+                "BLOCK_N": launch.block_n,
+                "LIMIT": weight_limit(q.dtype),
+                "ONLINE": online,
+            },
+            launch.options(online),
+        )
 
-class Pointers(NamedTuple):
-    """The tensors that both kernels of stage 3 read and write, in the order of their arguments."""
+    def prepare_hopper(launch: HopperLaunch) -> Prepared:
+        """`sparse_hopper_kernel`, a program for every three tiles of a list."""
+        # Gluon is Triton's youngest part: only Hopper GPUs depend on it.
+        from anchor_kernels.sparse_hopper import WARPS, sparse_hopper_kernel
 
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    first_out: Tensor
-    first_lse: Tensor
-    out: Tensor
-    indices: Tensor
-    offsets: Tensor
-    counts: Tensor
-    order: Tensor
-    redo: Tensor
-    groups: Tensor
+        sizes = q.shape[2], q.shape[0] * q.shape[1], tables.n_groups, tiles // HOPPER_CONSUMERS
+        return Prepared(
+            sparse_hopper_kernel,
+            (lists * tiles // HOPPER_CONSUMERS,),
+            (scale, *chain(*(stride[:3] for stride in strides)), *sizes),
+            {
+                "Q_HEADS": q.shape[1],
+                "HEADS_PER_KV": q.shape[1] // k.shape[1],
+                "D": q.shape[3],
+                "BLOCK_N": launch.block_n,
+                "STAGES": launch.num_stages,
+                "LIMIT": weight_limit(q.dtype),
+                "CONSUMER_REGISTERS": launch.consumer_registers,
+                "PRODUCER_REGISTERS": launch.producer_registers,
+            },
+            {"num_warps": WARPS.value, "maxnreg": launch.max_registers},
+        )
 
-
-def _run(
-    at: Pointers, scale: float, n_groups: int, tiles: int, launch: AttentionLaunch, online: bool
-) -> None:
-    """Launch `sparse_kernel`, a program for each tile of each list."""
-    factor, sign = score_factor(scale)
-    sparse_kernel[(at.redo.numel(),)](
-        *at,
-        factor,
-        *at.q.stride(),
-        *at.k.stride(),
-        *at.v.stride(),
-        *at.first_out.stride(),
-        *at.out.stride(),
-        at.q.shape[2],
-        n_groups,
-        tiles,
-        SIGN=sign,
-        Q_HEADS=at.q.shape[1],
-        HEADS_PER_KV=at.q.shape[1] // at.k.shape[1],
-        D=at.q.shape[3],
-        BLOCK_D=padded_head_dim(at.q.shape[3]),
-        BLOCK_M=launch.block_m,
-        BLOCK_N=launch.block_n,
-        LIMIT=weight_limit(at.q.dtype),
-        ONLINE=online,
-        **launch.options(online),
-    )
-
-
-def _run_hopper(
-    at: Pointers, scale: float, n_groups: int, tiles: int, launch: HopperLaunch
-) -> None:
-    """Launch `sparse_hopper_kernel`, a program for every three tiles of a list."""
-    # Gluon is Triton's youngest part: only Hopper GPUs depend on it.
-    from anchor_kernels.sparse_hopper import WARPS, sparse_hopper_kernel
-
-    sparse_hopper_kernel[(at.redo.numel() // HOPPER_CONSUMERS,)](
-        *at,
-        scale,
-        *at.q.stride()[:3],
-        *at.k.stride()[:3],
-        *at.v.stride()[:3],
-        *at.first_out.stride()[:3],
-        *at.out.stride()[:3],
-        at.q.shape[2],
-        n_groups,
-        tiles // HOPPER_CONSUMERS,
-        Q_HEADS=at.q.shape[1],
-        HEADS_PER_KV=at.q.shape[1] // at.k.shape[1],
-        D=at.q.shape[3],
-        BLOCK_N=launch.block_n,
-        STAGES=launch.num_stages,
-        LIMIT=weight_limit(at.q.dtype),
-        CONSUMER_REGISTERS=launch.consumer_registers,
-        PRODUCER_REGISTERS=launch.producer_registers,
-        num_warps=WARPS.value,
-        maxnreg=launch.max_registers,
-    )
+    first = prepare_hopper(launch) if hopper else prepare(launch, online=False)
+    again = prepare(launch.again if hopper else launch, online=True)
+    return SparseRuns(first, again, lists * tiles)
 
 
 @triton.jit
@@ -222,7 +234,7 @@ def sparse_kernel(
     indices,
     offsets,
     counts,
-    order,
+    by_work,
     redo,
     groups,
     scale,
@@ -247,6 +259,7 @@ def sparse_kernel(
     out_n,
     out_d,
     n_queries,
+    n_heads,
     n_groups,
     tiles,
     SIGN: tl.constexpr,
@@ -264,17 +277,20 @@ def sparse_kernel(
     if ONLINE:
         if tl.load(redo + pid) == 0:
             return
-    # Tiles of a group are neighbours: they read the same stripes at the same time.
+    # Tiles of a list are neighbours: they read the same stripes at the same time.
     tile = pid % tiles
-    bhg = tl.load(order + pid // tiles)  # int64
-    g = bhg % n_groups
-    q_head = bhg // n_groups % Q_HEADS
-    b = bhg // n_groups // Q_HEADS
+    head = (pid // tiles % n_heads).to(tl.int64)  # of all heads of the batch
+    g = tl.load(by_work + pid // tiles // n_heads)
+    bhg = head * n_groups + g
+    q_head = head % Q_HEADS
+    b = head // Q_HEADS
 
     group = groups + g * GROUP_FIELDS
     rows_end = tl.load(group + ROWS_END)
     row_start = tl.load(group + ROWS_START) + tile * BLOCK_M
-    if row_start >= rows_end:
+    if row_start >= tl.load(group + SPARSE_END):
+        if not ONLINE:
+            tl.store(redo + pid, 0)
         return
     stripes = indices + tl.load(offsets + bhg)
     count = tl.load(counts + bhg)
@@ -318,6 +334,8 @@ def sparse_kernel(
         again = unsound(row_sum, lse, LIMIT)
         tl.store(redo + pid, again)
         real = real & (again == 0)  # what is there is needed once more
+    # The tail's rows were computed with their tile, so that no other row of it depends on them.
+    real = real & (rows < tl.load(group + SPARSE_END))[:, None]
     out += b * out_b + q_head * out_h + long_rows * out_n + dims[None, :] * out_d
     tl.store(out, (acc * (1 / row_sum)[:, None]).to(out.dtype.element_ty), mask=real)
 

@@ -23,7 +23,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from anchor_kernels.launch import HOPPER_CONSUMERS, HOPPER_ROWS
-from anchor_kernels.tables import GROUP_FIELDS, ROWS_END, ROWS_START
+from anchor_kernels.tables import GROUP_FIELDS, ROWS_END, ROWS_START, SPARSE_END
 
 CONSUMERS = gl.constexpr(HOPPER_CONSUMERS)
 ROWS = gl.constexpr(HOPPER_ROWS)  # of one consumer
@@ -42,7 +42,7 @@ def sparse_hopper_kernel(
     indices,
     offsets,
     counts,
-    order,
+    by_work,
     redo,
     groups,
     scale,
@@ -62,6 +62,7 @@ def sparse_hopper_kernel(
     out_h,
     out_n,
     n_queries,
+    n_heads,
     n_groups,
     tiles,
     Q_HEADS: gl.constexpr,
@@ -74,16 +75,21 @@ def sparse_hopper_kernel(
     PRODUCER_REGISTERS: gl.constexpr,
 ):
     """One program: one tile of 3 x 64 rows of one group and query head, all stripes of it."""
-    # As in `sparse_kernel`: longest lists first, tiles of a group are neighbours.
+    # As in `sparse_kernel`: most candidates first, tiles of a list are neighbours.
     pid = gl.program_id(0)
-    bhg = gl.load(order + pid // tiles)  # int64
-    g = bhg % n_groups
-    q_head = bhg // n_groups % Q_HEADS
-    b = bhg // n_groups // Q_HEADS
+    head = (pid // tiles % n_heads).to(gl.int64)
+    g = gl.load(by_work + pid // tiles // n_heads)
+    bhg = head * n_groups + g
+    q_head = head % Q_HEADS
+    b = head // Q_HEADS
     group = groups + g * GROUP_FIELDS
     rows_end = gl.load(group + ROWS_END)
+    sparse_end = gl.load(group + SPARSE_END)
     row_start = gl.load(group + ROWS_START) + pid % tiles * (CONSUMERS * ROWS)
-    if row_start < rows_end:
+    if row_start >= sparse_end:
+        for part in gl.static_range(CONSUMERS):
+            gl.store(redo + pid * CONSUMERS + part, gl.to_tensor(0).to(gl.int8))
+    else:
         stripes = indices + gl.load(offsets + bhg)
         count = gl.load(counts + bhg)
         q += b * q_b + q_head * q_h
@@ -109,7 +115,7 @@ def sparse_hopper_kernel(
             mbarrier.init(k_free.index(stage), count=CONSUMERS)
             mbarrier.init(v_free.index(stage), count=CONSUMERS)
         ring = (k_ring, v_ring, k_ready, v_ready, k_free, v_free)
-        rows = (row_start, rows_end, count)
+        rows = (row_start, rows_end, sparse_end, count)
         places = (q, first_out, first_lse, out, redo, q_n, first_n, out_n)
         gl.warp_specialize(
             [
@@ -150,7 +156,7 @@ def gather(k, v, k_n, v_n, stripes, count, ring):
 @gluon.jit
 def attend(PART: gl.constexpr, rows, places, scale, q_tiles, ring, LIMIT: gl.constexpr):
     """A consumer: 64 rows over all stripes, from stage 1's state to the output."""
-    row_start, rows_end, count = rows
+    row_start, rows_end, sparse_end, count = rows
     q, first_out, first_lse, out, redo, q_n, first_n, out_n = places
     k_ring, v_ring, k_ready, v_ready, k_free, v_free = ring
     STAGES: gl.constexpr = k_ring.shape[0]
@@ -219,7 +225,8 @@ def attend(PART: gl.constexpr, rows, places, scale, q_tiles, ring, LIMIT: gl.con
     again = gl.max((~(row_sum <= LIMIT) | (lse == float("-inf"))).to(gl.int32), 0)
     gl.store(redo + PART, again.to(gl.int8))
     inverse = gl.convert_layout(1 / row_sum, gl.SliceLayout(1, out_layout))[:, None]
-    gl.store(out + long_row * out_n + dims, (acc * inverse).to(dtype), mask=real & (again == 0))
+    written = (row < sparse_end)[:, None] & (again == 0)
+    gl.store(out + long_row * out_n + dims, (acc * inverse).to(dtype), mask=written)
 
 
 @gluon.jit

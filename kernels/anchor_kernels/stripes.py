@@ -2,10 +2,10 @@
 
 Four steps, none with a buffer wider than one bit per candidate:
 
-    pool      mean query and mean anchor of every block
+    pool      mean query and mean anchor of every block, unless stage 1 has left them
     select    one bit for each candidate of each list, 32 in a word, and how many are set
-    offsets   prefix sums of those counts: where each list begins
-    compact   words to key positions
+    offsets   where each list begins: prefix sums of those counts, or a place for each candidate
+    compact   words to key positions, and the length of each list
 """
 
 import torch
@@ -14,11 +14,18 @@ import triton.language as tl
 from torch import Tensor
 
 from anchor_kernels.launch import SelectLaunch, padded_head_dim, select_launch
+from anchor_kernels.prepared import Prepared
 from anchor_kernels.support import check_call
 from anchor_kernels.tables import (
     FIRST_BLOCK,
     GROUP_FIELDS,
     N_BLOCKS,
+    SLOT_BEFORE,
+    SLOT_END,
+    SLOT_FIELDS,
+    SLOT_GROUP,
+    SLOT_LAST,
+    SLOT_START,
     Chunks,
     Tables,
     make_chunks,
@@ -82,44 +89,63 @@ def find_stripes(
     cu_seqlens: Tensor | None,
     *,
     launch: SelectLaunch | None = None,
-    room: int = 0,
 ) -> StripePlan:
-    """`identify_stripes` on inputs that are known to be sound.
-
-    Where all candidates together are at most `room`, the list gets as many places and the host
-    need not wait for its length; what stands after the last stripe means nothing.
-    """
+    """`identify_stripes` on inputs that are known to be sound."""
     launch = launch or select_launch(q)
     tables = make_tables(config, q.shape[2], k.shape[2], cu_seqlens, q.device)
     chunks = make_chunks(tables, launch.chunk)
-    most = q.shape[0] * q.shape[1] * sum(map(len, tables.candidates))
+    batch, q_heads, _, head_dim = q.shape
+    row_anchor = row_anchor.contiguous()
+
+    def empty(*shape: int, dtype: torch.dtype) -> Tensor:
+        return torch.empty(batch, q_heads, *shape, dtype=dtype, device=q.device)
+
     with torch.cuda.device_of(q):
-        pooled_q, pooled_anchor = _pool(q, row_anchor, tables)
-        words, counts = _select(pooled_q, pooled_anchor, k, scale, config, tables, chunks, launch)
-        return _compact(words, counts, chunks, most if most <= room else None)
+        pooled_q = empty(tables.n_blocks, head_dim, dtype=torch.float32)
+        pooled_anchor = empty(tables.n_blocks, dtype=torch.float32)
+        prepare_pool(q, tables)(q, row_anchor, pooled_q, pooled_anchor, tables.blocks)
+        words = empty(chunks.n_slots, launch.chunk // WORD.value, dtype=torch.int32)
+        slot_counts = empty(chunks.n_slots, dtype=torch.int32)
+        prepare_select(q, k, tables, chunks, scale, config, launch)(
+            pooled_q,
+            pooled_anchor,
+            k,
+            words,
+            slot_counts,
+            tables.groups,
+            chunks.slots,
+            chunks.order,
+        )
+        offsets, total = lists_of(slot_counts, chunks)
+        counts = torch.empty(offsets.shape, dtype=torch.int32, device=q.device)
+        indices = torch.empty(total, dtype=torch.int32, device=q.device)
+        prepare_compact(q, tables, chunks, launch)(
+            words, slot_counts, offsets, indices, counts, chunks.slots
+        )
+    return StripePlan(counts, offsets, indices)
 
 
-def _pool(q: Tensor, row_anchor: Tensor, tables: Tables) -> tuple[Tensor, Tensor]:
+def lists_of(slot_counts: Tensor, chunks: Chunks) -> tuple[Tensor, int]:
+    """Where each list begins, `[B, Hq, G]` int64, and the length of all: the host waits for it."""
+    ends = slot_counts.flatten().cumsum(0, dtype=torch.int64).view(slot_counts.shape)
+    return (ends - slot_counts)[..., chunks.first_slot], int(ends[-1, -1, -1])
+
+
+def prepare_pool(q: Tensor, tables: Tables) -> Prepared:
     """Means over each query block: `[B, Hq, blocks, D]` and `[B, Hq, blocks]`, float32."""
     batch, q_heads, n_queries, head_dim = q.shape
-    pooled_q = q.new_empty(batch, q_heads, tables.n_blocks, head_dim, dtype=torch.float32)
-    pooled_anchor = row_anchor.new_empty(batch, q_heads, tables.n_blocks)
-    pool_kernel[(batch * q_heads * tables.n_blocks,)](
-        q,
-        row_anchor.contiguous(),
-        pooled_q,
-        pooled_anchor,
-        tables.blocks,
-        *q.stride(),
-        n_queries,
-        tables.n_blocks,
-        Q_HEADS=q_heads,
-        D=head_dim,
-        BLOCK_D=padded_head_dim(head_dim),
-        BLOCK_M=64,
-        num_warps=4,
+    return Prepared(
+        pool_kernel,
+        (batch * q_heads * tables.n_blocks,),
+        (*q.stride(), n_queries, tables.n_blocks),
+        {
+            "Q_HEADS": q_heads,
+            "D": head_dim,
+            "BLOCK_D": padded_head_dim(head_dim),
+            "BLOCK_M": 64,
+        },
+        {"num_warps": 4},
     )
-    return pooled_q, pooled_anchor
 
 
 @triton.jit
@@ -162,63 +188,42 @@ def pool_kernel(
     tl.store(pooled_anchor + head * n_blocks + block, tl.sum(anchor_sum, 0) / length)
 
 
-def _select(
-    pooled_q: Tensor,
-    pooled_anchor: Tensor,
+def prepare_select(
+    q: Tensor,
     k: Tensor,
-    scale: float,
-    config: AnchorConfig,
     tables: Tables,
     chunks: Chunks,
+    scale: float,
+    config: AnchorConfig,
     launch: SelectLaunch,
-) -> tuple[Tensor, Tensor]:
+) -> Prepared:
     """Decisions `[B, Hq, slots, chunk / 32]` int32, bit by bit, and their number by slot."""
-    batch, q_heads = pooled_q.shape[:2]
-    heads_per_kv = q_heads // k.shape[1]
+    heads_per_kv = q.shape[1] // k.shape[1]
     # Query heads that share keys and blocks that share a group are stacked to one tile of rows,
     # so that a key is read once for all of them.
     step_tile = min(triton.next_power_of_2(config.step), launch.rows)
     heads = min(triton.next_power_of_2(heads_per_kv), launch.rows // step_tile)
     # Matrix instructions take 16 rows or more.
     step_tile = max(step_tile, 16 // heads)
-    words = torch.empty(
-        batch,
-        q_heads,
-        chunks.n_slots,
-        launch.chunk // WORD.value,
-        dtype=torch.int32,
-        device=k.device,
-    )
-    counts = torch.empty(batch, q_heads, chunks.n_slots, dtype=torch.int32, device=k.device)
     head_tiles = triton.cdiv(heads_per_kv, heads)
-    select_kernel[(batch * k.shape[1] * chunks.n_slots * head_tiles,)](
-        pooled_q,
-        pooled_anchor,
-        k,
-        words,
-        counts,
-        tables.groups,
-        chunks.slots,
-        chunks.order,
-        scale,
-        config.theta,
-        *k.stride(),
-        tables.n_blocks,
-        chunks.n_slots,
-        Q_HEADS=q_heads,
-        HEADS_PER_KV=heads_per_kv,
-        D=k.shape[3],
-        BLOCK_D=padded_head_dim(k.shape[3]),
-        HEADS=heads,
-        STEP_TILE=step_tile,
-        ONE_TILE=config.step <= step_tile,
-        SPLIT=k.dtype != torch.float32,
-        BLOCK_N=launch.block_n,
-        CHUNK=launch.chunk,
-        num_warps=launch.num_warps,
-        num_stages=launch.num_stages,
+    return Prepared(
+        select_kernel,
+        (k.shape[0] * k.shape[1] * chunks.n_slots * head_tiles,),
+        (scale, config.theta, *k.stride(), tables.n_blocks, chunks.n_slots),
+        {
+            "Q_HEADS": q.shape[1],
+            "HEADS_PER_KV": heads_per_kv,
+            "D": k.shape[3],
+            "BLOCK_D": padded_head_dim(k.shape[3]),
+            "HEADS": heads,
+            "STEP_TILE": step_tile,
+            "ONE_TILE": config.step <= step_tile,
+            "SPLIT": k.dtype != torch.float32,
+            "BLOCK_N": launch.block_n,
+            "CHUNK": launch.chunk,
+        },
+        {"num_warps": launch.num_warps, "num_stages": launch.num_stages},
     )
-    return words, counts
 
 
 @triton.jit
@@ -258,9 +263,10 @@ def select_kernel(
     kv = pid // HEAD_TILES // n_slots
     b = (kv // KV_HEADS).to(tl.int64)
     kv_head = (kv % KV_HEADS).to(tl.int64)
-    g = tl.load(slots + 3 * slot)
-    first = tl.load(slots + 3 * slot + 1)
-    end = tl.load(slots + 3 * slot + 2)
+    slots += slot * SLOT_FIELDS
+    g = tl.load(slots + SLOT_GROUP)
+    first = tl.load(slots + SLOT_START)
+    end = tl.load(slots + SLOT_END)
     blocks_start = tl.load(groups + g * GROUP_FIELDS + FIRST_BLOCK)
     group_blocks = tl.load(groups + g * GROUP_FIELDS + N_BLOCKS)
 
@@ -373,34 +379,47 @@ def count_bits(words):
     return (x & 63).to(tl.int32)
 
 
-def _compact(words: Tensor, counts: Tensor, chunks: Chunks, total: int | None) -> StripePlan:
-    """The words as lists of keys, one after the other, in `total` places; None: as they need."""
-    ends = counts.flatten().cumsum(0, dtype=torch.int64).view(counts.shape)
-    starts = ends - counts
-    if total is None:
-        total = int(ends[-1, -1, -1])  # the one place where the host waits for the device
-    indices = torch.empty(total, dtype=torch.int32, device=words.device)
-    if total:
-        compact_kernel[(starts.numel(),)](
-            words,
-            starts,
-            indices,
-            chunks.slots,
-            chunks.n_slots,
-            WORDS=words.shape[-1],
-            num_warps=4,
-        )
-    offsets = starts[..., chunks.first_slot]
-    return StripePlan((ends[..., chunks.last_slot] - offsets).to(torch.int32), offsets, indices)
+def prepare_compact(q: Tensor, tables: Tables, chunks: Chunks, launch: SelectLaunch) -> Prepared:
+    """The words as lists of keys, each from its offset on, and the lists' lengths."""
+    return Prepared(
+        compact_kernel,
+        (q.shape[0] * q.shape[1] * chunks.n_slots,),
+        (chunks.n_slots, tables.n_groups),
+        {
+            "MOST_SLOTS": triton.next_power_of_2(chunks.most),
+            "WORDS": launch.chunk // WORD.value,
+        },
+        {"num_warps": 4},
+    )
 
 
 @triton.jit
-def compact_kernel(words, starts, indices, slots, n_slots, WORDS: tl.constexpr):
+def compact_kernel(
+    words,
+    slot_counts,
+    offsets,
+    indices,
+    counts,
+    slots,
+    n_slots,
+    n_groups,
+    MOST_SLOTS: tl.constexpr,
+    WORDS: tl.constexpr,
+):
     """One program: one slot of one query head, its set bits written as key positions."""
     pid = tl.program_id(0).to(tl.int64)
-    slot = pid % n_slots
-    first = tl.load(slots + 3 * slot + 1)
-    end = tl.load(slots + 3 * slot + 2)
+    slots += pid % n_slots * SLOT_FIELDS
+    first = tl.load(slots + SLOT_START)
+    end = tl.load(slots + SLOT_END)
+    n_before = tl.load(slots + SLOT_BEFORE)
+    bhg = pid // n_slots * n_groups + tl.load(slots + SLOT_GROUP)
+    # The slots of a list lie side by side: what those before this one hold stands before it.
+    other = tl.arange(0, MOST_SLOTS)
+    before = tl.load(slot_counts + pid - n_before + other, mask=other < n_before, other=0)
+    start = tl.sum(before, 0)
+    if tl.load(slots + SLOT_LAST) != 0:
+        tl.store(counts + bhg, start + tl.load(slot_counts + pid))
+
     word = tl.arange(0, WORDS)
     lane = tl.arange(0, WORD)
     # A word after the last candidate was never written.
@@ -408,7 +427,7 @@ def compact_kernel(words, starts, indices, slots, n_slots, WORDS: tl.constexpr):
     bits = (packed[:, None] >> lane[None, :]) & 1  # [WORDS, 32]
     within = tl.cumsum(bits, 1)
     in_word = tl.sum(bits, 1)
-    before = tl.cumsum(in_word, 0) - in_word
-    at = tl.load(starts + pid) + before[:, None] + within - 1
+    earlier = tl.cumsum(in_word, 0) - in_word
+    at = tl.load(offsets + bhg) + start + earlier[:, None] + within - 1
     key = first + word[:, None] * WORD + lane[None, :]
     tl.store(indices + at, key, mask=bits != 0)

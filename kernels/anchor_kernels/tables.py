@@ -25,7 +25,16 @@ INIT_END = tl.constexpr(4)
 WINDOW_START = tl.constexpr(5)
 FIRST_BLOCK = tl.constexpr(6)
 N_BLOCKS = tl.constexpr(7)
-GROUP_FIELDS = tl.constexpr(8)
+SPARSE_END = tl.constexpr(8)  # rows from here on are the tail's
+GROUP_FIELDS = tl.constexpr(9)
+
+# Columns of the table of slots, see `Chunks`.
+SLOT_GROUP = tl.constexpr(0)
+SLOT_START = tl.constexpr(1)
+SLOT_END = tl.constexpr(2)
+SLOT_BEFORE = tl.constexpr(3)
+SLOT_LAST = tl.constexpr(4)
+SLOT_FIELDS = tl.constexpr(5)
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,9 +45,14 @@ class Tables:
         n_groups: G.
         n_blocks: number of query blocks in all groups.
         longest: rows of the longest group.
-        groups: `[G, 8]` int32, one `Group` a row; columns as named above.
+        groups: `[G, 9]` int32, one `Group` a row; columns as named above.
         blocks: `[n_blocks, 2]` int32: first row of each query block and the row after its last.
+        by_work: `[G]` int32: groups, those with the most candidates first. A long list that
+            started last would leave most of the device idle; what starts last here is short,
+            whatever is selected.
         candidates: the candidates of each group, on the host.
+        tile: rows t of which every group's blocks are its tiles: [0, t), [t, 2t), ... of its rows;
+            0 where there is no such number.
     """
 
     n_groups: int
@@ -46,7 +60,9 @@ class Tables:
     longest: int
     groups: Tensor
     blocks: Tensor
+    by_work: Tensor
     candidates: tuple[range, ...]
+    tile: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +74,9 @@ class Chunks:
 
     Attributes:
         n_slots: W.
-        slots: `[W, 3]` int32: group, first key, key after the last.
+        most: slots of the group that has most.
+        slots: `[W, 5]` int32: group, first key, key after the last, how many slots of its group
+            stand before it, and whether it is the last of them.
         order: `[W]` int32: slots in the order in which to visit them. Chunks of the same keys
             follow each other, whatever their group, so that a key is read from memory once and
             from the cache by all other groups.
@@ -66,6 +84,7 @@ class Chunks:
     """
 
     n_slots: int
+    most: int
     slots: Tensor
     order: Tensor
     first_slot: Tensor
@@ -107,17 +126,29 @@ def tables_of(found: Sequence[Group], device: torch.device) -> Tables:
                 group.window_start,
                 len(blocks),
                 len(group.blocks),
+                group.sparse_rows.stop,
             )
         )
         blocks += [(block.start, block.stop) for block in group.blocks]
+    by_work = sorted(range(len(found)), key=lambda g: -len(found[g].candidates))
     return Tables(
         n_groups=len(found),
         n_blocks=len(blocks),
         longest=max(len(group.rows) for group in found),
         groups=torch.tensor(rows, dtype=torch.int32, device=device),
         blocks=torch.tensor(blocks, dtype=torch.int32, device=device),
+        by_work=torch.tensor(by_work, dtype=torch.int32, device=device),
         candidates=tuple(group.candidates for group in found),
+        tile=_common_tile(found),
     )
+
+
+def _common_tile(found: Sequence[Group]) -> int:
+    """Rows of a tile that is a block in every group, see `Tables.tile`."""
+    tile = max(len(block) for group in found for block in group.blocks)
+    # Only the last block of a group may be shorter; the first of a chunk may be, too.
+    whole = all(len(block) == tile for group in found for block in group.blocks[:-1])
+    return tile if whole else 0
 
 
 @lru_cache(maxsize=32)
@@ -127,13 +158,16 @@ def make_chunks(tables: Tables, chunk: int) -> Chunks:
     for g, candidates in enumerate(tables.candidates):
         first.append(len(slots))
         # max: no candidates are one empty slot.
-        for start in range(candidates.start, max(candidates.stop, candidates.start + 1), chunk):
-            slots.append((g, start, min(start + chunk, candidates.stop)))
+        starts = range(candidates.start, max(candidates.stop, candidates.start + 1), chunk)
+        for n, start in enumerate(starts):
+            end = min(start + chunk, candidates.stop)
+            slots.append((g, start, end, n, n == len(starts) - 1))
         last.append(len(slots) - 1)
     order = sorted(range(len(slots)), key=lambda slot: (slots[slot][1], slots[slot][0]))
     device = tables.groups.device
     return Chunks(
         n_slots=len(slots),
+        most=max(b - a for a, b in zip(first, last, strict=True)) + 1,
         slots=torch.tensor(slots, dtype=torch.int32, device=device),
         order=torch.tensor(order, dtype=torch.int32, device=device),
         first_slot=torch.tensor(first, device=device),

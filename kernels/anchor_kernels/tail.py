@@ -7,8 +7,8 @@ in float32, with wide heads or on other devices, go through stage 3's kernel wit
 every candidate.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import torch
 import triton
@@ -17,33 +17,14 @@ from torch import Tensor
 
 from anchor_kernels.anchor import AnchorState
 from anchor_kernels.launch import has_whole_rows
-from anchor_kernels.sparse import check_state, continue_softmax
+from anchor_kernels.prepared import Prepared
+from anchor_kernels.sparse import SparseRuns, check_state, prepare_sparse
 from anchor_kernels.support import check_call, interpreted
 from anchor_kernels.tables import Tables, tables_of
 from anchor_ref.config import AnchorConfig
-from anchor_ref.plan import StripePlan
 from anchor_ref.regions import Group, groups
 
 LONG = 2048  # candidates from which on cuDNN's start and the merge cost less than its speed gains
-
-
-@dataclass(frozen=True, eq=False)
-class Tail:
-    """The rows of the tail, counted from 0, and what they see of the candidates.
-
-    Attributes:
-        rows: rows of q: a slice where they are the last ones, else `[T]` int64 on the device.
-        parts: of each group with such rows, which rows of the T they are, and its candidates.
-        tables: those parts as groups of queries.
-    """
-
-    rows: slice | Tensor
-    parts: tuple[tuple[range, range], ...]
-    tables: Tables
-
-    def of(self, x: Tensor) -> Tensor:
-        """The tail's rows of a tensor `[B, H, N, ...]`: a view where they are the last ones."""
-        return x[:, :, self.rows] if isinstance(self.rows, slice) else x.index_select(2, self.rows)
 
 
 def attend_tail(
@@ -78,101 +59,132 @@ def attend_tail(
     scale = check_call(q, k, v, scale, cu_seqlens)
     check_state(state, q)
     out = out.clone()
-    if (tail := dense_tail(q, k, v, state, config, scale, cu_seqlens)) is not None:
-        tail.write(out)
+    found = groups(config, q.shape[2], k.shape[2], cu_seqlens)
+    if (runs := prepare_tail(q, k, v, state.out, out, found, scale)) is not None:
+        with torch.cuda.device_of(q):
+            runs(q, k, v, state.out, state.lse.contiguous(), out)
     return out
 
 
-@dataclass(frozen=True, eq=False)
-class DenseTail:
-    """Dense attention of the tail's rows, to be written into the output of stage 3.
-
-    Attributes:
-        tail: which rows.
-        out: `[B, Hq, T, D]` in q's dtype.
-    """
-
-    tail: Tail
-    out: Tensor
-
-    def write(self, out: Tensor) -> None:
-        """Put the rows in their places of `out`, `[B, Hq, Nq, D]`."""
-        out[:, :, self.tail.rows] = self.out
-
-
-def dense_tail(
+def prepare_tail(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    state: AnchorState,
-    config: AnchorConfig,
+    first_out: Tensor,
+    out: Tensor,
+    found: Sequence[Group],
     scale: float,
-    cu_seqlens: Tensor | None,
-) -> DenseTail | None:
-    """The tail's rows on inputs that are known to be sound; `state` is only read.
+) -> "ByKernel | ByCudnn | None":
+    """The tail's launches for tensors of these sizes and strides.
+
+    Args:
+        first_out: stage 1's output; it may be `out`.
+        out: where the tail's rows go; no other row of it is touched.
+        found: the groups of the call.
 
     Returns:
-        None where there is no tail, or stage 1 saw all that its rows can see. The host does not
-        wait for the device.
+        None where there is no tail, or stage 1 saw all that its rows can see.
     """
-    tail = _tail(config, q, k, cu_seqlens) if config.tail else None
-    if tail is None:
+    parts = [group for group in found if group.tail and group.candidates]
+    if not parts:
         return None
-    q_tail = tail.of(q)
-    begun = AnchorState(*(tail.of(x) for x in (state.max, state.lse, state.out)))
-    if isinstance(tail.rows, slice) and _suits_cudnn(q_tail, k, v, tail):
-        return DenseTail(tail, _by_cudnn(q_tail, k, v, begun, tail, scale))
-    stripes = _all_candidates(tail, (*q.shape[:2], len(tail.parts)), k)
-    out = torch.empty_like(q_tail)
-    continue_softmax(
-        q_tail, k, v, begun, stripes, config, scale, None, out=out, tables=tail.tables
-    )
-    return DenseTail(tail, out)
-
-
-def _tail(config: AnchorConfig, q: Tensor, k: Tensor, cu_seqlens: Tensor | None) -> Tail | None:
-    bounds = None if cu_seqlens is None else tuple(cu_seqlens.tolist())
-    stream = torch.cuda.current_stream(q.device).cuda_stream if q.is_cuda else None
-    return _made_tail(replace(config, theta=0.0), q.shape[2], k.shape[2], bounds, q.device, stream)
-
-
-@lru_cache(maxsize=32)
-def _made_tail(config, n_queries, n_keys, bounds, device, stream) -> Tail | None:
-    cu_seqlens = None if bounds is None else torch.tensor(bounds)
-    found: list[tuple[Group, range]] = []
-    rows: list[int] = []
-    for group in groups(config, n_queries, n_keys, cu_seqlens):
-        if group.tail and group.candidates:
-            found.append((group, range(len(rows), len(rows) + len(group.tail))))
-            rows += group.tail
-    if not found:
-        return None
-    last = rows == list(range(n_queries - len(rows), n_queries))
-    # As groups of queries of their own: stage 3's kernel reads their rows alone.
-    own = [replace(group, rows=places, blocks=(places,)) for group, places in found]
-    return Tail(
-        slice(rows[0], None) if last else torch.tensor(rows, device=device),
-        tuple((places, group.candidates) for group, places in found),
-        tables_of(own, device),
-    )
-
-
-def _all_candidates(tail: Tail, shape: tuple[int, int, int], k: Tensor) -> StripePlan:
-    """The plan that holds every candidate of each part: one list of all keys serves them all."""
+    if _suits_cudnn(q, k, v, parts):
+        return ByCudnn(parts, scale)
+    # Groups of their own, of the tail's rows alone.
+    own = [
+        replace(
+            group,
+            rows=group.tail,
+            blocks=(group.tail,),
+            tail=range(group.tail.stop, group.tail.stop),
+        )
+        for group in parts
+    ]
+    tables = tables_of(own, q.device)
+    runs = prepare_sparse(q, k, v, first_out, out, tables, scale)
 
     def of_parts(values: list[int], dtype: torch.dtype) -> Tensor:
-        # Filled on the device: a copy from the host would wait for it.
-        parts = [torch.full(shape[:2], x, dtype=dtype, device=k.device) for x in values]
-        return torch.stack(parts, -1)
+        return torch.tensor(values, dtype=dtype, device=q.device).repeat(*q.shape[:2], 1)
 
-    return StripePlan(
-        of_parts([len(keys) for _, keys in tail.parts], torch.int32),
-        of_parts([keys.start for _, keys in tail.parts], torch.int64),
-        torch.arange(k.shape[2], dtype=torch.int32, device=k.device),
+    return ByKernel(
+        runs,
+        tables,
+        # One list of all keys serves every part.
+        torch.arange(k.shape[2], dtype=torch.int32, device=q.device),
+        of_parts([group.candidates.start for group in parts], torch.int64),
+        of_parts([len(group.candidates) for group in parts], torch.int32),
     )
 
 
-def _suits_cudnn(q: Tensor, k: Tensor, v: Tensor, tail: Tail) -> bool:
+@dataclass(frozen=True, eq=False)
+class ByKernel:
+    """The tail through stage 3's kernel, with the list of every candidate of each part."""
+
+    runs: SparseRuns
+    tables: Tables
+    indices: Tensor
+    offsets: Tensor
+    counts: Tensor
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What it holds on the device."""
+        tables = self.tables
+        return self.indices, self.offsets, self.counts, tables.groups, tables.by_work
+
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        first_out: Tensor,
+        lse: Tensor,
+        out: Tensor,
+    ) -> None:
+        redo = torch.empty(self.runs.programs, dtype=torch.int8, device=q.device)
+        lists = self.indices, self.offsets, self.counts
+        of_tables = self.tables.by_work, redo, self.tables.groups
+        self.runs(q, k, v, first_out, lse, out, *lists, *of_tables)
+
+
+class ByCudnn:
+    """Each part as one rectangle without a mask, merged into what stage 1 left of its rows."""
+
+    tensors = ()
+
+    def __init__(self, parts: Sequence[Group], scale: float):
+        self._parts = [_slices(group) for group in parts]
+        self._scale = scale
+        self._merges: dict[tuple, Prepared] = {}
+
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        first_out: Tensor,
+        lse: Tensor,
+        out: Tensor,
+    ) -> None:
+        for rows, keys in self._parts:
+            other, other_lse, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
+                q[:, :, rows], k[:, :, keys], v[:, :, keys], None, True, scale=self._scale
+            )
+            tensors = first_out[:, :, rows], lse[:, :, rows], other, other_lse, out[:, :, rows]
+            # Strides of what cuDNN returns are its own choice.
+            key = rows.start, other.stride(), other_lse.stride()
+            if (run := self._merges.get(key)) is None:
+                run = self._merges[key] = prepare_merge(*tensors)
+            run(*tensors)
+
+
+def _slices(group: Group) -> tuple[slice, slice]:
+    """The tail's rows of a group, and its candidates."""
+    rows, keys = group.tail, group.candidates
+    return slice(rows.start, rows.stop), slice(keys.start, keys.stop)
+
+
+def _suits_cudnn(q: Tensor, k: Tensor, v: Tensor, parts: Sequence[Group]) -> bool:
     """Is it a few long rectangles of half precision, on a GPU for which cuDNN is at its best?"""
     return (
         q.is_cuda
@@ -183,24 +195,10 @@ def _suits_cudnn(q: Tensor, k: Tensor, v: Tensor, tail: Tail) -> bool:
         and q.shape[-1] <= 128
         and q.shape[-1] % 8 == 0
         and all(has_whole_rows(x) for x in (k, v))
-        and len(tail.parts) <= 4
-        and all(len(keys) >= LONG for _, keys in tail.parts)
+        and len(parts) <= 4
+        and all(len(group.candidates) >= LONG for group in parts)
         and torch.backends.cudnn.is_available()
     )
-
-
-def _by_cudnn(
-    q: Tensor, k: Tensor, v: Tensor, begun: AnchorState, tail: Tail, scale: float
-) -> Tensor:
-    """Each part as one rectangle without a mask, merged into what stage 1 left of its rows."""
-    out = torch.empty_like(q)
-    for rows, keys in tail.parts:
-        at, seen = slice(rows.start, rows.stop), slice(keys.start, keys.stop)
-        other, lse, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
-            q[:, :, at], k[:, :, seen], v[:, :, seen], None, True, scale=scale
-        )
-        merge(begun.out[:, :, at], begun.lse[:, :, at], other, lse, out[:, :, at])
-    return out
 
 
 def merge(a: Tensor, a_lse: Tensor, b: Tensor, b_lse: Tensor, out: Tensor) -> None:
@@ -212,17 +210,21 @@ def merge(a: Tensor, a_lse: Tensor, b: Tensor, b_lse: Tensor, out: Tensor) -> No
         a, b: `[B, H, N, D]`, normalised outputs.
         a_lse, b_lse: log Σ exp of the scores, float32, natural-log units: `[B, H, N]`, or with a
             last dimension of 1.
-        out: where the result goes, of a's shape.
+        out: where the result goes, of a's shape; it may be a.
     """
-    batch, heads, n, head_dim = a.shape
-    block = max(1, 4096 // triton.next_power_of_2(head_dim))
     with torch.cuda.device_of(a):
-        merge_kernel[(triton.cdiv(n, block), batch * heads)](
-            a,
-            a_lse,
-            b,
-            b_lse,
-            out,
+        prepare_merge(a, a_lse, b, b_lse, out)(a, a_lse, b, b_lse, out)
+
+
+def prepare_merge(a: Tensor, a_lse: Tensor, b: Tensor, b_lse: Tensor, out: Tensor) -> Prepared:
+    """The launch of `merge` for tensors of these sizes and strides."""
+    batch, heads, n, head_dim = a.shape
+    width = triton.next_power_of_2(head_dim)
+    block = max(1, 4096 // width)
+    return Prepared(
+        merge_kernel,
+        (triton.cdiv(n, block), batch * heads),
+        (
             *a.stride(),
             *a_lse.stride()[:3],
             *b.stride(),
@@ -230,10 +232,10 @@ def merge(a: Tensor, a_lse: Tensor, b: Tensor, b_lse: Tensor, out: Tensor) -> No
             *out.stride(),
             n,
             heads,
-            D=head_dim,
-            BLOCK_D=triton.next_power_of_2(head_dim),
-            BLOCK_N=block,
-        )
+        ),
+        {"D": head_dim, "BLOCK_D": width, "BLOCK_N": block},
+        {},
+    )
 
 
 @triton.jit

@@ -18,9 +18,8 @@ from hypothesis import strategies as st
 
 import anchor_kernels
 import anchor_ref
+from anchor_kernels.calls import Call
 from anchor_kernels.launch import AttentionLaunch, SelectLaunch
-from anchor_kernels.stripes import _pool
-from anchor_kernels.tables import make_tables
 from anchor_kernels.tail import merge
 from anchor_models.memory import choice_bytes
 from anchor_ref import AnchorConfig, StripePlan
@@ -245,6 +244,19 @@ def test_each_stage_takes_what_the_references_stage_leaves(dtype):
     torch.testing.assert_close(tail.float(), dense.float(), atol=unit, rtol=unit)
     assert torch.equal(tail[:, :, :-20], out[:, :, :-20])
     assert not torch.allclose(tail[:, :, -20:].float(), out[:, :, -20:].float(), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("n_q", "pooled"), [(700, True), (572, True), (512, True), (400, False), (130, False)]
+)
+def test_blocks_that_are_tiles_of_stage_1_are_pooled_there_and_others_are_not(n_q, pooled):
+    """Chunks of 700 tokens: where one begins within a group's first block, tiles are no blocks."""
+    config = AnchorConfig(128, 2, theta=0.5)
+    case = random_case(n_q, 700, (1, 2, 1), 16, config, dtype=torch.float16)
+    call = Call(case.q, case.k, case.v, config, 0.25, None)
+    assert call.pools_in_stage_1 == pooled
+    check_selection_and_output(case)
+    check_selection_and_output(replace(case, scale=-0.3))
 
 
 @pytest.mark.parametrize("launch", [(16, 16, 4, 1), (64, 32, 4, 2), (32, 128, 4, 2)])
@@ -512,7 +524,7 @@ def test_bad_plans_and_states_are_refused():
 def test_the_formula_of_memory_counts_the_mean_queries_that_are_held():
     """One group of three blocks, without candidates: mean queries and one empty list."""
     config = AnchorConfig(16, 4)
-    q = random_case(40, 40, (2, 3, 1), 24, config).q
-    tables = make_tables(config, 40, 40, None, q.device)
-    held = sum(x.nbytes for x in _pool(q, q.new_zeros(2, 3, 40), tables))
+    case = random_case(40, 40, (2, 3, 1), 24, config)
+    parts = Call(case.q, case.k, case.v, config, 1.0, None).places
+    held = sum(parts[name].nbytes for name in ("pooled_q", "pooled_anchor"))
     assert held == 2 * 3 * (choice_bytes(40, 24, 0.5, config) - 12)

@@ -1,0 +1,272 @@
+"""Calls of a kind: all that follows from sizes, strides, settings and device, settled once.
+
+A model asks for the same call in each of its layers: the same shapes, strides and settings, other
+tensors. Checks, tables, tile sizes and the places of what the stages hand each other are the same
+for all of them. They are made for the first and kept, and what is left for the others is a buffer,
+an output and six launches.
+"""
+
+import math
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from anchor_kernels.anchor import prepare_anchor
+from anchor_kernels.launch import anchor_launch, select_launch
+from anchor_kernels.sparse import prepare_sparse
+from anchor_kernels.stripes import (
+    WORD,
+    lists_of,
+    prepare_compact,
+    prepare_pool,
+    prepare_select,
+)
+from anchor_kernels.support import check_call, interpreted
+from anchor_kernels.tables import Tables, make_chunks, tables_of
+from anchor_kernels.tail import prepare_tail
+from anchor_ref.config import AnchorConfig
+from anchor_ref.inputs import check_type
+from anchor_ref.plan import AnchorTrace, StripePlan
+from anchor_ref.regions import groups
+
+ROOM = 2**25  # candidates for which a list of 128 MiB has places, whatever is selected
+KEPT = 64  # kinds of calls that are remembered
+ALIGNED = 256  # bytes: where the parts of a buffer begin
+
+
+class Place(NamedTuple):
+    """A part of the buffer: where it begins in bytes, and what it holds."""
+
+    start: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def end(self) -> int:
+        return self.start + self.nbytes
+
+    def of(self, buffer: Tensor) -> Tensor:
+        return buffer[self.start : self.end].view(self.dtype).view(self.shape)
+
+
+class Call:
+    """AnchorAttention for tensors like those of its first call, see `call_like`.
+
+    Attributes:
+        candidates: of all heads and groups.
+        places: what the stages hand each other, and where in a buffer it stands.
+    """
+
+    def __init__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        config: AnchorConfig,
+        scale: float,
+        cu_seqlens: Tensor | None,
+    ):
+        found = groups(config, q.shape[2], k.shape[2], cu_seqlens)
+        self._tables = tables = tables_of(found, q.device)
+        launch = select_launch(q)
+        self._chunks = chunks = make_chunks(tables, launch.chunk)
+        out = torch.empty_like(q)
+        # An output takes the place of stage 1's part of it.
+        self._anchor = prepare_anchor(q, k, v, out, tables, scale, anchor_launch(q), pool=True)
+        self._pool = None if self.pools_in_stage_1 else prepare_pool(q, tables)
+        self._select = prepare_select(q, k, tables, chunks, scale, config, launch)
+        self._compact = prepare_compact(q, tables, chunks, launch)
+        self._sparse = prepare_sparse(q, k, v, out, out, tables, scale)
+        self._tail = prepare_tail(q, k, v, out, out, found, scale)
+
+        heads = q.shape[0] * q.shape[1]
+        self.candidates = heads * sum(map(len, tables.candidates))
+        self._offsets = _a_place_each(q, tables) if self.candidates <= ROOM else None
+        self.places = _in_a_row(
+            lse=((*q.shape[:3],), torch.float32),
+            row_anchor=((*q.shape[:3],), torch.float32),
+            redo_anchor=((self._anchor.programs,), torch.int8),
+            pooled_q=((heads, tables.n_blocks, q.shape[3]), torch.float32),
+            pooled_anchor=((heads, tables.n_blocks), torch.float32),
+            words=((heads, chunks.n_slots, launch.chunk // WORD.value), torch.int32),
+            slot_counts=((*q.shape[:2], chunks.n_slots), torch.int32),
+            counts=((*q.shape[:2], tables.n_groups), torch.int32),
+            redo_sparse=((self._sparse.programs,), torch.int8),
+            indices=((self.candidates if self._offsets is not None else 0,), torch.int32),
+        )
+        self._bytes = max(place.end for place in self.places.values())
+        self._streams: set[int] = set()
+        self._launched = False
+
+    @property
+    def capturable(self) -> bool:
+        """Does the host run ahead of the device from the first launch to the last?"""
+        return self._offsets is not None
+
+    @property
+    def pools_in_stage_1(self) -> bool:
+        """Are query blocks the tiles of stage 1, so that it leaves their means?"""
+        return self._anchor.pools
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, return_trace: bool = False
+    ) -> tuple[Tensor, AnchorTrace | None]:
+        """Attention output, `[B, Hq, Nq, D]`, and what the stages found."""
+        out = torch.empty_like(q)
+        buffer = torch.empty(self._bytes, dtype=torch.uint8, device=q.device)
+        stream = self._use_stream(q)
+        if self._launched:  # a kernel that was launched before takes addresses
+            start = buffer.data_ptr()
+            at = {name: start + place.start for name, place in self.places.items()}
+            qkvo = q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr()
+        else:
+            at = {name: place.of(buffer) for name, place in self.places.items()}
+            qkvo = q, k, v, out
+        tables, chunks = self._tables, self._chunks
+        pooled = at["pooled_q"], at["pooled_anchor"]
+        words, slot_counts, counts = at["words"], at["slot_counts"], at["counts"]
+
+        anchored = at["row_anchor"], at["lse"], at["redo_anchor"]
+        self._anchor(*qkvo, *anchored, *pooled, tables.groups, stream=stream)
+        if self._pool is not None:
+            self._pool(qkvo[0], at["row_anchor"], *pooled, tables.blocks, stream=stream)
+        of_chunks = tables.groups, chunks.slots, chunks.order
+        self._select(*pooled, qkvo[1], words, slot_counts, *of_chunks, stream=stream)
+        offsets, indices = self._offsets, at["indices"]
+        if offsets is None or return_trace:  # a trace's list holds stripes and nothing else
+            offsets, total = lists_of(self.places["slot_counts"].of(buffer), chunks)
+            indices = torch.empty(total, dtype=torch.int32, device=q.device)
+        self._compact(words, slot_counts, offsets, indices, counts, chunks.slots, stream=stream)
+        lists = indices, offsets, counts, tables.by_work, at["redo_sparse"], tables.groups
+        # Nobody else reads the partial output: the result takes its place.
+        self._sparse(*qkvo, at["lse"], qkvo[3], *lists, stream=stream)
+        if self._tail is not None:
+            self._tail(q, k, v, out, self.places["lse"].of(buffer), out)
+        self._launched = not interpreted()
+        if not return_trace:
+            return out, None
+        # Copies: a part would keep the whole buffer.
+        row_anchor, counts = (
+            self.places[name].of(buffer).clone() for name in ("row_anchor", "counts")
+        )
+        return out, AnchorTrace(row_anchor, StripePlan(counts, offsets, indices))
+
+    def _use_stream(self, q: Tensor) -> int | None:
+        """The current stream; tables outlive what is queued on it, also when they are given up."""
+        if not q.is_cuda:
+            return None
+        current = torch.cuda.current_stream(q.device)
+        if torch.cuda.is_current_stream_capturing():
+            _captured.add(self)  # a graph is replayed, nobody knows how often
+        elif current.cuda_stream not in self._streams:
+            for tensor in self._held():
+                tensor.record_stream(current)
+            self._streams.add(current.cuda_stream)
+        return current.cuda_stream
+
+    def _held(self) -> list[Tensor]:
+        tables, chunks = self._tables, self._chunks
+        held = [tables.groups, tables.blocks, tables.by_work, chunks.slots, chunks.order]
+        held += [] if self._offsets is None else [self._offsets]
+        return held + list(self._tail.tensors if self._tail is not None else ())
+
+
+_calls: dict[tuple, Call] = {}
+_captured: set[Call] = set()
+
+
+def call_like(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    config: AnchorConfig,
+    scale: float | None,
+    cu_seqlens: Tensor | None,
+) -> Call:
+    """The call for tensors like these, made if there is none yet.
+
+    Raises:
+        TypeError, ValueError: see `anchor_ref.inputs.check_inputs`.
+        UnsupportedError: the kernels cannot run here or on these inputs; the message says why.
+        RuntimeError: a CUDA graph is being captured and the call cannot be part of it.
+    """
+    try:
+        key = _key(q, k, v, config, scale, cu_seqlens)
+        found = _calls.get(key)
+    except (AttributeError, TypeError):  # no tensors, or no settings
+        key = found = None
+    if found is None:
+        # What is looked at here is in the key: it need not be looked at again.
+        check_type("v", v, Tensor)
+        scale = check_call(q, k, v, scale, cu_seqlens)
+        _refuse_capture(q, made=False)
+        found = Call(q, k, v, config, scale, cu_seqlens)
+        if key is not None:
+            while len(_calls) >= KEPT:
+                _calls.pop(next(iter(_calls)), None)
+            _calls[key] = found
+    elif not found.capturable:
+        _refuse_capture(q, made=True)
+    return found
+
+
+def _key(q, k, v, config, scale, cu_seqlens) -> tuple:
+    """All that checks, tables and launches depend on."""
+    needs_gradient = torch.is_grad_enabled() and (
+        q.requires_grad or k.requires_grad or v.requires_grad
+    )
+    return (
+        *((x.shape, x.stride(), x.dtype, x.device, x.data_ptr() % 16) for x in (q, k, v)),
+        config,
+        scale,
+        type(scale),  # True equals 1.0, and is refused
+        None if cu_seqlens is None else _bounds(cu_seqlens),
+        needs_gradient,
+    )
+
+
+def _bounds(cu_seqlens: Tensor) -> tuple:
+    """Values, and what else of them is looked at."""
+    if cu_seqlens.is_cuda and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "cu_seqlens must be on the CPU while a CUDA graph is captured, got "
+            f"{cu_seqlens.device}: its values decide what is launched"
+        )
+    return cu_seqlens.dtype, cu_seqlens.device, cu_seqlens.ndim, tuple(cu_seqlens.tolist())
+
+
+def _refuse_capture(q: Tensor, made: bool) -> None:
+    if not q.is_cuda or not torch.cuda.is_current_stream_capturing():
+        return
+    if made:
+        raise RuntimeError(
+            "a call whose length of the list only the device knows cannot be captured in a CUDA "
+            f"graph: its heads must have at most {ROOM} candidates in all"
+        )
+    raise RuntimeError(
+        "a call must have run once before it is captured in a CUDA graph, since its first run "
+        f"copies tables and loads kernels: got the first with q of shape {tuple(q.shape)}"
+    )
+
+
+def _a_place_each(q: Tensor, tables: Tables) -> Tensor:
+    """Offsets of lists that have a place for every candidate, `[B, Hq, G]` int64."""
+    sizes = list(map(len, tables.candidates))
+    starts = torch.tensor([0, *accumulate(sizes)][:-1])
+    heads = torch.arange(q.shape[0] * q.shape[1]).view(*q.shape[:2], 1)
+    return (heads * sum(sizes) + starts).to(q.device)
+
+
+def _in_a_row(**parts: tuple[tuple[int, ...], torch.dtype]) -> dict[str, Place]:
+    """Places one after the other, each on a boundary."""
+    places, start = {}, 0
+    for name, (shape, dtype) in parts.items():
+        places[name] = Place(start, shape, dtype)
+        start = -(-places[name].end // ALIGNED) * ALIGNED
+    return places
