@@ -8,7 +8,7 @@ from torch import Tensor
 
 import anchor_ref
 from anchor_ref.config import AnchorConfig
-from anchor_ref.inputs import check_inputs
+from anchor_ref.inputs import check_inputs, check_type
 from anchor_ref.plan import AnchorTrace
 
 BACKENDS = ("auto", "triton", "torch")
@@ -90,7 +90,7 @@ def anchor_attention(
         TypeError, ValueError: as `anchor_ref.anchor_attention`, and see `choose_backend`.
         RuntimeError: see `choose_backend`.
     """
-    check_inputs(q, k, v, scale, cu_seqlens)
+    check_type("q", q, Tensor)  # the implementation checks the rest
     if choose_backend(q, backend).name == "triton":
         import anchor_kernels as implementation
     else:
@@ -105,6 +105,7 @@ def anchor_attention(
 
 def _by_head(implementation, q, k, v, config, thetas, scale, cu_seqlens):
     """The three stages, with every head's anchors lowered by its own threshold before the test."""
+    check_inputs(q, k, v, scale, cu_seqlens)
     if len(thetas) != q.shape[1]:
         raise ValueError(
             f"theta_by_head must have one value for each of q's {q.shape[1]} heads, "
