@@ -8,6 +8,7 @@ an output and six launches.
 
 import math
 from itertools import accumulate
+from threading import Lock
 from typing import NamedTuple
 
 import torch
@@ -178,6 +179,7 @@ class Call:
 
 
 _calls: dict[tuple, Call] = {}
+_keeping = Lock()
 _captured: set[Call] = set()
 
 
@@ -208,9 +210,10 @@ def call_like(
         _refuse_capture(q, made=False)
         found = Call(q, k, v, config, scale, cu_seqlens)
         if key is not None:
-            while len(_calls) >= KEPT:
-                _calls.pop(next(iter(_calls)), None)
-            _calls[key] = found
+            with _keeping:
+                if len(_calls) >= KEPT:
+                    del _calls[next(iter(_calls))]  # the oldest
+                _calls[key] = found
     elif not found.capturable:
         _refuse_capture(q, made=True)
     return found

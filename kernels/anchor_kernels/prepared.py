@@ -30,7 +30,7 @@ class Prepared:
         self._kernel = kernel
         self._grid = (*programs, 1, 1)[:3]
         self._rest, self._constants, self._options = rest, constants, options
-        self._launch = None
+        self._short = None  # the variant's launch, and all arguments after the tensors
 
     def __call__(self, *tensors: Tensor | int, stream: int | None = None) -> None:
         """Launch it on the current device and its current stream.
@@ -38,13 +38,15 @@ class Prepared:
         From the second launch on, addresses on the device serve as well as tensors. Who knows the
         current stream may name it: looking it up takes time.
         """
-        if self._launch is not None:
-            self._launch(*tensors, *self._rest, stream=stream)
+        if self._short is not None:
+            launch, rest = self._short
+            launch(*tensors, *rest, stream=stream)
             return
         compiled = self._kernel[self._grid](
             *tensors, *self._rest, **self._constants, **self._options
         )
         if compiled is not None:  # the interpreter compiles nothing
             names = self._kernel.arg_names[len(tensors) + len(self._rest) :]
-            self._rest += tuple(self._constants[name] for name in names)
-            self._launch = compiled[self._grid]
+            constants = (self._constants[name] for name in names)
+            # At once: another thread may be about to launch it.
+            self._short = compiled[self._grid], (*self._rest, *constants)
