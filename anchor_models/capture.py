@@ -3,6 +3,7 @@
 import json
 import operator
 from collections.abc import Iterable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +21,9 @@ _BEYOND = {name: what for name, what in BEYOND_QKV.items() if name != "softcap"}
 # What a file says of a layer: tensors by name, numbers as JSON.
 _TENSORS = ("q", "k", "v")
 _NUMBERS = ("scaling", "sliding_window", "softcap", "heads")
+
+# What the innermost capture of this context has found so far.
+_running: ContextVar[dict | None] = ContextVar("capture_qkv", default=None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +109,8 @@ def capture_qkv(
 
     The model's own attention does the work, so every layer sees what it always sees. The run ends
     at the last layer asked for: later layers and the logits are never computed, and no cache of
-    keys and values is kept. The model is left as it was found, also after an exception.
+    keys and values is kept. The model is left as it was found, also after an exception. Other
+    threads may run it meanwhile, and capture for themselves.
 
     Args:
         model: a transformers causal language model.
@@ -147,7 +152,8 @@ def capture_qkv(
     def make(original):
         def attention(module, query, key, value, attention_mask, *args, **kwargs):
             layer = getattr(module, "layer_idx", None)
-            if layer in wanted:
+            # A capture that a hook began meanwhile passes by here, with what is its own.
+            if layer in wanted and _running.get() is captured:
                 _refuse_other_attention(module, layer, attention_mask, kwargs)
                 scaling = kwargs.get("scaling")
                 window = kwargs.get("sliding_window") or getattr(module, "sliding_window", None)
@@ -169,6 +175,7 @@ def capture_qkv(
 
         return attention
 
+    token = _running.set(captured)
     try:
         with replaced_attention(model, make):
             # The model without its head: where a run does not end early, no logits are formed.
@@ -191,6 +198,8 @@ def capture_qkv(
             for path in captured.values():
                 path.unlink()
         raise
+    finally:
+        _running.reset(token)
     if folder is not None:
         return load_capture(folder)
     return {layer: captured[layer] for layer in sorted(captured)}

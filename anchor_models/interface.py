@@ -1,15 +1,23 @@
 """Put a function in the place of a transformers model's attention, for a while.
 
-Everything goes through transformers' public attention interface. The mask function of the
-implementation that was there is registered under the same name: without it, padded batches would
-be computed with no mask at all, and nothing would say so.
+Everything goes through transformers' public attention interface. Models ask it by the name in
+their configuration, which all threads share: so the name stays as it is, and what is found under
+it asks who calls. Calls of the context that replaced the attention go to the replacement, all
+others to what was there before, and run on undisturbed. Masks are the model's own throughout.
 """
 
+import inspect
 import sys
+import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import count
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from types import MappingProxyType
+
+import torch
 
 # What models hand to their attention besides q, k and v, and what it does to the scores.
 BEYOND_QKV = MappingProxyType(
@@ -25,7 +33,31 @@ BEYOND_QKV = MappingProxyType(
     }
 )
 
-_numbers = count()
+# transformers 4 asks no registry for eager attention: its configurations get this name meanwhile.
+EAGER_4 = "anchor_ref_eager"
+
+
+@dataclass(frozen=True, eq=False)
+class _Replacement:
+    """What one `with` put in the place of some modules' attention, by implementation."""
+
+    modules: frozenset[torch.nn.Module]
+    functions: dict[str, Callable]
+
+
+@dataclass
+class _Entry:
+    """An implementation whose place in the registry is taken by one that asks who calls."""
+
+    before: Callable
+    asks: Callable
+    uses: int = 0
+
+
+_replacements: ContextVar[tuple[_Replacement, ...]] = ContextVar("replaced_attention", default=())
+_entries: dict[str, _Entry] = {}
+_uses: Counter[int] = Counter()  # of configurations that are renamed, by id
+_lock = threading.Lock()
 
 
 @contextmanager
@@ -41,36 +73,24 @@ def replaced_attention(model, make: Callable[[Callable], Callable]) -> Iterator[
     Raises:
         ValueError: the model does not use the attention interface.
 
-    The model is left as it was found, also after an exception.
+    The model is left as it was found, also after an exception. Only what this context calls is
+    replaced: other threads may run the model meanwhile, and replace its attention for themselves.
+    Uses may be nested; `original` is then what the outer one put there.
     """
-    from transformers import AttentionInterface, AttentionMaskInterface
-
-    configs = _configs(model)
-    before = [config._attn_implementation for config in configs]
     if model.config._attn_implementation is None or not model._can_set_attn_implementation():
         raise ValueError(
             "model must compute attention through transformers' AttentionInterface, got "
             f"{type(model).__name__} with attention implementation "
             f"{model.config._attn_implementation!r}"
         )
-    number = next(_numbers)  # a name of its own for each use, so that uses can be nested
-    names = {old: f"anchor_ref_{number}_{n}" for n, old in enumerate(dict.fromkeys(before))}
-    masks = AttentionMaskInterface()
-    try:
-        for implementation, name in names.items():
-            AttentionInterface.register(name, make(_original(implementation)))
-            # An implementation without one gets the mask as the caller gave it.
-            if implementation in masks:
-                AttentionMaskInterface.register(name, masks[implementation])
-        for config, implementation in zip(configs, before, strict=True):
-            config._attn_implementation_internal = names[implementation]
-        yield
-    finally:
-        for config, implementation in zip(configs, before, strict=True):
-            config._attn_implementation_internal = implementation
-        for name in names.values():
-            AttentionInterface._global_mapping.pop(name, None)
-            AttentionMaskInterface._global_mapping.pop(name, None)
+    around = _replacements.get()
+    with _registered(_configs(model)) as before:
+        functions = {name: make(partial(_attend, around, name, before[name])) for name in before}
+        token = _replacements.set((*around, _Replacement(frozenset(model.modules()), functions)))
+        try:
+            yield
+        finally:
+            _replacements.reset(token)
 
 
 def beyond_causal(
@@ -95,30 +115,118 @@ def beyond_causal(
     return found
 
 
-def _original(implementation: str) -> Callable:
-    """What a module with that implementation calls for its attention."""
+def _attend(around: tuple[_Replacement, ...], name: str, before: Callable, module, *args, **more):
+    """Attention of a module: by the innermost replacement that is for it, else as before."""
+    for place in reversed(around):
+        # A function of the registry may itself ask for another one: that is not the model's call.
+        if module in place.modules and implementation_of(module.config) == name:
+            return place.functions[name](module, *args, **more)
+    return before(module, *args, **more)
+
+
+@contextmanager
+def _registered(configs: list) -> Iterator[dict[str, Callable]]:
+    """Inside the `with`, the implementations in use ask who calls; what they were, by name."""
     from transformers import AttentionInterface
 
-    def original(module, *args, **kwargs):
-        eager = implementation == "eager"
-        function = _eager(module) if eager else AttentionInterface()[implementation]
-        # Flash attention looks up there which of its kernels to call.
-        replaced = module.config._attn_implementation
-        module.config._attn_implementation_internal = implementation
-        try:
-            return function(module, *args, **kwargs)
-        finally:
-            module.config._attn_implementation_internal = replaced
+    known = AttentionInterface()
+    names = {name: None for config in configs if (name := implementation_of(config)) is not None}
+    names = [name for name in names if name == "eager" or name in known]
+    with _lock:
+        for name in names:
+            entry = _entries.get(name) or _enter(name, known)
+            entry.uses += 1
+        before = {name: _entries[name].before for name in names}
+        renamed = _rename(configs)
+    try:
+        yield before
+    finally:
+        with _lock:
+            for name in names:
+                _entries[name].uses -= 1
+                if not _entries[name].uses:
+                    _leave(name, _entries.pop(name))
+            _rename_back(renamed)
 
-    return original
+
+def _enter(name: str, known: Mapping[str, Callable]) -> _Entry:
+    before = _eager_attention if name == "eager" else known[name]
+
+    # Who calls is nothing that torch.compile could know while it traces.
+    @torch.compiler.disable
+    def asks(module, *args, **kwargs):
+        return _attend(_replacements.get(), name, before, module, *args, **kwargs)
+
+    _entries[name] = _Entry(before, asks)
+    type(known).register(_key(name), asks)
+    return _entries[name]
 
 
-def _eager(module) -> Callable:
+def _leave(name: str, entry: _Entry) -> None:
+    from transformers import AttentionInterface
+
+    registry = AttentionInterface._global_mapping
+    if registry.get(_key(name)) is not entry.asks:  # somebody registered another one meanwhile
+        return
+    if name != "eager":
+        registry[name] = entry.before
+    elif not _renames():  # else another thread may be about to look it up
+        del registry[name]
+
+
+def implementation_of(config) -> str | None:
+    """The attention that a configuration names, "eager" under whatever name it has meanwhile."""
+    name = config._attn_implementation
+    return "eager" if name == EAGER_4 else name
+
+
+def _key(name: str) -> str:
+    return EAGER_4 if name == "eager" and _renames() else name
+
+
+def _renames() -> bool:
+    """Is this transformers 4, which asks the registry for all but eager attention?"""
+    from transformers import AttentionInterface
+
+    return not hasattr(AttentionInterface, "get_interface")
+
+
+def _rename(configs: list) -> list:
+    """Let transformers 4 ask for the eager attention of these configurations; which they are."""
+    if not _renames():
+        return []
+    from transformers import AttentionMaskInterface
+
+    AttentionMaskInterface.register(EAGER_4, AttentionMaskInterface()["eager"])
+    renamed = [config for config in configs if implementation_of(config) == "eager"]
+    for config in renamed:
+        _uses[id(config)] += 1
+        config._attn_implementation_internal = EAGER_4
+    return renamed
+
+
+def _rename_back(renamed: list) -> None:
+    for config in renamed:
+        _uses[id(config)] -= 1
+        if not _uses[id(config)]:
+            config._attn_implementation_internal = "eager"
+
+
+def _eager_attention(module, *args, **kwargs):
+    return _eager(type(module))(module, *args, **kwargs)
+
+
+@lru_cache
+def _eager(kind: type) -> Callable:
     """Eager attention is no entry of the interface: the file of each model has its own."""
-    for kind in type(module).__mro__:  # a class derived elsewhere uses its parent's
-        if function := getattr(sys.modules[kind.__module__], "eager_attention_forward", None):
+    for parent in kind.__mro__:  # a class derived elsewhere uses its parent's
+        forward = inspect.unwrap(vars(parent).get("forward", _eager_attention))
+        for name in forward.__code__.co_names:  # some files have several, for their parts
+            if name.endswith("eager_attention_forward"):
+                return forward.__globals__[name]
+        if function := getattr(sys.modules[parent.__module__], "eager_attention_forward", None):
             return function
-    raise ValueError(f"{type(module).__name__} must have an eager attention, found none")
+    raise ValueError(f"{kind.__name__} must have an eager attention, found none")
 
 
 def _configs(model) -> list:

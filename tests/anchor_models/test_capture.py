@@ -2,7 +2,9 @@
 
 import gc
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -295,6 +297,49 @@ def test_a_capture_works_inside_another_replacement():
         assert calls == [0, 1, 0, 1, 2]
         outside = capture_qkv(model, ids, dtype=None)
     assert all(torch.equal(inside[layer].v, outside[layer].v) for layer in range(LAYERS))
+
+
+def test_only_the_capturing_call_is_captured():
+    """Another thread reads another text meanwhile, a third captures one, a hook a fourth."""
+    model, texts = tiny("Llama"), prompt(batch=5)
+    alone = [capture_qkv(model, texts[i : i + 1], dtype=None) for i in range(4)]
+    expected, found = logits(model, texts[4:]), {}
+
+    def others(*_):
+        if found:  # of the inner ones
+            return
+        found["inner"] = "running"
+        found["inner"] = capture_qkv(model, texts[1:2], dtype=None)
+        for name, run in {
+            "capture": lambda: capture_qkv(model, texts[2:3], dtype=None),
+            "run": lambda: logits(model, texts[4:]),
+        }.items():
+            thread = Thread(target=lambda name=name, run=run: found.update({name: run()}))
+            thread.start()
+            thread.join()
+
+    with left_as_it_was(model):
+        hook = model.model.layers[1].register_forward_pre_hook(others)
+        found["outer"] = capture_qkv(model, texts[:1], dtype=None)
+        hook.remove()
+    assert torch.equal(found["run"], expected)
+    for name, text in {"outer": 0, "inner": 1, "capture": 2}.items():
+        assert all(equal(found[name][layer], alone[text][layer]) for layer in range(LAYERS)), name
+
+
+def test_many_threads_capture_and_run_at_once():
+    model, texts = tiny("Llama"), prompt(batch=8)
+    alone = [capture_qkv(model, text[None], dtype=None) for text in texts]
+    expected = [logits(model, text[None]) for text in texts]
+
+    def work(i):
+        if i % 2:
+            found = capture_qkv(model, texts[i : i + 1], dtype=None)
+            return all(equal(found[layer], alone[i][layer]) for layer in range(LAYERS))
+        return torch.equal(logits(model, texts[i : i + 1]), expected[i])
+
+    with left_as_it_was(model), ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(work, [i for _ in range(10) for i in range(8)]))
 
 
 @pytest.mark.parametrize(

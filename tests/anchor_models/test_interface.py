@@ -1,5 +1,7 @@
 """A replaced attention does what was there before, for every kind of implementation."""
 
+from threading import Thread
+
 import pytest
 import torch
 import transformers
@@ -113,3 +115,86 @@ def test_nothing_is_left_behind_when_the_replacement_cannot_be_made():
     with replaced_attention(model, lambda original: original):
         pass
     assert names() == before
+
+
+def beside(function):
+    """What the function returns in another thread, while this one waits."""
+    found = []
+    thread = Thread(target=lambda: found.append(function()))
+    thread.start()
+    thread.join()
+    return found[0]  # nothing where the thread died
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager", "my_attention"])
+@pytest.mark.usefixtures("own_implementation")
+def test_other_threads_run_the_same_model_undisturbed(implementation):
+    """One runs it while its attention is replaced, one replaces it for itself."""
+    model, mine, theirs = llama(implementation), [], []
+    before = names()
+    with torch.no_grad():
+        expected = model(IDS).logits
+
+    def into(calls):
+        def make(original):
+            def attention(module, *args, **kwargs):
+                calls.append(module.layer_idx)
+                return original(module, *args, **kwargs)
+
+            return attention
+
+        return make
+
+    @torch.no_grad()
+    def run():
+        return model(IDS).logits
+
+    def replace_and_run():
+        with replaced_attention(model, into(theirs)):
+            return run()
+
+    others = []
+
+    def run_others(*_):
+        if not others:
+            others[:] = ["running"]
+            others[:] = [beside(run), beside(replace_and_run)]
+
+    hook = model.model.layers[1].register_forward_pre_hook(run_others)
+    with replaced_attention(model, into(mine)):
+        found = run()
+    hook.remove()
+    assert (mine, theirs) == ([0, 1], [0, 1])
+    for logits_found in (found, *others, run()):
+        assert torch.equal(logits_found, expected)
+    assert names() == before
+    assert model.config._attn_implementation == implementation
+
+
+def test_a_thread_that_outlives_the_replacement_ends_well():
+    """It has asked for its attention while it was replaced, and calls it afterwards."""
+    model = llama()
+    with replaced_attention(model, lambda original: original):
+        attention = AttentionInterface()["sdpa"]
+    assert attention is not AttentionInterface()["sdpa"]
+    x = torch.randn(1, 2, 5, 8, generator=torch.Generator().manual_seed(0))
+    given = (model.model.layers[0].self_attn, x.repeat(1, 2, 1, 1), x, x, None)
+    expected, _ = AttentionInterface()["sdpa"](*given, scaling=1.0)
+    assert torch.equal(attention(*given, scaling=1.0)[0], expected)
+
+
+def test_other_models_with_the_same_implementation_are_not_replaced():
+    model, other, calls = llama(), llama(), []
+
+    def make(original):
+        def attention(module, *args, **kwargs):
+            calls.append(module)
+            return original(module, *args, **kwargs)
+
+        return attention
+
+    with replaced_attention(model, make):
+        logits(other)
+        assert calls == []
+        logits(model)
+    assert calls == [layer.self_attn for layer in model.model.layers]
