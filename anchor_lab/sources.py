@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -128,6 +128,7 @@ def saved_capture(
     if not 1 <= length <= there:
         raise ValueError(f"length must be in 1..{there}, the tokens of {name}, got {length}")
     tensors = [getattr(x, part) for x in captured.values() for part in "qkv"]
+    tensors += [x.texts for x in captured.values() if x.texts is not None]
     facts = [
         (x.layer, x.scaling, x.sliding_window, x.softcap, x.query_heads) for x in captured.values()
     ]
@@ -144,7 +145,7 @@ def saved_capture(
         heads=heads,
         key_heads=key_heads,
         device=device,
-        capture=lambda layers, folder: {x: _cut(captured[x], length) for x in layers},
+        capture=lambda layers, folder: {x: captured[x].first(length) for x in layers},
     )
 
 
@@ -210,11 +211,6 @@ def fingerprint(tensors: Iterable[Tensor], more: str = "") -> str:
         found.update(f"{x.dtype} {tuple(x.shape)} ".encode())
         found.update(x.cpu().contiguous().flatten().view(torch.uint8).numpy())
     return found.hexdigest()
-
-
-def _cut(x: Captured, length: int) -> Captured:
-    """The first tokens alone."""
-    return replace(x, **{part: getattr(x, part)[:, :, :length] for part in "qkv"})
 
 
 def _name_of(dtype: torch.dtype) -> str:

@@ -6,12 +6,15 @@ from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
+from weakref import ref
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from anchor_models.interface import BEYOND_QKV, beyond_causal, replaced_attention
+from anchor_models.probe import attention_calls
+from anchor_models.seen import OtherMaskError, Seen, read_mask
 
 # A capture holds whether scores are capped, and nothing else of this kind: attention computed from
 # it would not be the model's.
@@ -37,10 +40,12 @@ class Captured:
         v: values, `[B, Hkv, N, Dv]`; Dv is D in nearly every model.
         scaling: the factor of q·k that the layer uses.
         sliding_window: how many keys a query of this layer sees, itself among them; None when it
-            sees all earlier ones.
+            sees all earlier ones, be it that its window is longer than the prompt.
         softcap: c where the layer uses c·tanh(score / c) in place of the score, else None.
         layer: the layer's index in the model.
         heads: the model's indices of the query heads in q.
+        texts: of each token the text that it belongs to, from 0 in each row, and -1 for padding,
+            `[B, N]` int32: tokens see their own text alone. None where each row is one text.
     """
 
     q: Float[Tensor, "B Hq N D"]
@@ -51,6 +56,7 @@ class Captured:
     softcap: float | None = None
     layer: int | None = None
     heads: tuple[int, ...] | None = None
+    texts: Int[Tensor, "B N"] | None = None
 
     @property
     def query_heads(self) -> tuple[int, ...]:
@@ -59,7 +65,18 @@ class Captured:
 
     def to(self, device: str | torch.device) -> "Captured":
         """The same with its tensors on a device."""
-        return replace(self, q=self.q.to(device), k=self.k.to(device), v=self.v.to(device))
+        texts = self.texts if self.texts is None else self.texts.to(device)
+        q, k, v = (x.to(device) for x in (self.q, self.k, self.v))
+        return replace(self, q=q, k=k, v=v, texts=texts)
+
+    def first(self, tokens: int) -> "Captured":
+        """The first tokens alone: in a causal layer, what it is given for them alone."""
+        q, k, v = (x[:, :, :tokens] for x in (self.q, self.k, self.v))
+        texts = self.texts if self.texts is None else self.texts[:, :tokens]
+        # Padding or further texts that come later are gone.
+        return replace(
+            self, q=q, k=k, v=v, texts=None if texts is None or not texts.any() else texts
+        )
 
     def part(self, kv_heads: Sequence[int]) -> "Captured":
         """Some of the key heads, by their places in k, with all query heads that read them."""
@@ -77,9 +94,15 @@ class Captured:
         """This capture, where the layer computes softmax(q·k) over all earlier keys and no more.
 
         Raises:
-            ValueError: the layer hides keys behind a sliding window or caps its scores; measured
-                as if it did not, it would seem what it is not.
+            ValueError: the layer hides keys behind a sliding window, has padding or packed texts
+                among its tokens, or caps its scores; measured as if it did not, it would seem
+                what it is not.
         """
+        if self.texts is not None:
+            raise ValueError(
+                f"layer {self.layer} was given padding or packed texts, of which tokens see their "
+                "own alone: it cannot be measured as causal attention; capture each text by itself"
+            )
         if self.sliding_window is not None and self.sliding_window < self.k.shape[2]:
             raise ValueError(
                 f"layer {self.layer} sees a window of {self.sliding_window} keys, "
@@ -105,12 +128,13 @@ def capture_qkv(
     dtype: torch.dtype | None = torch.bfloat16,
     save_to: str | Path | None = None,
 ) -> dict[int, Captured]:
-    """Run the model once and keep what its attention layers are given.
+    """Run the model and keep what its attention layers are given.
 
     The model's own attention does the work, so every layer sees what it always sees. The run ends
     at the last layer asked for: later layers and the logits are never computed, and no cache of
-    keys and values is kept. The model is left as it was found, also after an exception. Other
-    threads may run it meanwhile, and capture for themselves.
+    keys and values is kept. Before, the model runs on the prompt's first two tokens, which tells
+    the layers that attend, and how often. It is left as it was found, also after an exception.
+    Other threads may run it meanwhile, and capture for themselves.
 
     Args:
         model: a transformers causal language model.
@@ -136,18 +160,30 @@ def capture_qkv(
         TypeError: an argument is not of the kind described.
         ValueError: a layer, head or token does not exist, heads cannot be chosen so, a shape does
             not fit, the model does not use transformers' attention interface, or a layer's
-            attention is more than causal softmax attention over q, k and v (learned sinks,
-            position bias, chunks, both directions).
+            attention is more than causal softmax attention over q, k and v (learned sinks, a
+            bias, chunks, both directions, several times in one pass), as its mask has it.
         FileExistsError: `save_to` already holds a capture.
     """
     config = _text_config(model)
     _check_tensors(model, input_ids, attention_mask, position_ids)
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise TypeError(f"dtype must be a floating-point torch.dtype or None, got {dtype!r}")
-    wanted = _indices("layers", layers, config.num_hidden_layers)
+    asked = _indices("layers", layers, config.num_hidden_layers)
     chosen = None if heads is None else _indices("heads", heads, config.num_attention_heads)
+    wanted = _attending(model, input_ids, None if layers is None else asked)
     folder = None if save_to is None else _new_folder(Path(save_to))
     captured: dict[int, Captured | Path] = {}
+    looks: dict[int, tuple[ref, Seen]] = {}  # layers share their masks, which are large
+    told = {"padding": attention_mask, "positions": position_ids}
+
+    def look(module, query, key, mask, kwargs) -> Seen:
+        if mask is None:
+            return read_mask(module, query, key, mask, kwargs, **told)
+        known, seen = looks.get(id(mask), (lambda: None, None))
+        if known() is not mask:
+            seen = read_mask(module, query, key, mask, kwargs, **told)
+            looks[id(mask)] = ref(mask), seen
+        return seen
 
     def make(original):
         def attention(module, query, key, value, attention_mask, *args, **kwargs):
@@ -155,18 +191,22 @@ def capture_qkv(
             # A capture that a hook began meanwhile passes by here, with what is its own.
             if layer in wanted and _running.get() is captured:
                 _refuse_other_attention(module, layer, attention_mask, kwargs)
+                try:
+                    seen = look(module, query, key, attention_mask, kwargs)
+                except OtherMaskError as what:
+                    raise _other_attention(module, layer, str(what)) from None
                 scaling = kwargs.get("scaling")
-                window = kwargs.get("sliding_window") or getattr(module, "sliding_window", None)
                 q_heads, kv_heads = _pairing(chosen, query.shape[1], key.shape[1])
                 found = Captured(
                     _copy(query, q_heads, dtype),
                     _copy(key, kv_heads, dtype),
                     _copy(value, kv_heads, dtype),
                     float(query.shape[-1] ** -0.5 if scaling is None else scaling),
-                    window,
+                    seen.window,
                     kwargs.get("softcap"),
                     layer,
                     tuple(q_heads),
+                    seen.texts if seen.texts is None else seen.texts.cpu(),
                 )
                 captured[layer] = found if folder is None else _save_layer(found, folder)
                 if len(captured) == len(wanted):
@@ -186,11 +226,6 @@ def capture_qkv(
                 **({} if position_ids is None else {"position_ids": position_ids}),
                 **_switched_off(config),
             )
-        # Reached only when a wanted layer has not called attention.
-        if layers is None and not captured:
-            raise ValueError("model must have layers that compute attention, none did")
-        if layers is not None and (missing := sorted(wanted - captured.keys())):
-            raise ValueError(f"layers must be layers that compute attention, got {missing}")
     except _AllCapturedError:
         pass
     except BaseException:
@@ -211,7 +246,8 @@ def save_capture(captured: dict[int, Captured], path: str | Path) -> None:
 
     tensors, about = {}, {}
     for layer, found in captured.items():
-        tensors |= {f"{layer}.{name}": getattr(found, name).contiguous() for name in _TENSORS}
+        names = _TENSORS if found.texts is None else (*_TENSORS, "texts")
+        tensors |= {f"{layer}.{name}": getattr(found, name).contiguous() for name in names}
         about[str(layer)] = json.dumps({name: getattr(found, name) for name in _NUMBERS})
     save_file(tensors, path, metadata=about)
 
@@ -289,6 +325,26 @@ def _indices(name: str, asked: Iterable[int] | None, available: int) -> set[int]
     return set(chosen)
 
 
+def _attending(model, input_ids: Tensor, asked: set[int] | None) -> set[int]:
+    """The layers to capture, once it is known that each of them attends, and once only.
+
+    What is captured of a layer that attends several times would depend on where the run ends.
+    """
+    calls = attention_calls(model, input_ids)
+    wanted = set(calls) if asked is None else asked
+    if missing := sorted(wanted - calls.keys()):
+        raise ValueError(
+            f"layers must be layers that compute attention, got {missing}: those of "
+            f"{type(model).__name__} are {list(calls)}"
+        )
+    if several := sorted(layer for layer in wanted if calls[layer] > 1):
+        raise ValueError(
+            "layers must be plain causal attention over q, k and v, got layer "
+            f"{several[0]} of {type(model).__name__}, which attends {calls[several[0]]} times"
+        )
+    return wanted
+
+
 def _pairing(chosen: set[int] | None, q_heads: int, kv_heads: int) -> tuple[list, list]:
     """The query heads to keep and the key heads that they read, both ascending."""
     if chosen is None:
@@ -326,15 +382,15 @@ def _switched_off(config) -> dict[str, bool]:
 def _refuse_other_attention(module, layer: int, attention_mask, kwargs: dict) -> None:
     """Refuse a layer whose attention the capture could not repeat."""
     masked = attention_mask is not None
-    reasons = beyond_causal(module, kwargs, masked=masked, table=_BEYOND)
-    kinds = getattr(getattr(module, "config", None), "layer_types", None) or {}
-    if layer < len(kinds) and "chunk" in kinds[layer]:
-        reasons.append("attention within chunks")
-    if reasons:
-        raise ValueError(
-            f"layers must be plain causal attention over q, k and v, got layer {layer} of "
-            f"{type(module).__name__} with {reasons[0]}"
-        )
+    if found := beyond_causal(module, kwargs, masked=masked, table=_BEYOND):
+        raise _other_attention(module, layer, found[0])
+
+
+def _other_attention(module, layer: int, what: str) -> ValueError:
+    return ValueError(
+        f"layers must be plain causal attention over q, k and v, got layer {layer} of "
+        f"{type(module).__name__} with {what}"
+    )
 
 
 def _layer_files(folder: Path) -> list[Path]:
@@ -365,6 +421,7 @@ def _load_file(path: Path) -> dict[int, Captured]:
         for layer in sorted(about, key=int):
             numbers = json.loads(about[layer])
             numbers["heads"] = numbers["heads"] and tuple(numbers["heads"])
-            tensors = (file.get_tensor(f"{layer}.{name}") for name in _TENSORS)
-            found[int(layer)] = Captured(*tensors, layer=int(layer), **numbers)
+            names = {x.removeprefix(f"{layer}.") for x in file.keys() if x.startswith(f"{layer}.")}  # noqa: SIM118
+            tensors = {name: file.get_tensor(f"{layer}.{name}") for name in names}
+            found[int(layer)] = Captured(**tensors, layer=int(layer), **numbers)
     return found
