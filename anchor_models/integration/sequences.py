@@ -83,8 +83,8 @@ def packed(
         The texts between the bounds; None where the mask is of another kind.
 
     Raises:
-        TypeError, ValueError: the bounds do not fit the tensors or each other, or the mask lets
-            one text see another.
+        TypeError, ValueError: the bounds do not fit the tensors or each other, the mask lets one
+            text see another, or it hides tokens within the bounds.
     """
     if query.shape[0] != 1:
         raise ValueError(f"cu_seq_lens_q needs a batch of 1, got {query.shape[0]} rows")
@@ -101,7 +101,15 @@ def packed(
         if mask is None or (seen & across).any():
             raise ValueError(_ACROSS.format(ends))
         return None
-    if len(texts) > 1 and [text.keys for text in texts] != spans:
+    seen = [text.keys for text in texts]
+    if seen == [slice(0, query.shape[2])]:  # the mask tells no texts apart: the bounds do
+        return [Tokens(slice(0, 1), span, span) for span in spans]
+    if len(texts) <= 1:
+        raise ValueError(
+            f"cu_seq_lens_q {ends} must come without padding, got an attention_mask that hides "
+            "tokens: leave the padding out of the row, or pass no cu_seq_lens_q"
+        )
+    if seen != spans:
         raise ValueError(_ACROSS.format(ends))
     return [Tokens(slice(0, 1), span, span) for span in spans]
 

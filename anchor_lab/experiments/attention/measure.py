@@ -24,7 +24,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, astuple, dataclass, fields, replace
+from dataclasses import asdict, astuple, dataclass, fields
 from math import inf
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -223,11 +223,7 @@ def bundled_captures(lengths: list[int], device: str = "cuda") -> Captures:
     text = make_document(6 * max(lengths), seed=7, depths=(0.1, 0.3, 0.55)).text
     tokens = tokenizer(text, return_tensors="pt").input_ids[:, : max(lengths)]
     whole = capture_qkv(model, tokens.to(device), dtype=torch.bfloat16)
-    return {
-        (BUNDLED, layer, n): replace(x, q=x.q[:, :, :n], k=x.k[:, :, :n], v=x.v[:, :, :n])
-        for n in lengths
-        for layer, x in whole.items()
-    }
+    return {(BUNDLED, layer, n): x.first(n) for n in lengths for layer, x in whole.items()}
 
 
 def case_maker(
@@ -242,11 +238,7 @@ def case_maker(
             where = {"dtype": torch.bfloat16, "device": device}
             inputs = planted_stripes(cell.n, **shape, density=cell.density, **where)
             return Case(inputs.q, inputs.k, inputs.v, None, config, backend)
-        found = captures[cell.source, cell.layer, cell.n]
-        if found.sliding_window is not None and found.sliding_window < cell.n:
-            raise ValueError(f"layer sees only the last {found.sliding_window} keys")
-        if found.softcap is not None:
-            raise ValueError("layer caps its scores, which none of the methods does")
+        found = captures[cell.source, cell.layer, cell.n].causal()
         q, k, v = (x.to(device, torch.bfloat16) for x in (found.q, found.k, found.v))
         return Case(q, k, v, found.scaling, config, backend)
 

@@ -255,6 +255,26 @@ def test_packing_that_the_mask_does_not_know_of_is_refused():
             logits(model, ids, cu_seq_lens_q=BOUNDS[:-1], cu_seq_lens_k=BOUNDS[:-1])
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+@pytest.mark.parametrize(
+    "padding",
+    [LEFT[1:], RIGHT[1:], HOLES[:1], HOLES[:1] * 0],
+    ids=["left", "right", "holes", "all"],
+)
+def test_bounds_beside_padding_are_refused(family, padding):
+    """Padding within the bounds would be read as text."""
+    model, ids = build(family), tokens()
+    given = {"cu_seq_lens_q": BOUNDS, "cu_seq_lens_k": BOUNDS, "use_cache": False}
+    with options(theta=math.inf, **SIZES):
+        with pytest.raises(ValueError, match=r"cu_seq_lens_q .* without padding|see each other"):
+            logits(model, ids, attention_mask=padding, position_ids=RESTARTING, **given)
+        if family == "llama":  # a mask of ones hides nothing
+            ones = {"attention_mask": torch.ones(1, N, dtype=torch.long)}
+            found = logits(model, ids, position_ids=RESTARTING, **ones, **given)[0]
+            for start, end in pairwise(BOUNDS.tolist()):
+                assert far(found[start:end], logits(model, ids[:, start:end])[0]) <= ROUNDING
+
+
 def test_bounds_hold_in_layers_with_a_window_too_or_are_refused():
     model, ids = build("qwen2_sliding"), tokens()
     given = {"position_ids": RESTARTING, "cu_seq_lens_q": BOUNDS, "cu_seq_lens_k": BOUNDS}

@@ -349,8 +349,8 @@ def test_a_capture_is_measured_in_bf16_with_its_own_scale_and_heads():
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"sliding_window": 64}, "layer sees only the last 64 keys"),
-        ({"softcap": 30.0}, "layer caps its scores"),
+        ({"sliding_window": 64}, "sees a window of 64 keys"),
+        ({"softcap": 30.0}, "caps its scores at 30"),
     ],
 )
 def test_layers_of_another_attention_are_refused(changed, message):
