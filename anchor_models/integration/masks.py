@@ -6,6 +6,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from anchor_models.integration.mask_functions import Known, known
 from anchor_models.integration.sequences import HIDDEN
 
 STRIP = 2**24  # entries of a mask that are looked at together
@@ -29,7 +30,8 @@ def causal_segments(**asked) -> Tensor | None:
 
     if not torch.compiler.is_compiling():
         _refuse_other_models(type(asked["config"]))
-    if _query_length(asked) <= 2 or asked.get("local_size") is not None:
+    local = asked.get("local_size")  # of a window or chunk: it may hide nothing
+    if _query_length(asked) <= 2 or (local is not None and local < asked["kv_length"]):
         return sdpa_mask(**asked)
     return _segments_or_mask(asked)
 
@@ -47,9 +49,10 @@ def _refuse_other_models(config: type) -> None:
 
 @torch.compiler.disable
 def _segments_or_mask(asked: dict) -> Tensor | None:
-    from transformers.masking_utils import causal_mask_function, sdpa_mask
+    from transformers.masking_utils import sdpa_mask
 
-    plain = asked["mask_function"] is causal_mask_function
+    found = known(asked["mask_function"])
+    plain = found is not None and found.texts is None
     # A model that will not have the matrix skipped wants to work on the matrix itself; in
     # transformers 4 it is the cache that will not, for the sake of compiling.
     wants_matrix = plain and "q_length" in asked and not asked.get("allow_is_causal_skip", True)
@@ -61,7 +64,7 @@ def _segments_or_mask(asked: dict) -> Tensor | None:
         device = asked.get("device") or asked["cache_position"].device
         text_of = torch.zeros(asked["batch_size"], n_keys, dtype=torch.int32, device=device)
     else:
-        text_of = _packed_texts(asked) if written == n_queries == n_keys else None
+        text_of = _packed_texts(asked, found) if written == n_queries == n_keys else None
         if text_of is None:
             return sdpa_mask(**asked)
     if padding is not None:
@@ -74,12 +77,14 @@ def _segments_or_mask(asked: dict) -> Tensor | None:
     return torch.stack([text_of, own.expand_as(text_of)], 1)[:, None]
 
 
-def _packed_texts(asked: dict) -> Tensor | None:
-    """The text of each key under a mask that only its function knows; None for other kinds.
+def _packed_texts(asked: dict, found: Known | None) -> Tensor | None:
+    """The text of each key, from 0; None where the mask hides more than padding and other texts.
 
-    The mask is looked at whole, in strips of rows: each row must see its text from the first key
-    to its own, padding left out, and nothing else.
+    A mask that only its function knows is looked at whole, in strips of rows: each row must see
+    its text from the first key to its own, padding left out, and nothing else.
     """
+    if found is not None:
+        return found.texts.to(torch.int32)
     from transformers.masking_utils import sdpa_mask
 
     batch, n_keys = asked["batch_size"], asked["kv_length"]

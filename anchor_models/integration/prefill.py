@@ -9,7 +9,7 @@ from anchor_models.backend import anchor_attention, choose_backend
 from anchor_models.integration.options import Options, current_options
 from anchor_models.integration.packing import texts_of
 from anchor_models.integration.record import Part, call_of, now, running_record
-from anchor_models.integration.sequences import Tokens
+from anchor_models.integration.sequences import Tokens, is_segments
 from anchor_ref.measure import density
 from anchor_ref.regions import causal_pairs
 
@@ -40,7 +40,7 @@ def prefill(module, query, key, value, mask, given: dict, kwargs: dict) -> Tenso
     chosen = current_options(module.config)
     stats = running_record()
     started = now(query) if stats is not None else 0.0
-    why_dense = _why_dense(module, chosen, kwargs)
+    why_dense = _why_dense(module, chosen, kwargs, mask)
     theta = None if why_dense else chosen.theta(layer, query.shape[1])
     texts = texts_of(query, key, mask, kwargs, layer)
     if texts is None:
@@ -156,12 +156,17 @@ def _together(found: list[Tensor], texts: list[Tokens], query, value) -> Tensor:
     return out
 
 
-def _why_dense(module, chosen: Options, kwargs: dict) -> str | None:
-    """Why the whole layer keeps dense attention; None when it need not."""
+def _why_dense(module, chosen: Options, kwargs: dict, mask: Tensor | None) -> str | None:
+    """Why the whole layer keeps dense attention; None when it need not.
+
+    A layer has a window or chunks where its mask is drawn for them: where they are as long as the
+    prompt, it is not, and names of layers say nothing.
+    """
     kinds = getattr(module.config, "layer_types", None) or ()
     kind = kinds[module.layer_idx] if module.layer_idx < len(kinds) else "full_attention"
     window = kwargs.get("sliding_window") or getattr(module, "sliding_window", None)
-    if window is not None or kind != "full_attention":
+    drawn = mask is not None and not is_segments(mask)
+    if drawn and (window is not None or kind != "full_attention"):
         return "the layer has a window of its own"
     if module.layer_idx in chosen.dense_layers:
         return "dense_layers names the layer"

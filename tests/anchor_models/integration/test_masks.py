@@ -152,6 +152,61 @@ def test_masks_of_another_kind_are_left_to_sdpa(judged):
         assert masks.causal_segments(**(given | {"mask_function": plain})) is None
 
 
+def request(function, **more):
+    """What transformers asks for a prompt of N tokens with this mask function."""
+    asked = {"batch_size": 1, "kv_length": N, "q_length": N, "q_offset": 0, "device": "cpu"}
+    if "cache_position" in sdpa_mask.__code__.co_varnames:  # transformers 4
+        asked = {"batch_size": 1, "kv_length": N, "cache_position": torch.arange(N)}
+    config = transformers.LlamaConfig()
+    return asked | {"mask_function": function, "attention_mask": None, "config": config} | more
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_packed_texts_are_read_from_their_function_as_from_their_matrix(seed, monkeypatch):
+    """Of a known function nothing is drawn: a packed prompt costs no more than another."""
+    from transformers import masking_utils
+
+    drawn = []
+    own = masking_utils.sdpa_mask
+    monkeypatch.setattr(masking_utils, "sdpa_mask", lambda **x: drawn.append(x) or own(**x))
+    cuts = torch.randperm(N - 1, generator=torch.Generator().manual_seed(seed))[: seed + 1] + 1
+    restarts = torch.zeros(1, N, dtype=torch.long)
+    restarts[0, cuts] = 1
+    texts = restarts.cumsum(1)
+    function = masking_utils.packed_sequence_mask_function(texts)
+    function = masking_utils.and_masks(masking_utils.causal_mask_function, function)
+    asked = request(function, allow_is_causal_skip=False)
+    found = masks.causal_segments(**asked)
+    assert drawn == []
+    # The same under a function that is not known, which is drawn and looked at.
+    same = masks.causal_segments(**asked | {"mask_function": lambda *x: function(*x)})
+    assert drawn
+    assert torch.equal(matrix(found, (1, N, N)), matrix(same, (1, N, N)))
+    assert torch.equal(matrix(found, (1, N, N)), own(**asked)[:, 0])
+
+
+@pytest.mark.parametrize("hidden", [0, 1])
+@pytest.mark.parametrize("kind", ["sliding_window_causal_mask_function", "chunk"])
+def test_a_window_or_chunk_as_long_as_the_prompt_is_none(kind, hidden):
+    from transformers import masking_utils
+
+    size = N - hidden
+    if kind == "chunk":
+        function = masking_utils.chunked_causal_mask_function(size, torch.zeros(1).long())
+    else:
+        function = getattr(masking_utils, kind)(size)
+    asked = request(function, local_size=size)
+    found = masks.causal_segments(**asked)
+    if hidden:
+        assert torch.equal(found, sdpa_mask(**asked))
+        assert not torch.equal(found[0, 0], torch.ones(N, N, dtype=torch.bool).tril())
+    else:
+        assert found is None
+        padded = masks.causal_segments(**asked | {"attention_mask": LEFT[1:].bool()})
+        own = sdpa_mask(**asked | {"attention_mask": LEFT[1:].bool()})[:, 0]
+        assert torch.equal(matrix(padded, (1, N, N))[:, 35:], own[:, 35:])
+
+
 @pytest.mark.skipif(
     transformers.__version__.startswith("4."), reason="transformers 4 has no such request"
 )

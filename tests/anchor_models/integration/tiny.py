@@ -49,12 +49,44 @@ FAMILIES = {
             "first_k_dense_replace": 2,
         },
     ),
+    # Windows that hide nothing, and layers that are called otherwise than what they do.
+    "phi3": ("Phi3ForCausalLM", "Phi3Config", {"sliding_window": 2048, "initializer_range": 0.4}),
+    "exaone4": (
+        "Exaone4ForCausalLM",
+        "Exaone4Config",
+        {
+            "layer_types": ["sliding_attention", "full_attention"],
+            "sliding_window": 24,
+            "sliding_window_pattern": None,
+        },
+    ),
+    "llama4": (
+        "Llama4ForCausalLM",
+        "Llama4TextConfig",
+        {"intermediate_size_mlp": 48, "num_local_experts": 2, "attention_chunk_size": 128}
+        | {"use_qk_norm": False},
+    ),
     "gemma3": (
         "Gemma3ForCausalLM",
         "Gemma3TextConfig",
         SLIDING_SECOND | {"query_pre_attn_scalar": 1},
     ),
 }
+if not transformers.__version__.startswith("4."):  # where it makes a mask of its own
+    FAMILIES |= {
+        "falcon_h1": (
+            "FalconH1ForCausalLM",
+            "FalconH1Config",
+            {
+                "mamba_d_ssm": 32,
+                "mamba_n_heads": 4,
+                "mamba_d_head": 8,
+                "mamba_d_state": 8,
+                "mamba_n_groups": 1,
+                "mamba_chunk_size": 16,
+            },
+        ),
+    }
 
 
 def build(family: str = "llama", **changes) -> transformers.PreTrainedModel:
