@@ -3,7 +3,7 @@
 Everything goes through transformers' public attention interface. Models ask it by the name in
 their configuration, which all threads share: so the name stays as it is, and what is found under
 it asks who calls. Calls of the context that replaced the attention go to the replacement, all
-others to what was there before, and run on undisturbed. Masks are the model's own throughout.
+others to what was there before, and run on undisturbed. Masks stay the model's own unless asked.
 """
 
 import inspect
@@ -43,14 +43,18 @@ class _Replacement:
 
     modules: frozenset[torch.nn.Module]
     functions: dict[str, Callable]
+    configs: list
+    draw: Callable[[Mapping], torch.Tensor | None] | None
 
 
 @dataclass
 class _Entry:
-    """An implementation whose place in the registry is taken by one that asks who calls."""
+    """An implementation whose places in the registries are taken by what asks who calls."""
 
     before: Callable
     asks: Callable
+    mask_before: Callable | None
+    mask_asks: Callable
     uses: int = 0
 
 
@@ -61,7 +65,11 @@ _lock = threading.Lock()
 
 
 @contextmanager
-def replaced_attention(model, make: Callable[[Callable], Callable]) -> Iterator[None]:
+def replaced_attention(
+    model,
+    make: Callable[[Callable], Callable],
+    draw: Callable[[Mapping], torch.Tensor | None] | None = None,
+) -> Iterator[None]:
     """Inside the `with`, every attention layer of `model` calls `make(original)`.
 
     Args:
@@ -69,6 +77,8 @@ def replaced_attention(model, make: Callable[[Callable], Callable]) -> Iterator[
         make: gets a function with the interface's signature that does what the model did before,
             and returns the function to call instead, with the same signature. It is called once
             for each implementation in use: the parts of a model may differ.
+        draw: makes the masks instead of the implementation's mask function, from what it is asked
+            for; None leaves them as they are.
 
     Raises:
         ValueError: the model does not use the attention interface.
@@ -84,9 +94,11 @@ def replaced_attention(model, make: Callable[[Callable], Callable]) -> Iterator[
             f"{model.config._attn_implementation!r}"
         )
     around = _replacements.get()
-    with _registered(_configs(model)) as before:
+    configs = _configs(model)
+    with _registered(configs) as before:
         functions = {name: make(partial(_attend, around, name, before[name])) for name in before}
-        token = _replacements.set((*around, _Replacement(frozenset(model.modules()), functions)))
+        mine = _Replacement(frozenset(model.modules()), functions, configs, draw)
+        token = _replacements.set((*around, mine))
         try:
             yield
         finally:
@@ -150,28 +162,45 @@ def _registered(configs: list) -> Iterator[dict[str, Callable]]:
 
 
 def _enter(name: str, known: Mapping[str, Callable]) -> _Entry:
+    from transformers import AttentionInterface, AttentionMaskInterface
+
     before = _eager_attention if name == "eager" else known[name]
+    mask_before = AttentionMaskInterface._global_mapping.get(name)
 
     # Who calls is nothing that torch.compile could know while it traces.
     @torch.compiler.disable
     def asks(module, *args, **kwargs):
         return _attend(_replacements.get(), name, before, module, *args, **kwargs)
 
-    _entries[name] = _Entry(before, asks)
-    type(known).register(_key(name), asks)
+    @torch.compiler.disable
+    def mask_asks(**asked):
+        for place in reversed(_replacements.get()):
+            if place.draw is not None and any(asked["config"] is x for x in place.configs):
+                return place.draw(asked)
+        return mask_before(**asked)
+
+    _entries[name] = _Entry(before, asks, mask_before, mask_asks)
+    AttentionInterface.register(_key(name), asks)
+    # An implementation without one gets the mask as the caller gave it.
+    if mask_before is not None:
+        AttentionMaskInterface.register(_key(name), mask_asks)
     return _entries[name]
 
 
 def _leave(name: str, entry: _Entry) -> None:
-    from transformers import AttentionInterface
+    from transformers import AttentionInterface, AttentionMaskInterface
 
-    registry = AttentionInterface._global_mapping
-    if registry.get(_key(name)) is not entry.asks:  # somebody registered another one meanwhile
+    key, functions = _key(name), AttentionInterface._global_mapping
+    masks = AttentionMaskInterface._global_mapping
+    # Somebody may have registered others meanwhile: those stay.
+    if masks.get(key) is entry.mask_asks:
+        masks[key] = entry.mask_before
+    if functions.get(key) is not entry.asks:
         return
     if name != "eager":
-        registry[name] = entry.before
+        functions[key] = entry.before
     elif not _renames():  # else another thread may be about to look it up
-        del registry[name]
+        del functions[key]
 
 
 def implementation_of(config) -> str | None:
@@ -195,9 +224,6 @@ def _rename(configs: list) -> list:
     """Let transformers 4 ask for the eager attention of these configurations; which they are."""
     if not _renames():
         return []
-    from transformers import AttentionMaskInterface
-
-    AttentionMaskInterface.register(EAGER_4, AttentionMaskInterface()["eager"])
     renamed = [config for config in configs if implementation_of(config) == "eager"]
     for config in renamed:
         _uses[id(config)] += 1

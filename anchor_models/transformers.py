@@ -7,9 +7,9 @@ Prefill runs AnchorAttention, text by text: padding is left out and packed texts
 other. Dense attention (transformers' sdpa) runs where there is nothing to skip or too little to
 choose from: for a single query, for fewer queries than a block, for a text no longer than a group,
 in layers whose window or chunks are shorter than the prompt, and in those that `options` names. A
-chunk of a prompt chooses its
-stripes by the queries at hand (see `anchor_ref.anchor_attention`): chunks that begin on group
-boundaries give what one call gives, others keep, where they begin on blocks, a subset of it.
+chunk of a prompt chooses its stripes by the queries at hand (see `anchor_ref.anchor_attention`):
+chunks that begin on group boundaries give what one call gives, others keep, where they begin on
+blocks, a subset of it.
 
 What AnchorAttention cannot compute is refused: learned sinks, capped scores, position biases,
 masks other than causal with padding, dropout, gradients.

@@ -1,6 +1,6 @@
 """A transformers model on many ranks: a share of the tokens each, or a share of every weight."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from inspect import signature
 from pathlib import Path
@@ -11,9 +11,11 @@ from jaxtyping import Int
 from torch import Tensor
 
 from anchor_models.bundled import bundled_model_path
+from anchor_models.integration.mask_functions import known
 from anchor_models.interface import BEYOND_QKV, beyond_causal, replaced_attention
 from anchor_models.models import BUNDLED
 from anchor_models.parallel.ulysses import shard_rows, split_heads, ulysses
+from anchor_models.probe import token_mixer
 
 # What a layer may be given besides q, k and v that says more than a rank's heads can know.
 _BEYOND = {**BEYOND_QKV, "cu_seq_lens_q": "packed texts"}
@@ -32,7 +34,8 @@ def sequence_parallel_prefill(
 
     Args:
         model: a transformers causal model, complete on every rank, whose attention goes through
-            `AttentionInterface` and is causal over all earlier tokens.
+            `AttentionInterface`, is causal over all earlier tokens, and is all that mixes tokens.
+            It is tried on the beginning of the prompt.
         input_ids: the whole prompt, the same on every rank, no padding, on the model's device.
         group: the ranks; None means all.
         **inputs: more for the model's forward, such as `logits_to_keep`, which then counts this
@@ -44,7 +47,9 @@ def sequence_parallel_prefill(
 
     Raises:
         ValueError: the prompt is shorter than there are ranks; `use_cache` is asked for; the heads
-            cannot be split (`split_heads`); or a layer is no plain causal attention.
+            cannot be split (`split_heads`); a layer is no plain causal attention, has a window or
+            chunks shorter than the prompt, or is recurrent, convolves or otherwise mixes tokens.
+            All ranks raise it, before any of them sends anything.
 
     There is no cache: each rank would keep the tokens of its own share, and decoding from that
     would be wrong.
@@ -55,6 +60,7 @@ def sequence_parallel_prefill(
     if found := sorted(described & inputs.keys()):
         raise ValueError(f"inputs must not describe tokens, which are split here, got {found[0]}")
     n = input_ids.shape[1]
+    _refuse_other_models(model, input_ids)
     rows = shard_rows(n, dist.get_rank(group), dist.get_world_size(group))
     positions = torch.arange(rows.start, rows.stop, device=input_ids.device)
 
@@ -146,20 +152,47 @@ def _heads_per_kv(module, count: int) -> Iterator[None]:
         module.num_key_value_groups = before
 
 
+def _refuse_other_models(model, input_ids: Tensor) -> None:
+    """Refuse a model of which shares of the tokens do not compute what the whole prompt does."""
+    n = input_ids.shape[1]
+
+    def attend(module, kwargs: dict, asked: Mapping | None) -> None:
+        _refuse_other(module, None, n, kwargs)
+        if asked is None:
+            return
+        found = known(asked["mask_function"]) if asked else None
+        if found is None:
+            raise _other(module, "a mask of its own")
+        if found.local is not None and found.local < n:
+            raise _other(module, f"a window or chunks of {found.local} tokens")
+
+    if mixer := token_mixer(model, input_ids, attend):
+        raise ValueError(
+            f"model must mix tokens by attention alone, got {mixer}, that does too: a rank knows "
+            "nothing of the tokens of others"
+        )
+
+
 def _refuse_other(module, attention_mask, n: int, kwargs: dict) -> None:
     """Refuse a layer whose attention is more, or less, than all earlier tokens of the prompt."""
-    layer = getattr(module, "layer_idx", None)
+    window = kwargs.get("sliding_window")
+    found = beyond_causal(module, kwargs, masked=attention_mask is not None, table=_BEYOND)
+    if window is not None and window < n:
+        found.append(f"a sliding window of {window} tokens")
+    if found:
+        raise _other(module, found[0])
     if attention_mask is not None:
+        layer = getattr(module, "layer_idx", None)
         raise ValueError(
             f"attention_mask must be None in layer {layer}: load the model with "
             "attn_implementation='sdpa' or 'anchor_attention'; "
             f"got one of shape {tuple(attention_mask.shape)}"
         )
-    window = kwargs.get("sliding_window")
-    found = beyond_causal(module, kwargs, masked=False, table=_BEYOND)
-    if window is not None and window < n:
-        found.append(f"a sliding window of {window} tokens")
-    if found:
-        raise ValueError(
-            f"model must have plain causal attention, got {found[0]} in layer {layer}"
-        )
+
+
+def _other(module, what: str) -> ValueError:
+    layer = getattr(module, "layer_idx", None)
+    return ValueError(
+        f"model must have plain causal attention, got {what} in layer {layer} of "
+        f"{type(module).__name__}"
+    )

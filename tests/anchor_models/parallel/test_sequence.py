@@ -59,6 +59,8 @@ def test_what_is_sent_is_what_the_formula_says(ranks):
         ("odd heads", "query heads must be a multiple of the 2 ranks that share them, got 1"),
         ("chunk", "k must have as many tokens as q on every rank"),
         ("window", "plain causal attention, got a sliding window of 200 tokens in layer 0"),
+        ("recurrent", "model must mix tokens by attention alone, got layers.0.mamba, a JambaM"),
+        ("chunks", "plain causal attention, got a window or chunks of 151 tokens in layer 0"),
         ("mask", "attention_mask must be None in layer 0: load the model with"),
         ("cache", "use_cache must be False"),
         ("padding", "inputs must not describe tokens, which are split here, got attention_mask"),

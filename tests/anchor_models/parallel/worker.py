@@ -30,6 +30,11 @@ PROMPT = 301  # odd: the ranks' shares differ
 TAILS = (0, 20, 100)  # none; on the last rank; on both
 HEADS = ((4, 2, 150), (6, 1, 67), (2, 2, 2))  # query heads, kv heads, tokens
 
+JAMBA = {"num_key_value_heads": 2, "attn_layer_period": 2, "attn_layer_offset": 1}
+JAMBA |= {"use_mamba_kernels": False, "expert_layer_period": 4, "expert_layer_offset": 3}
+LLAMA4 = {"num_key_value_heads": 2, "intermediate_size_mlp": 48, "num_local_experts": 2}
+LLAMA4 |= {"attention_chunk_size": 151}  # as long as a share
+
 
 def message(function, *args, **kwargs) -> str:
     """What a call says when it refuses."""
@@ -163,6 +168,8 @@ def sequence() -> dict:
         "refusals": {
             **refusals(),
             "window": message(run, window, tokens % 99),
+            "recurrent": message(run, tiny("Jamba", **JAMBA), tokens % 99),
+            "chunks": message(run, tiny("Llama4Text", **LLAMA4), tokens % 99),
             "mask": message(run, model, tokens),
             "cache": message(run, window, tokens % 99, use_cache=True),
             "padding": message(run, window, tokens % 99, attention_mask=tokens > 0),
