@@ -11,6 +11,7 @@ from weakref import ref
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import pad
 
 from anchor_models.interface import BEYOND_QKV, beyond_causal, replaced_attention
 from anchor_models.probe import attention_calls
@@ -89,6 +90,12 @@ class Captured:
             v=self.v[:, list(kv_heads)],
             heads=tuple(self.query_heads[place] for place in places),
         )
+
+    def widened(self) -> "Captured":
+        """q, k and v in one width: zeros behind the narrower change no score and no output."""
+        wide = max(self.q.shape[-1], self.v.shape[-1])
+        q, k, v = (pad(x, (0, wide - x.shape[-1])) for x in (self.q, self.k, self.v))
+        return replace(self, q=q, k=k, v=v)
 
     def causal(self) -> "Captured":
         """This capture, where the layer computes softmax(q·k) over all earlier keys and no more.

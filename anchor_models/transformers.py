@@ -21,7 +21,7 @@ from anchor_models.integration.masks import causal_segments
 from anchor_models.integration.options import Options, options
 from anchor_models.integration.prefill import dense, prefill
 from anchor_models.integration.record import LayerCall, LayerSummary, Record, record
-from anchor_models.interface import beyond_causal
+from anchor_models.interface import beyond_causal, others
 
 __all__ = [
     "NAME",
@@ -68,7 +68,7 @@ def _refuse_other_attention(module, query: Tensor, mask: Tensor | None, kwargs: 
         raise ValueError(
             f"attn_implementation='{NAME}' must have plain causal attention over q, k and v, got "
             f"{type(module).__name__} with {found[0]}: give this part of the model another one, "
-            "such as 'sdpa' or 'eager'"
+            f"such as {others(module)}"
         )
 
 

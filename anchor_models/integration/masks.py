@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from anchor_models.integration.mask_functions import Known, known
-from anchor_models.integration.sequences import HIDDEN
+from anchor_models.integration.sequences import HIDDEN, Segments, is_segments
 
 STRIP = 2**24  # entries of a mask that are looked at together
 
@@ -33,7 +33,11 @@ def causal_segments(**asked) -> Tensor | None:
     local = asked.get("local_size")  # of a window or chunk: it may hide nothing
     if _query_length(asked) <= 2 or (local is not None and local < asked["kv_length"]):
         return sdpa_mask(**asked)
-    return _segments_or_mask(asked)
+    found = _segments_or_mask(asked)
+    # torch.compile knows nothing of tensors that refuse.
+    if torch.compiler.is_compiling() or not is_segments(found):
+        return found
+    return found.as_subclass(Segments)
 
 
 @lru_cache

@@ -10,6 +10,7 @@ from anchor_models.integration.options import Options, current_options
 from anchor_models.integration.packing import texts_of
 from anchor_models.integration.record import Part, call_of, now, running_record
 from anchor_models.integration.sequences import Tokens, is_segments
+from anchor_models.interface import others
 from anchor_ref.measure import density
 from anchor_ref.regions import causal_pairs
 
@@ -49,8 +50,9 @@ def prefill(module, query, key, value, mask, given: dict, kwargs: dict) -> Tenso
             got = "none" if mask is None else f"{tuple(mask.shape)} {mask.dtype}"
             raise ValueError(
                 "attention_mask must be causal but for padding and packed texts, given to the "
-                f"model as (batch, tokens) or not at all, got {got} in layer {layer}: use "
-                "attn_implementation='sdpa' for any other mask"
+                f"model as (batch, tokens) or not at all, got {got} in layer {layer} of "
+                f"{type(module).__name__}, which may have made it itself: for any other mask use "
+                f"attn_implementation={others(module)}"
             )
         out = dense(module, query, key, value, mask, given)
         parts = [_dense_part(why_dense, query, key, torch.nan)]
@@ -160,13 +162,14 @@ def _why_dense(module, chosen: Options, kwargs: dict, mask: Tensor | None) -> st
     """Why the whole layer keeps dense attention; None when it need not.
 
     A layer has a window or chunks where its mask is drawn for them: where they are as long as the
-    prompt, it is not, and names of layers say nothing.
+    prompt, it is not, and names of layers say nothing. Some layers of a model with windows do not
+    know of theirs.
     """
     kinds = getattr(module.config, "layer_types", None) or ()
     kind = kinds[module.layer_idx] if module.layer_idx < len(kinds) else "full_attention"
-    window = kwargs.get("sliding_window") or getattr(module, "sliding_window", None)
+    windows = [getattr(x, "sliding_window", None) for x in (module, module.config)]
     drawn = mask is not None and not is_segments(mask)
-    if drawn and (window is not None or kind != "full_attention"):
+    if drawn and (kwargs.get("sliding_window") or any(windows) or kind != "full_attention"):
         return "the layer has a window of its own"
     if module.layer_idx in chosen.dense_layers:
         return "dense_layers names the layer"

@@ -29,6 +29,41 @@ _ACROSS = (
 )
 
 
+class Segments(Tensor):
+    """Segments that refuse to be computed with: some models' attention works on its mask.
+
+    They may be sliced, moved and looked at like other tensors, as long as they stay segments.
+    `plain` is the tensor of integers.
+    """
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        try:
+            with torch._C.DisableTorchFunctionSubclass():
+                found = func(*args, **(kwargs or {}))
+        except (RuntimeError, IndexError, TypeError) as error:
+            raise _computed_with() from error
+        if not isinstance(found, Tensor):
+            return found
+        if not is_segments(found):
+            raise _computed_with()
+        return found.as_subclass(cls)
+
+    def plain(self) -> Int[Tensor, "B 1 2 Nk"]:
+        """The same numbers in a tensor that may be computed with."""
+        with torch._C.DisableTorchFunctionSubclass():
+            return self.as_subclass(Tensor)
+
+
+def _computed_with() -> ValueError:
+    return ValueError(
+        "the model's attention must hand its mask on as it is, got one that computes with it, as "
+        "Doge's bias or DeepSeek's choice of keys do, or did the model change the mask on its "
+        "way? Padded and packed prompts of such a model need another attn_implementation, such as "
+        "'sdpa' or 'eager'"
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class Tokens:
     """One text, in one row of the batch or, when they are alike, in all.
@@ -51,6 +86,7 @@ def is_segments(mask: Tensor | None) -> bool:
 
 def from_segments(segments: Int[Tensor, "B 1 2 Nk"]) -> list[Tokens]:
     """The texts that hold at least one query, row by row."""
+    segments = segments.plain() if isinstance(segments, Segments) else segments
     table = segments[:, 0].cpu()  # [B, 2, Nk]
     if (table == table[:1]).all():
         return list(_texts(slice(0, len(table)), *table[0]))
@@ -133,8 +169,9 @@ def refuse_restarts(positions: Tensor | None, texts: list[Tokens]) -> None:
         if (positions[rows, text.queries][:, 1:] == 0).any():
             raise ValueError(
                 "position_ids must not begin again inside a text, got packed texts that the "
-                "attention mask does not know of: pass use_cache=False and no attention_mask, or "
-                "cu_seq_lens_q and cu_seq_lens_k"
+                "attention mask does not know of: pass use_cache=False and no attention_mask; "
+                "where that was so, the model tells its mask nothing of positions: pass "
+                "cu_seq_lens_q and cu_seq_lens_k, or each text by itself"
             )
 
 

@@ -238,7 +238,7 @@ def case_maker(
             where = {"dtype": torch.bfloat16, "device": device}
             inputs = planted_stripes(cell.n, **shape, density=cell.density, **where)
             return Case(inputs.q, inputs.k, inputs.v, None, config, backend)
-        found = captures[cell.source, cell.layer, cell.n].causal()
+        found = captures[cell.source, cell.layer, cell.n].causal().widened()
         q, k, v = (x.to(device, torch.bfloat16) for x in (found.q, found.k, found.v))
         return Case(q, k, v, found.scaling, config, backend)
 

@@ -139,7 +139,7 @@ def compare_layer(
         ValueError: the layer is no causal attention over all keys (`Captured.causal`), the capture
             holds several prompts, or not that head.
     """
-    x = captured.causal()
+    x = captured.causal().widened()
     if x.q.shape[0] != 1:
         raise ValueError(f"captured must hold one prompt, got {x.q.shape[0]}")
     there = x.query_heads

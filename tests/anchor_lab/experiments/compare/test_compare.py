@@ -95,6 +95,25 @@ def test_a_head_is_measured_as_its_selections_are_evaluated():
         assert row["identification_cost"] > 0
 
 
+@pytest.mark.parametrize("wide", [4, 12])
+def test_values_of_another_width_than_keys_are_compared_too(wide):
+    """As in multi-head latent attention: what it keeps follows from q and k, its error from v."""
+    random = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(1, h, N, 8, generator=random, dtype=torch.float64) for h in (4, 2))
+    v = torch.randn(1, 2, N, wide, generator=random, dtype=torch.float64)
+    x = Captured(q, k, v, 0.3, layer=3)
+    rows = compare_layer(x, "TokenTopK", [TokenTopK(8)])
+    lower = torch.ones(N, N, dtype=torch.bool).tril()
+    score = (0.3 * q @ k.repeat_interleave(2, 1).mT).masked_fill(~lower, -torch.inf)
+    best = score.topk(8).indices  # rows of fewer keys than that keep them all
+    kept = torch.zeros_like(score, dtype=torch.bool).scatter_(-1, best, True) & lower
+    values = v.repeat_interleave(2, 1)
+    dense = score.softmax(-1) @ values
+    sparse = score.masked_fill(~kept, -torch.inf).softmax(-1) @ values
+    for row, a, b in zip(rows, sparse[0], dense[0], strict=True):
+        assert row["output_error"] == pytest.approx(float((a - b).norm() / b.norm()), rel=1e-4)
+
+
 def test_each_query_head_reads_its_own_key_head():
     x = captured()
     rows = compare_layer(x, "TokenTopK", [TokenTopK(8)], [1, 2])
