@@ -11,6 +11,7 @@ from torch import Tensor
 from anchor_models.capture import Captured, capture_qkv, load_capture
 from anchor_models.models import check_device
 from anchor_models.planted import planted_stripes
+from anchor_models.probe import attention_calls
 from anchor_models.texts import LENGTH, Text
 
 
@@ -23,7 +24,7 @@ class Source:
         title: what it is and where it is from, for people.
         about: the same for a later run, which must not add to the rows of another source; JSON,
             with "length", N.
-        layers, heads: indices of the layers and query heads that there are, ascending.
+        layers, heads: indices of the layers that attend, and of their query heads, ascending.
         key_heads: how many key heads a layer has; each is read by equally many query heads.
         device: what methods are to be run on.
         capture: from layers, and a folder for what is too large for memory, to those layers on
@@ -51,19 +52,22 @@ class Source:
         return list(self.heads[:: len(self.heads) // self.key_heads])
 
 
-def read_by_model(model, name: str, text: Text) -> Source:
+def read_by_model(model, name: str, text: Text, layers: Sequence[int] | None = None) -> Source:
     """What a model's attention layers are given while it reads a text, in the model's dtype.
 
     Args:
         model: a transformers causal model; methods run on its device.
         name: what it was loaded by.
         text: one prompt.
+        layers: those that attend; None finds out.
 
     Raises:
-        ValueError: the prompt is longer than the model's positions.
+        ValueError: the prompt is longer than the model's positions, or no layer attends.
     """
     length, config = text.tokens.shape[1], model.config.get_text_config()
     check_length(model, length)
+    if layers is None:
+        layers = list(attention_calls(model, text.tokens.to(model.device)))
     heads = config.num_attention_heads
 
     def capture(layers: Sequence[int], folder: Path) -> Mapping[int, Captured]:
@@ -82,7 +86,7 @@ def read_by_model(model, name: str, text: Text) -> Source:
             "text_sha256": text.sha256,
             "length": length,
         },
-        layers=range(config.num_hidden_layers),
+        layers=layers,
         heads=range(heads),
         key_heads=getattr(config, "num_key_value_heads", None) or heads,
         device=model.device,

@@ -176,8 +176,8 @@ def capture_qkv(
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise TypeError(f"dtype must be a floating-point torch.dtype or None, got {dtype!r}")
     asked = _indices("layers", layers, config.num_hidden_layers)
-    chosen = None if heads is None else _indices("heads", heads, config.num_attention_heads)
     wanted = _attending(model, input_ids, None if layers is None else asked)
+    chosen = None if heads is None else _indices("heads", heads, config.num_attention_heads)
     folder = None if save_to is None else _new_folder(Path(save_to))
     captured: dict[int, Captured | Path] = {}
     looks: dict[int, tuple[ref, Seen]] = {}  # layers share their masks, which are large

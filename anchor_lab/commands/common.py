@@ -44,7 +44,7 @@ def add_input(
     )
     add("--length", type=int, help=length)
     add("--seed", type=int, default=0, help="of what is made up (default: 0)")
-    add("--layers", nargs="+", type=int, metavar="L", help="default: all")
+    add("--layers", nargs="+", type=int, metavar="L", help="default: all that compute attention")
 
 
 def load_input(options: argparse.Namespace) -> tuple:

@@ -53,6 +53,7 @@ def run(options: argparse.Namespace) -> int:
     from anchor_lab.analysis.curves import THETAS
     from anchor_lab.experiments.environment import peak_memory
     from anchor_lab.report import cost, inspect, inspected, render
+    from anchor_models.probe import attention_calls
 
     _check(options)
     options.seed = options.seed or 0
@@ -60,6 +61,8 @@ def run(options: argparse.Namespace) -> int:
     thetas = THETAS if options.theta is None else sorted({*THETAS, options.theta})
     check_target(options.target_recall)
     model, tokenizer, text = common.load_input(options)
+    # Its sizes are those of layers that attend.
+    attention_calls(model, text.tokens.to(model.device))
     n, folder = text.tokens.shape[1], options.out / "results"
     config = model.config.get_text_config()
     head_dim = (

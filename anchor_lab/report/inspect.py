@@ -40,7 +40,7 @@ def inspect_layers(
         name: what the model was loaded by.
         text: what the model reads; longer than a group.
         folder: for captured tensors, facts about the model, and results.
-        layers, heads: which to look at; None means all.
+        layers, heads: which to look at; None means all that compute attention.
         thetas: thresholds, ascending.
         progress: wraps the list of layers left to measure.
 
@@ -55,11 +55,11 @@ def inspect_layers(
             f"text must be longer than a group of {group} tokens, of which nothing is skipped: "
             f"{text.name} has {n}"
         )
-    config = model.config.get_text_config()
-    layers = list(range(config.num_hidden_layers)) if layers is None else sorted(set(layers))
+    source = read_by_model(model, name, text, layers)
+    layers = list(source.layers) if layers is None else sorted(set(layers))
     heads = None if heads is None else sorted(set(heads))
     settings = {
-        **describe(read_by_model(model, name, text), group),
+        **describe(source, group),
         "layers": layers,
         "heads": heads,
         "thetas": list(thetas),
