@@ -18,7 +18,9 @@ masks other than causal with padding, dropout, gradients.
 from torch import Tensor
 
 from anchor_models.integration.masks import causal_segments
+from anchor_models.integration.models import refuse_models_that_do_not_ask
 from anchor_models.integration.options import Options, options
+from anchor_models.integration.outputs import weights_are_collected
 from anchor_models.integration.prefill import dense, prefill
 from anchor_models.integration.record import LayerCall, LayerSummary, Record, record
 from anchor_models.interface import beyond_causal, others
@@ -40,6 +42,8 @@ NAME = "anchor_attention"
 def register() -> None:
     """Make `attn_implementation="anchor_attention"` known; importing this module does it too.
 
+    From then on models that would not ask for it are refused with that name.
+
     Raises:
         ImportError: transformers is not installed.
     """
@@ -51,6 +55,7 @@ def register() -> None:
         ) from error
     AttentionInterface.register(NAME, _attention)
     AttentionMaskInterface.register(NAME, causal_segments)
+    refuse_models_that_do_not_ask(NAME)
 
 
 def _attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **kwargs):
@@ -63,6 +68,11 @@ def _attention(module, query, key, value, attention_mask, dropout=0.0, scaling=N
 
 
 def _refuse_other_attention(module, query: Tensor, mask: Tensor | None, kwargs: dict) -> None:
+    if kwargs.get("output_attentions") or weights_are_collected():
+        raise ValueError(
+            f"output_attentions must be False with attn_implementation='{NAME}', got True: it "
+            "makes no matrix of weights; for that use model.set_attn_implementation('eager')"
+        )
     masked = mask is not None or query.shape[2] == 1
     if found := beyond_causal(module, kwargs, masked=masked):
         raise ValueError(
