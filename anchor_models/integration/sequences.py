@@ -42,12 +42,19 @@ class Segments(Tensor):
             with torch._C.DisableTorchFunctionSubclass():
                 found = func(*args, **(kwargs or {}))
         except (RuntimeError, IndexError, TypeError) as error:
-            raise _computed_with() from error
+            raise _computed_with(args) from error
         if not isinstance(found, Tensor):
             return found
         if not is_segments(found):
-            raise _computed_with()
-        return found.as_subclass(cls)
+            raise _computed_with(args)
+        return Segments.of(found, _model(args))
+
+    @staticmethod
+    def of(segments: Int[Tensor, "B 1 2 Nk"], model: str) -> "Segments":
+        """These segments, with the name of the configuration that they were made for."""
+        found = segments.as_subclass(Segments)
+        found.model = model
+        return found
 
     def plain(self) -> Int[Tensor, "B 1 2 Nk"]:
         """The same numbers in a tensor that may be computed with."""
@@ -55,12 +62,21 @@ class Segments(Tensor):
             return self.as_subclass(Tensor)
 
 
-def _computed_with() -> ValueError:
+def _model(args: object) -> str:
+    """The name that the segments among some arguments carry; they may lie in a list."""
+    for x in args if isinstance(args, list | tuple) else ():
+        found = vars(x).get("model") if isinstance(x, Segments) else _model(x)
+        if found:
+            return found
+    return ""
+
+
+def _computed_with(args: tuple) -> ValueError:
     return ValueError(
-        "the model's attention must hand its mask on as it is, got one that computes with it, as "
-        "Doge's bias or DeepSeek's choice of keys do, or did the model change the mask on its "
-        "way? Padded and packed prompts of such a model need another attn_implementation, such as "
-        "'sdpa' or 'eager'"
+        "the attention of a model must hand its mask on as it is, got one with a "
+        f"{_model(args) or 'configuration unknown'} that computes with it, unless a hook changed "
+        "the mask on its way: padded and packed prompts need another attn_implementation there, "
+        "such as 'sdpa' or 'eager'"
     )
 
 
