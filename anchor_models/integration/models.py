@@ -57,10 +57,10 @@ def asks_interface(model: type, config) -> bool:
 
     kinds = set(model.__mro__) - set(PreTrainedModel.__mro__)
     files = [sys.modules.get(kind.__module__) for kind in kinds]
-    if any(hasattr(file, "ALL_ATTENTION_FUNCTIONS") for file in files) or config.sub_configs:
+    if any(hasattr(file, "ALL_ATTENTION_FUNCTIONS") for file in files):
         return True
     if model.main_input_name != "input_ids":
         return True
-    # One that somebody made of another model's parts may leave the asking to them.
+    # One made of others, by transformers or by somebody, leaves the asking to them.
     own = not model.__module__.startswith("transformers.")
-    return own and model._can_set_attn_implementation()
+    return bool(own or config.sub_configs) and model._can_set_attn_implementation()

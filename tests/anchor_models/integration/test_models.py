@@ -218,6 +218,7 @@ OWN_ATTENTION = {
     "GPTJ": {"n_embd": 32, "n_head": 4, "n_layer": 2, "rotary_dim": 4},
     "OpenAIGPT": {"n_embd": 32, "n_head": 4, "n_layer": 2},  # which ran its own without a word
     "Bloom": {"n_layer": 2, "n_head": 4},
+    "Mpt": {"d_model": 32, "n_heads": 4, "n_layers": 2},  # whose configuration has parts
     "Mamba": {},  # which has none
     "Rwkv": {"attention_hidden_size": 32},
 }
