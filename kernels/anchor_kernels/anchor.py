@@ -6,13 +6,20 @@ may write the result over it.
 """
 
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from anchor_kernels.launch import AttentionLaunch, anchor_launch, padded_head_dim
+from anchor_kernels.launch import (
+    HOPPER_ROWS,
+    AnchorHopperLaunch,
+    AttentionLaunch,
+    anchor_launch,
+    padded_head_dim,
+)
 from anchor_kernels.online_softmax import (
     LN2,
     LOG2E,
@@ -25,7 +32,7 @@ from anchor_kernels.online_softmax import (
     weight_limit,
 )
 from anchor_kernels.prepared import Prepared
-from anchor_kernels.support import check_call
+from anchor_kernels.support import check_call, multiprocessors
 from anchor_kernels.tables import (
     FIRST_BLOCK,
     GROUP_FIELDS,
@@ -77,7 +84,7 @@ def compute_anchor(
     scale: float | None = None,
     cu_seqlens: Tensor | None = None,
     *,
-    launch: AttentionLaunch | None = None,
+    launch: AttentionLaunch | AnchorHopperLaunch | None = None,
 ) -> AnchorState:
     """Attention of every query over its initial region and window.
 
@@ -98,7 +105,8 @@ def compute_anchor(
         v's dtype before they meet v, and `out` is rounded once.
 
     Raises:
-        TypeError, ValueError: see `anchor_ref.inputs.check_inputs`.
+        TypeError, ValueError: see `anchor_ref.inputs.check_inputs`; or `launch` does not fit the
+            tensors.
         UnsupportedError: the kernels cannot run here or on these inputs; the message says why.
     """
     scale = check_call(q, k, v, scale, cu_seqlens)
@@ -106,11 +114,12 @@ def compute_anchor(
     out = torch.empty_like(q)
     row_anchor = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     lse = torch.empty_like(row_anchor)
-    runs = prepare_anchor(q, k, v, out, tables, scale, launch or anchor_launch(q))
+    runs = prepare_anchor(q, k, v, out, tables, scale, launch)
     redo = torch.empty(runs.programs, dtype=torch.int8, device=q.device)
     nowhere = row_anchor  # nothing is pooled
     with torch.cuda.device_of(q):
-        runs(q, k, v, out, row_anchor, lse, redo, nowhere, nowhere, tables.groups)
+        tensors = q, k, v, out, row_anchor, lse, redo, nowhere, nowhere, tables.groups
+        runs((q, k, v), *tensors)
     return AnchorState(row_anchor, lse, out)
 
 
@@ -119,18 +128,37 @@ class AnchorRuns:
     """The launches of stage 1: all tiles the short way, then the few that need it once more.
 
     Attributes:
-        programs: of each launch; one flag for each says what is to be done again.
+        programs: tiles; one flag for each says what is to be done again.
         pools: whether they leave mean queries and anchors of the blocks as well.
+        hopper: how the first is made for Hopper GPUs; None for the kernel of all others.
     """
 
     first: Prepared
     again: Prepared
     programs: int
     pools: bool
+    hopper: AnchorHopperLaunch | None
 
-    def __call__(self, *tensors: Tensor | int, stream: int | None = None) -> None:
-        self.first(*tensors, stream=stream)
-        self.again(*tensors, stream=stream)
+    def __call__(
+        self,
+        inputs: tuple[Tensor, Tensor, Tensor],
+        *places: Tensor | int,
+        stream: int | None = None,
+    ) -> None:
+        """Launch both; `places` are the inputs once more, tensors or addresses, and the rest."""
+        if self.hopper is None:
+            self.first(*places, stream=stream)
+        else:
+            self._run_hopper(inputs, places, stream)
+        self.again(*places, stream=stream)
+
+    def _run_hopper(self, inputs, places, stream) -> None:
+        from anchor_kernels.anchor_hopper import tiles_of
+
+        rows = HOPPER_ROWS, self.hopper.block_n, self.hopper.block_n
+        descriptors = map(tiles_of, inputs, rows)
+        counter = torch.zeros(1, dtype=torch.int32, device=inputs[0].device)
+        self.first(*descriptors, *places[1:], counter, stream=stream)
 
 
 def prepare_anchor(
@@ -140,49 +168,78 @@ def prepare_anchor(
     out: Tensor,
     tables: Tables,
     scale: float,
-    launch: AttentionLaunch,
+    launch: AttentionLaunch | AnchorHopperLaunch | None = None,
     *,
     pool: bool = False,
 ) -> AnchorRuns:
-    """Launches for tensors of these sizes and strides; with `pool`, where tiles are blocks."""
+    """Launches for tensors of these sizes and strides; with `pool`, where tiles are blocks.
+
+    Raises:
+        ValueError: `launch` is for a Hopper GPU and rows that lie in one piece, and these do not.
+    """
+    shipped = anchor_launch(q, k, v, out)
+    if isinstance(launch, AnchorHopperLaunch) and not isinstance(shipped, AnchorHopperLaunch):
+        raise ValueError(
+            "launch must be an AttentionLaunch but on a Hopper GPU with half-precision heads of "
+            f"64 or 128 whose rows lie in one piece, got {launch}"
+        )
+    launch = launch or shipped
     batch, q_heads, n_queries, head_dim = q.shape
     factor, sign = score_factor(scale)
     tiles = triton.cdiv(tables.longest, launch.block_m)
     programs = batch * q_heads * tables.n_groups * tiles
     # The queries of a negative scale are in hand with the other sign.
     pool = pool and tables.tile == launch.block_m and sign == 1
+    strides = [x.stride() for x in (q, k, v, out)]
+    constants = {
+        "SIGN": sign,
+        "Q_HEADS": q_heads,
+        "HEADS_PER_KV": q_heads // k.shape[1],
+        "D": head_dim,
+        "LIMIT": weight_limit(q.dtype),
+        "POOL": pool,
+    }
 
-    def prepare(online: bool) -> Prepared:
+    def prepare(launch: AttentionLaunch, online: bool) -> Prepared:
+        """`anchor_kernel`, a program for each tile."""
         return Prepared(
             anchor_kernel,
             (programs,),
-            (
-                factor,
-                *q.stride(),
-                *k.stride(),
-                *v.stride(),
-                *out.stride(),
-                n_queries,
-                tables.n_groups,
-                tables.n_blocks,
-                tiles,
-            ),
+            (factor, *chain(*strides), n_queries, tables.n_groups, tables.n_blocks, tiles),
             {
-                "SIGN": sign,
-                "Q_HEADS": q_heads,
-                "HEADS_PER_KV": q_heads // k.shape[1],
-                "D": head_dim,
+                **constants,
                 "BLOCK_D": padded_head_dim(head_dim),
                 "BLOCK_M": launch.block_m,
                 "BLOCK_N": launch.block_n,
-                "LIMIT": weight_limit(q.dtype),
                 "ONLINE": online,
-                "POOL": pool,
             },
             launch.options(online),
         )
 
-    return AnchorRuns(prepare(False), prepare(True), programs, pool)
+    def prepare_hopper(launch: AnchorHopperLaunch) -> Prepared:
+        """`anchor_hopper_kernel`, a program for each multiprocessor."""
+        # Gluon is Triton's youngest part: only Hopper GPUs depend on it.
+        from anchor_kernels.anchor_hopper import WARPS, anchor_hopper_kernel
+
+        sizes = n_queries, tables.n_groups, tables.n_blocks, tiles, programs
+        return Prepared(
+            anchor_hopper_kernel,
+            (min(programs, multiprocessors(q)),),
+            (factor, *chain(*(stride[:3] for stride in strides[1:])), *sizes),
+            {
+                **constants,
+                "BLOCK_N": launch.block_n,
+                "STAGES": launch.num_stages,
+                "CONSUMER_REGISTERS": launch.consumer_registers,
+                "PRODUCER_REGISTERS": launch.producer_registers,
+            },
+            {"num_warps": WARPS.value, "maxnreg": launch.max_registers},
+        )
+
+    hopper = launch if isinstance(launch, AnchorHopperLaunch) else None
+    first = prepare_hopper(launch) if hopper else prepare(launch, online=False)
+    again = prepare(launch.again if hopper else launch, online=True)
+    return AnchorRuns(first, again, programs, pool, hopper)
 
 
 @triton.jit

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from anchor_kernels.anchor import prepare_anchor
-from anchor_kernels.launch import anchor_launch, select_launch
+from anchor_kernels.launch import select_launch
 from anchor_kernels.sparse import prepare_sparse
 from anchor_kernels.stripes import (
     WORD,
@@ -79,7 +79,7 @@ class Call:
         self._chunks = chunks = make_chunks(tables, launch.chunk)
         out = torch.empty_like(q)
         # An output takes the place of stage 1's part of it.
-        self._anchor = prepare_anchor(q, k, v, out, tables, scale, anchor_launch(q), pool=True)
+        self._anchor = prepare_anchor(q, k, v, out, tables, scale, pool=True)
         self._pool = None if self.pools_in_stage_1 else prepare_pool(q, tables)
         self._select = prepare_select(q, k, tables, chunks, scale, config, launch)
         self._compact = prepare_compact(q, tables, chunks, launch)
@@ -134,7 +134,7 @@ class Call:
         words, slot_counts, counts = at["words"], at["slot_counts"], at["counts"]
 
         anchored = at["row_anchor"], at["lse"], at["redo_anchor"]
-        self._anchor(*qkvo, *anchored, *pooled, tables.groups, stream=stream)
+        self._anchor((q, k, v), *qkvo, *anchored, *pooled, tables.groups, stream=stream)
         if self._pool is not None:
             self._pool(qkvo[0], at["row_anchor"], *pooled, tables.blocks, stream=stream)
         of_chunks = tables.groups, chunks.slots, chunks.order

@@ -43,6 +43,30 @@ class AttentionLaunch:
 
 
 @dataclass(frozen=True)
+class AnchorHopperLaunch:
+    """Stage 1 on Hopper: two consumers of 64 queries each and a producer (`anchor_hopper`).
+
+    `num_stages` buffers of `block_n` keys. Registers a thread: of the whole program as it starts,
+    then of each kind of warp. `again` is how tiles of the same 128 queries are done once more.
+    """
+
+    block_n: int
+    num_stages: int
+    max_registers: int
+    consumer_registers: int
+    producer_registers: int
+    again: AttentionLaunch
+
+    def __post_init__(self):
+        if self.again.block_m != self.block_m:
+            raise ValueError(f"again must have block_m = {self.block_m}, got {self.again}")
+
+    @property
+    def block_m(self) -> int:
+        return 2 * HOPPER_ROWS
+
+
+@dataclass(frozen=True)
 class HopperLaunch:
     """Stage 3 on Hopper: consumers of 64 queries each and a producer (`sparse_hopper`).
 
@@ -96,9 +120,12 @@ def padded_head_dim(head_dim: int) -> int:
     return max(16, triton.next_power_of_2(head_dim))
 
 
-def anchor_launch(q: Tensor) -> AttentionLaunch:
-    """Tiles of stage 1 for q's dtype, head size and device."""
-    return anchor_launch_for(q.dtype, q.shape[-1], target_of(q))
+def anchor_launch(*tensors: Tensor) -> AttentionLaunch | AnchorHopperLaunch:
+    """Tiles of stage 1 for the dtype, head size, memory and device of q, k, v and the output."""
+    q = tensors[0]
+    # The copy engine takes rows in one piece, and no two at one address.
+    rows = not interpreted() and all(has_whole_rows(x) and 0 not in x.stride() for x in tensors)
+    return anchor_launch_for(q.dtype, q.shape[-1], target_of(q), rows)
 
 
 def sparse_launch(*tensors: Tensor) -> AttentionLaunch | HopperLaunch:
@@ -113,17 +140,26 @@ def select_launch(q: Tensor) -> SelectLaunch:
     return select_launch_for(q.dtype, q.shape[-1], target_of(q))
 
 
-def anchor_launch_for(dtype: torch.dtype, head_dim: int, target: GPUTarget) -> AttentionLaunch:
+def anchor_launch_for(
+    dtype: torch.dtype, head_dim: int, target: GPUTarget, whole_rows: bool = True
+) -> AttentionLaunch | AnchorHopperLaunch:
     """Tiles of stage 1."""
-    return _attention_launch(dtype, head_dim, target)
+    again = _attention_launch(dtype, head_dim, target)
+    if whole_rows and _has_hopper_kernels(dtype, head_dim, target):
+        return AnchorHopperLaunch(128, 2 if head_dim == 128 else 4, 168, 224, 56, again)
+    return again
+
+
+def _has_hopper_kernels(dtype: torch.dtype, head_dim: int, target: GPUTarget) -> bool:
+    hopper = target.backend == "cuda" and target.arch == 90
+    return hopper and dtype != torch.float32 and head_dim in (64, 128)
 
 
 def sparse_launch_for(
     dtype: torch.dtype, head_dim: int, target: GPUTarget, whole_rows: bool = True
 ) -> AttentionLaunch | HopperLaunch:
     """Tiles of stage 3; apart from Hopper those of stage 1, on every target that was looked at."""
-    hopper = target.backend == "cuda" and target.arch == 90
-    if hopper and whole_rows and dtype != torch.float32 and head_dim in (64, 128):
+    if whole_rows and _has_hopper_kernels(dtype, head_dim, target):
         return HopperLaunch(64, 4, 128, 152, 56, AttentionLaunch(64, 32, 4, 2))
     return _attention_launch(dtype, head_dim, target)
 

@@ -75,3 +75,8 @@ def target_of(q: Tensor) -> GPUTarget:
         return GPUTarget("cuda", 90, 32)
     with torch.cuda.device_of(q):
         return triton.runtime.driver.active.get_current_target()
+
+
+def multiprocessors(q: Tensor) -> int:
+    """How many programs can run beside each other on q's GPU, if each fills a multiprocessor."""
+    return torch.cuda.get_device_properties(q.device).multi_processor_count if q.is_cuda else 1

@@ -34,6 +34,7 @@ from triton.runtime.jit import JITFunction, mangle_type
 import anchor_kernels
 from anchor_kernels import (
     anchor,
+    anchor_hopper,
     calls,
     launch,
     sparse,
@@ -77,7 +78,7 @@ ASYNC_COPY = r"\bcp\.async\.(ca|cg)|\bcp\.async\.bulk\.tensor"
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 HEAD_DIMS = (16, 64, 96, 128, 192, 256)
 MULTIPLY_NOTHING = ("pool_kernel", "compact_kernel", "merge_kernel")
-MODULES = (anchor, sparse, sparse_hopper, stripes, tail)  # those that hold a kernel
+MODULES = (anchor, anchor_hopper, sparse, sparse_hopper, stripes, tail)  # those that hold a kernel
 KERNELS = {
     name: kernel
     for module in MODULES
@@ -170,12 +171,13 @@ def compile_launch(found: Launch, target_name: str, dtype: torch.dtype, head_dim
     signature, constants, attributes = {}, {}, {}
     for index, parameter in enumerate(kernel.params):
         value = found.arguments[parameter.name]
-        if parameter.is_constexpr or (isinstance(value, int) and value == 1):
+        number = isinstance(value, int) and not parameter.do_not_specialize
+        if parameter.is_constexpr or (number and value == 1):
             signature[parameter.name] = "constexpr"
             constants[(index,)] = value
         else:
             signature[parameter.name] = mangle_type(value)
-            if isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0):
+            if isinstance(value, torch.Tensor) or (number and value % 16 == 0):
                 attributes[(index,)] = [["tt.divisibility", 16]]
     make_source = GluonASTSource if kernel.is_gluon() else ASTSource
     source = make_source(kernel, signature, constants, attributes)

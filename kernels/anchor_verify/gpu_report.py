@@ -15,7 +15,7 @@ memcheck-store, consan-race, ...    the same tool on a kernel of `anchor_verify.
                                     does it see what it should, and nothing else?
 
 racecheck does not see that warps with tasks of their own wait for each other: it complains of
-the faultless `handover` as of its twin without the wait. So the kernel that works like this is
+the faultless `handover` as of its twin without the wait. So the kernels that work like this are
 left out of racecheck and shown to the Concurrency Sanitizer, which tells the two apart. cuDNN's
 attention works like this too, and initcheck does not see what it writes: the one call that needs
 it is left out of both, and its merge is a call of its own.
@@ -53,7 +53,7 @@ TESTS = {
     "other": "not float16 and not float32",
 }
 SANITIZER, CONSAN = "compute-sanitizer", "consan"
-BY_BARRIERS = "sparse_hopper"  # the kernel whose warps have tasks of their own
+BY_BARRIERS = "hopper"  # in the names of kernels whose warps have tasks of their own
 BY_CUDNN = ("--but", "long tail")  # the call in which cuDNN has a part
 
 

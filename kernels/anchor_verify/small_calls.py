@@ -100,7 +100,7 @@ CALLS = {
     "contiguous": contiguous,
     "tail": partial(with_tail, USUAL, 300),
     "tails of packs": partial(with_tail, USUAL, 90, BOUNDS),
-    "long tail": partial(with_tail, (3000, 3000, *USUAL[2:]), 100),
+    "long tail": partial(with_tail, (9000, 9000, *USUAL[2:]), 100),
     "merge": merged,
     "done again": done_again,
 }

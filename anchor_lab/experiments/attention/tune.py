@@ -28,10 +28,16 @@ Launch = Any  # one of the classes below: Triton is imported where it is needed
 
 def launch_kinds() -> dict[str, type]:
     """The class that holds the launch of each stage."""
-    from anchor_kernels.launch import AttentionLaunch, HopperLaunch, SelectLaunch
+    from anchor_kernels.launch import (
+        AnchorHopperLaunch,
+        AttentionLaunch,
+        HopperLaunch,
+        SelectLaunch,
+    )
 
     return {
         "anchor": AttentionLaunch,
+        "anchor_hopper": AnchorHopperLaunch,
         "select": SelectLaunch,
         "sparse": AttentionLaunch,
         "hopper": HopperLaunch,
@@ -47,7 +53,8 @@ def read_launch(text: str) -> tuple[str, Launch]:
     stage, _, numbers = text.partition(":")
     kinds = launch_kinds()
     # What does the rare overflowing tile again is not what is tuned.
-    more = {"again": kinds["sparse"](64, 32, 4, 2)} if stage == "hopper" else {}
+    again = {"hopper": (64, 32, 4, 2), "anchor_hopper": (128, 32, 8, 3)}
+    more = {"again": kinds["sparse"](*again[stage])} if stage in again else {}
     try:
         return stage, kinds[stage](*(int(x) for x in numbers.split(",")), **more)
     except (KeyError, TypeError, ValueError):
@@ -69,12 +76,14 @@ def stages(case: Case) -> dict[str, tuple[Callable, int]]:
     def stage_3(launch: Launch) -> Tensor:
         return run.attend_stripes(q, k, v, state, case.stripes, config, scale, launch)
 
+    first = (
+        lambda launch: run.compute_anchor(*case.inputs, launch=launch).out,
+        flop(case.always_pairs, 0, head_dim),
+    )
     third = stage_3, flop(case.stripe_pairs, 0, head_dim)
     return {
-        "anchor": (
-            lambda launch: run.compute_anchor(*case.inputs, launch=launch).out,
-            flop(case.always_pairs, 0, head_dim),
-        ),
+        "anchor": first,
+        "anchor_hopper": first,
         "select": (
             lambda launch: run.identify_stripes(q, k, state.max, config, launch=launch).indices,
             flop(0, case.pooled_pairs, head_dim),

@@ -176,6 +176,7 @@ GPU_CONFIG = AnchorConfig(theta=2.5)
 KINDS = {
     "transformers": (6_000, (1, 4, 2), 128, GPU_CONFIG, None),
     "tail": (6_000, (1, 4, 2), 128, replace(GPU_CONFIG, tail=512), None),
+    "long tail": (12_000, (1, 2, 1), 128, replace(GPU_CONFIG, tail=512), None),
     "short tail": (3_000, (2, 3, 1), 64, replace(GPU_CONFIG, tail=100), None),
     "blocks of 64": (5_000, (1, 4, 1), 96, replace(GPU_CONFIG, block_size=64, tail=9), None),
     "packed": (6_000, (1, 2, 1), 128, replace(GPU_CONFIG, tail=50), (0, 1, 2_500, 6_000)),
@@ -252,10 +253,11 @@ def test_what_no_graph_can_hold_is_refused_before_it_is_launched(monkeypatch):
     graph = torch.cuda.CUDAGraph()
     with pytest.raises(RuntimeError, match="must have run once"), torch.cuda.graph(graph):
         anchor_attention(*tensors, config, scale, bounds)
-    anchor_attention(*tensors, config, scale, bounds.cuda())
+    on_device = bounds.cuda()
+    anchor_attention(*tensors, config, scale, on_device)
     graph = torch.cuda.CUDAGraph()
     with pytest.raises(RuntimeError, match="must be on the CPU"), torch.cuda.graph(graph):
-        anchor_attention(*tensors, config, scale, bounds.cuda())
+        anchor_attention(*tensors, config, scale, on_device)
     calls._calls.clear()
     monkeypatch.setattr(calls, "ROOM", 10)
     anchor_attention(*tensors, config)

@@ -97,7 +97,7 @@ SHAPES = {
     ),
     "tail": Shape(12_000, 12_000, (1, 4, 2), 128, replace(CONFIG, tail=512)),
     "tail-of-two-groups": Shape(
-        9_001, 9_001, (2, 3, 1), 64, replace(CONFIG, tail=1_500), heads_inside=True
+        14_001, 14_001, (2, 3, 1), 64, replace(CONFIG, tail=2_500), heads_inside=True
     ),
     "tail-of-a-chunk": Shape(3_000, 11_000, (1, 4, 1), 96, replace(CONFIG, tail=700)),
     "tails-of-packs": Shape(
@@ -214,6 +214,43 @@ def test_rows_before_the_tail_have_the_bits_that_they_have_without(shape, dtype)
         for start, end in pairwise(bounds):
             rows = slice(start, max(start, end - tail))
             assert torch.equal(out[:, :, rows], without[:, :, rows]), tail
+
+
+# Block size, step, initial blocks, window blocks, queries: regions that begin and end within tiles
+# of keys and on their edges, first groups without an initial region, chunks, rows behind the end.
+REGIONS = {
+    "shipped": (128, 2, 1, 0, 700),
+    "small blocks": (16, 5, 3, 2, 700),
+    "two initial tiles": (64, 4, 3, 0, 690),
+    "no initial region": (128, 1, 0, 1, 513),
+    "wide blocks": (192, 2, 1, 1, 700),
+    "chunk": (128, 2, 1, 0, 411),
+    "one row": (64, 3, 1, 0, 1),
+}
+
+
+@pytest.mark.parametrize("scale", [None, -0.2, 0.0])
+@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize("regions", REGIONS.values(), ids=REGIONS)
+@dtypes(torch.bfloat16, torch.float16)
+def test_stage_1_is_as_good_as_eager_wherever_regions_begin_and_end(regions, dim, scale, dtype):
+    block, step, init, window, n_q = regions
+    config = AnchorConfig(block, step, init_blocks=init, window_blocks=window)
+    n_k = max(n_q, 700)
+    case = random_case(n_q, n_k, (2, 3, 2), dim, config, dtype=dtype, scale=scale)
+    with poisoned_buffers():
+        state = anchor_kernels.compute_anchor(case.q, case.k, case.v, config, scale)
+    nothing = torch.zeros(2, 6, n_k, dtype=torch.bool, device="cuda")
+    parts = [kept_pairs(group, nothing) for group in groups(config, n_q, n_k)]
+    always = torch.cat(parts, 2)
+    k = case.k.double().repeat_interleave(3, 1)
+    scores = (case.factor * (case.q.double() @ k.mT)).masked_fill(~always, -torch.inf)
+    bound = selection_bound(case)
+    assert (state.max.double() - scores.amax(-1)).abs().max() <= bound
+    # A sum of n weights rounds as often, each time by 2^-24 of it.
+    rounded = bound + 2.0**-24 * (n_k + 4 * case.largest_score)
+    assert (state.lse.double() - scores.logsumexp(-1)).abs().max() <= rounded
+    assert error_ratio(case, state.out, always) <= 1
 
 
 @each_dtype

@@ -8,11 +8,14 @@ from triton.backends.compiler import GPUTarget
 
 import anchor_kernels
 import anchor_ref
+from anchor_kernels import launch as launches
 from anchor_kernels.anchor import AnchorState
 from anchor_kernels.launch import (
+    AnchorHopperLaunch,
     AttentionLaunch,
     HopperLaunch,
     SelectLaunch,
+    anchor_launch_for,
     has_whole_rows,
     sparse_launch_for,
 )
@@ -168,16 +171,30 @@ def test_a_scale_too_small_to_divide_by_is_refused():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("head_dim", [64, 128])
-def test_hopper_has_a_kernel_of_its_own_where_rows_are_whole(dtype, head_dim):
-    assert isinstance(sparse_launch_for(dtype, head_dim, HOPPER), HopperLaunch)
+@pytest.mark.parametrize(
+    ("launch_for", "kind"),
+    [(sparse_launch_for, HopperLaunch), (anchor_launch_for, AnchorHopperLaunch)],
+)
+def test_hopper_has_kernels_of_its_own_where_rows_are_whole(launch_for, kind, head_dim, dtype):
+    assert isinstance(launch_for(dtype, head_dim, HOPPER), kind)
     for other in (
-        sparse_launch_for(dtype, head_dim, HOPPER, whole_rows=False),
-        sparse_launch_for(dtype, 96, HOPPER),
-        sparse_launch_for(torch.float32, head_dim, HOPPER),
-        sparse_launch_for(dtype, head_dim, GPUTarget("cuda", 80, 32)),
-        sparse_launch_for(dtype, head_dim, GPUTarget("cuda", 100, 32)),
+        launch_for(dtype, head_dim, HOPPER, whole_rows=False),
+        launch_for(dtype, 96, HOPPER),
+        launch_for(torch.float32, head_dim, HOPPER),
+        launch_for(dtype, head_dim, GPUTarget("cuda", 80, 32)),
+        launch_for(dtype, head_dim, GPUTarget("cuda", 100, 32)),
     ):
         assert isinstance(other, AttentionLaunch)
+
+
+def test_the_copy_engine_is_not_asked_for_rows_that_share_an_address(monkeypatch):
+    monkeypatch.setattr(launches, "interpreted", lambda: False)
+    monkeypatch.setattr(launches, "target_of", lambda q: HOPPER)
+    x = torch.zeros(1, 2, 32, 64, dtype=torch.bfloat16)
+    assert isinstance(launches.anchor_launch(x, x, x, x), AnchorHopperLaunch)
+    same = x[:, :1].expand(1, 2, 32, 64)
+    assert isinstance(launches.anchor_launch(x, same, x, x), AttentionLaunch)
+    assert isinstance(launches.anchor_launch(x, x, x.mT.contiguous().mT, x), AttentionLaunch)
 
 
 def test_rows_are_whole_when_contiguous_and_aligned():
@@ -197,6 +214,8 @@ def test_launches_that_would_miss_rows_or_keys_are_refused():
     for rows in (8, 96):
         with pytest.raises(ValueError, match="rows must be a power of two, at least 16, got"):
             SelectLaunch(rows, 64, 4096, 4, 2)
+    with pytest.raises(ValueError, match="again must have block_m = 128"):
+        AnchorHopperLaunch(128, 2, 168, 224, 56, AttentionLaunch(64, 32, 4, 2))
     with pytest.raises(ValueError, match="again must have block_m = 64"):
         HopperLaunch(64, 4, 128, 152, 56, AttentionLaunch(128, 32, 4, 2))
 
@@ -211,3 +230,6 @@ def test_a_launch_for_hopper_is_refused_where_it_would_read_wrong_rows():
         anchor_kernels.attend_stripes(
             case.q, case.k, case.v, state, stripes, config, launch=launch
         )
+    launch = AnchorHopperLaunch(128, 2, 168, 224, 56, AttentionLaunch(128, 32, 8, 3))
+    with pytest.raises(ValueError, match="launch must be an AttentionLaunch but on a Hopper GPU"):
+        anchor_kernels.compute_anchor(case.q, case.k, case.v, config, launch=launch)
