@@ -57,8 +57,7 @@ WHOLE = gl.constexpr(7)  # tiles of keys before it
 BLOCK = gl.constexpr(8)  # the query block that it is, with POOL
 FIELDS = gl.constexpr(9)
 
-
-IN_SHARED = gl.NVMMASharedLayout(128, 16, 4)
+IN_SHARED = gl.NVMMASharedLayout(128, 16, 4)  # tiles as the copy engine lays them out
 
 
 def tiles_of(x: Tensor, rows: int) -> TensorDescriptor:
