@@ -5,8 +5,10 @@ Mirrors `anchor_ref.anchor`. The state that the reference keeps as (max, sum, ac
 may write the result over it.
 """
 
+from copy import copy
 from dataclasses import dataclass
 from itertools import chain
+from typing import TYPE_CHECKING
 
 import torch
 import triton
@@ -46,6 +48,9 @@ from anchor_kernels.tables import (
     make_tables,
 )
 from anchor_ref.config import AnchorConfig
+
+if TYPE_CHECKING:
+    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,14 +135,14 @@ class AnchorRuns:
     Attributes:
         programs: tiles; one flag for each says what is to be done again.
         pools: whether they leave mean queries and anchors of the blocks as well.
-        hopper: how the first is made for Hopper GPUs; None for the kernel of all others.
+        tiles: on Hopper GPUs the inputs as the copy engine knows them, but for their addresses.
     """
 
     first: Prepared
     again: Prepared
     programs: int
     pools: bool
-    hopper: AnchorHopperLaunch | None
+    tiles: "tuple[TensorDescriptor, ...] | None" = None
 
     def __call__(
         self,
@@ -146,19 +151,20 @@ class AnchorRuns:
         stream: int | None = None,
     ) -> None:
         """Launch both; `places` are the inputs once more, tensors or addresses, and the rest."""
-        if self.hopper is None:
+        if self.tiles is None:
             self.first(*places, stream=stream)
         else:
-            self._run_hopper(inputs, places, stream)
+            tiles = (replace_base(x, tensor) for x, tensor in zip(self.tiles, inputs, strict=True))
+            counter = torch.zeros(1, dtype=torch.int32, device=inputs[0].device)
+            self.first(*tiles, *places[1:], counter, stream=stream)
         self.again(*places, stream=stream)
 
-    def _run_hopper(self, inputs, places, stream) -> None:
-        from anchor_kernels.anchor_hopper import tiles_of
 
-        rows = HOPPER_ROWS, self.hopper.block_n, self.hopper.block_n
-        descriptors = map(tiles_of, inputs, rows)
-        counter = torch.zeros(1, dtype=torch.int32, device=inputs[0].device)
-        self.first(*descriptors, *places[1:], counter, stream=stream)
+def replace_base(tiles: "TensorDescriptor", x: Tensor | None) -> "TensorDescriptor":
+    """A descriptor of another tensor of the same sizes, strides and dtype, not checked again."""
+    found = copy(tiles)
+    found.base = x
+    return found
 
 
 def prepare_anchor(
@@ -216,30 +222,30 @@ def prepare_anchor(
             launch.options(online),
         )
 
-    def prepare_hopper(launch: AnchorHopperLaunch) -> Prepared:
-        """`anchor_hopper_kernel`, a program for each multiprocessor."""
-        # Gluon is Triton's youngest part: only Hopper GPUs depend on it.
-        from anchor_kernels.anchor_hopper import WARPS, anchor_hopper_kernel
+    if isinstance(launch, AttentionLaunch):
+        return AnchorRuns(prepare(launch, False), prepare(launch, True), programs, pool)
 
-        sizes = n_queries, tables.n_groups, tables.n_blocks, tiles, programs
-        return Prepared(
-            anchor_hopper_kernel,
-            (min(programs, multiprocessors(q)),),
-            (factor, *chain(*(stride[:3] for stride in strides[1:])), *sizes),
-            {
-                **constants,
-                "BLOCK_N": launch.block_n,
-                "STAGES": launch.num_stages,
-                "CONSUMER_REGISTERS": launch.consumer_registers,
-                "PRODUCER_REGISTERS": launch.producer_registers,
-            },
-            {"num_warps": WARPS.value, "maxnreg": launch.max_registers},
-        )
+    # Gluon is Triton's youngest part: only Hopper GPUs depend on it.
+    from anchor_kernels.anchor_hopper import WARPS, anchor_hopper_kernel, tiles_of
 
-    hopper = launch if isinstance(launch, AnchorHopperLaunch) else None
-    first = prepare_hopper(launch) if hopper else prepare(launch, online=False)
-    again = prepare(launch.again if hopper else launch, online=True)
-    return AnchorRuns(first, again, programs, pool, hopper)
+    rows = HOPPER_ROWS, launch.block_n, launch.block_n
+    sizes = n_queries, tables.n_groups, tables.n_blocks, tiles, programs
+    first = Prepared(
+        anchor_hopper_kernel,
+        (min(programs, multiprocessors(q)),),  # each stays for many tiles
+        (factor, *chain(*(stride[:3] for stride in strides[1:])), *sizes),
+        {
+            **constants,
+            "BLOCK_N": launch.block_n,
+            "STAGES": launch.num_stages,
+            "CONSUMER_REGISTERS": launch.consumer_registers,
+            "PRODUCER_REGISTERS": launch.producer_registers,
+        },
+        {"num_warps": WARPS.value, "maxnreg": launch.max_registers},
+    )
+    described = (tiles_of(x, n) for x, n in zip((q, k, v), rows, strict=True))
+    described = tuple(replace_base(x, None) for x in described)
+    return AnchorRuns(first, prepare(launch.again, True), programs, pool, described)
 
 
 @triton.jit

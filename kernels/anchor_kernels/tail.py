@@ -24,8 +24,8 @@ from anchor_kernels.tables import Tables, tables_of
 from anchor_ref.config import AnchorConfig
 from anchor_ref.regions import Group, groups
 
-# Candidates from which on cuDNN's speed gains more than its call costs the host, 0.1 ms: with fewer
-# the device would wait for it.
+# Candidates from which on cuDNN's speed gains more than its call costs the host, 0.1 ms: with
+# fewer the device would wait for it.
 LONG = 8192
 
 

@@ -16,7 +16,8 @@ memcheck-store, consan-race, ...    the same tool on a kernel of `anchor_verify.
 
 racecheck does not see that warps with tasks of their own wait for each other: it complains of
 the faultless `handover` as of its twin without the wait. So the kernels that work like this are
-left out of racecheck and shown to the Concurrency Sanitizer, which tells the two apart. cuDNN's
+left out of racecheck, and stage 3's is shown to the Concurrency Sanitizer, which tells the two
+apart; for stage 1's it compiles too long (`small_calls`). cuDNN's
 attention works like this too, and initcheck does not see what it writes: the one call that needs
 it is left out of both, and its merge is a call of its own.
 
