@@ -127,11 +127,11 @@ def beyond_causal(
     return found
 
 
-def others(module) -> str:
+def others(layer: type) -> str:
     """What a layer can compute its attention with instead, in words: not all models know sdpa."""
     from transformers import PreTrainedModel
 
-    file = vars(sys.modules[type(module).__module__]).values()
+    file = vars(sys.modules[layer.__module__]).values()
     models = [x for x in file if isinstance(x, type) and issubclass(x, PreTrainedModel)]
     sdpa = all(model._supports_sdpa for model in models if model is not PreTrainedModel)
     return "'sdpa' or 'eager'" if sdpa else "'eager'"

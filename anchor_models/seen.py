@@ -85,7 +85,7 @@ def read_mask(
         window = kwargs.get("sliding_window") or getattr(module, "sliding_window", None)
         return Seen(_texts(real, starts), window if window is not None and window < n else None)
     if isinstance(mask, Tensor) and is_segments(mask):
-        text_of = (mask.plain() if isinstance(mask, Segments) else mask)[:, 0, 0]
+        text_of = (mask.plain if isinstance(mask, Segments) else mask)[:, 0, 0]
         return Seen(text_of if text_of.any() else None)
     real = torch.ones_like(query[:, 0, :, 0], dtype=torch.bool)
     if padding is not None:

@@ -11,16 +11,22 @@ chunk of a prompt chooses its stripes by the queries at hand (see `anchor_ref.an
 chunks that begin on group boundaries give what one call gives, others keep, where they begin on
 blocks, a subset of it.
 
+`torch.compile` takes the model as one graph: a layer's prefill is an operation of its own, which
+reads options, record and mask when it runs (`integration.compiled`). Under a gradient, which flows
+through dense layers alone, each layer is a break between graphs.
+
 What AnchorAttention cannot compute is refused: learned sinks, capped scores, position biases,
 masks other than causal with padding, dropout, gradients.
 """
 
+import torch
 from torch import Tensor
 
+from anchor_models.integration.compiled import compiled_prefill, uncompiled_prefill
 from anchor_models.integration.masks import causal_segments
 from anchor_models.integration.models import refuse_models_that_do_not_ask
 from anchor_models.integration.options import Options, options
-from anchor_models.integration.outputs import weights_are_collected
+from anchor_models.integration.outputs import NO_WEIGHTS, weights_are_collected
 from anchor_models.integration.prefill import dense, prefill
 from anchor_models.integration.record import LayerCall, LayerSummary, Record, record
 from anchor_models.interface import beyond_causal, others
@@ -60,26 +66,43 @@ def register() -> None:
 
 def _attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **kwargs):
     """What transformers calls in each attention layer, see its `AttentionInterface`."""
-    _refuse_other_attention(module, query, attention_mask, kwargs)
     given = {"dropout": dropout, "scaling": scaling}
-    if query.shape[2] == 1:  # decoding: torch.compile traces it without a break
+    if query.shape[2] == 1:  # decoding: torch.compile traces it
+        _refuse_other_attention(module, query, attention_mask, kwargs)
         return dense(module, query, key, value, attention_mask, given), None
-    return prefill(module, query, key, value, attention_mask, given, kwargs), None
+    asked = (module, query, key, value, attention_mask, given, kwargs)
+    run = prefill
+    if torch.compiler.is_compiling():
+        if not (torch.is_grad_enabled() and query.requires_grad):
+            refused = _why_refused(module, query, attention_mask, kwargs)
+            return compiled_prefill(*asked, refused or ""), None
+        run = uncompiled_prefill
+    _refuse_other_attention(module, query, attention_mask, kwargs)
+    return run(*asked), None
 
 
 def _refuse_other_attention(module, query: Tensor, mask: Tensor | None, kwargs: dict) -> None:
+    if refused := _why_refused(module, query, mask, kwargs):
+        raise ValueError(refused)
+
+
+def _why_refused(module, query: Tensor, mask: Tensor | None, kwargs: dict) -> str | None:
     if kwargs.get("output_attentions") or weights_are_collected():
-        raise ValueError(
-            f"output_attentions must be False with attn_implementation='{NAME}', got True: it "
-            "makes no matrix of weights; for that use model.set_attn_implementation('eager')"
-        )
+        return NO_WEIGHTS
     masked = mask is not None or query.shape[2] == 1
-    if found := beyond_causal(module, kwargs, masked=masked):
-        raise ValueError(
-            f"attn_implementation='{NAME}' must have plain causal attention over q, k and v, got "
-            f"{type(module).__name__} with {found[0]}: give this part of the model another one, "
-            f"such as {others(module)}"
-        )
+    found = beyond_causal(module, kwargs, masked=masked)
+    if not found:
+        return None
+    return (
+        f"attn_implementation='{NAME}' must have plain causal attention over q, k and v, got "
+        f"{type(module).__name__} with {found[0]}: give this part of the model another one, "
+        f"such as {_others(type(module))}"
+    )
+
+
+@torch.compiler.assume_constant_result  # it looks into the layer's file: nothing to trace
+def _others(layer: type) -> str:
+    return others(layer)
 
 
 register()

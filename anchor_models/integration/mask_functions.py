@@ -34,6 +34,14 @@ def known(mask_function: Callable) -> Known | None:
     return Known(parts.get("texts"), parts.get("local"))
 
 
+def is_joined(mask_function: Callable) -> bool:
+    """Is it the intersection of several? torch.compile can tell no more: it reads no closures."""
+    from transformers.masking_utils import and_masks
+
+    code = getattr(mask_function, "__code__", None)
+    return code is not None and code in and_masks.__code__.co_consts
+
+
 def _parts(function: Callable) -> dict | None:
     from transformers.masking_utils import causal_mask_function
 

@@ -1,12 +1,11 @@
 """The mask function of `attn_implementation="anchor_attention"`, which draws a matrix rarely."""
 
 import sys
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from anchor_models.integration.mask_functions import Known, known
+from anchor_models.integration.mask_functions import Known, is_joined, known
 from anchor_models.integration.sequences import HIDDEN, Segments, is_segments
 
 STRIP = 2**24  # entries of a mask that are looked at together
@@ -28,57 +27,113 @@ def causal_segments(**asked) -> Tensor | None:
     """
     from transformers.masking_utils import sdpa_mask
 
-    if not torch.compiler.is_compiling():
-        _refuse_other_models(type(asked["config"]))
-    local = asked.get("local_size")  # of a window or chunk: it may hide nothing
-    if _query_length(asked) <= 2 or (local is not None and local < asked["kv_length"]):
-        return sdpa_mask(**asked)
-    found = _segments_or_mask(asked)
-    # torch.compile knows nothing of tensors that refuse.
-    if torch.compiler.is_compiling() or not is_segments(found):
-        return found
-    return Segments.of(found, type(asked["config"]).__name__)
-
-
-@lru_cache
-def _refuse_other_models(config: type) -> None:
-    """transformers gives some models the mask that do not ask for the attention function."""
-    modeling = sys.modules.get(config.__module__.replace(".configuration_", ".modeling_"))
-    if modeling is not None and not hasattr(modeling, "ALL_ATTENTION_FUNCTIONS"):
+    config, local = type(asked["config"]), asked.get("local_size")
+    if _has_its_own_attention(config):
         raise ValueError(
             "the model must compute attention through transformers' AttentionInterface, got one "
             f"with a {config.__name__}, which has an attention of its own"
         )
+    # As long as the keys, a window or chunk hides nothing.
+    if _query_length(asked) <= 2 or (local is not None and local < asked["kv_length"]):
+        return sdpa_mask(**asked)
+    if torch.compiler.is_compiling():  # which knows nothing of tensors that refuse
+        return _traced_segments(asked)
+    found = _segments_or_mask(asked)
+    return Segments.of(found, config.__name__) if is_segments(found) else found
 
 
-@torch.compiler.disable
+@torch.compiler.assume_constant_result
+def _has_its_own_attention(config: type) -> bool:
+    """transformers gives some models the mask that do not ask for the attention function."""
+    modeling = sys.modules.get(config.__module__.replace(".configuration_", ".modeling_"))
+    return modeling is not None and not hasattr(modeling, "ALL_ATTENTION_FUNCTIONS")
+
+
 def _segments_or_mask(asked: dict) -> Tensor | None:
     from transformers.masking_utils import sdpa_mask
 
     found = known(asked["mask_function"])
     plain = found is not None and found.texts is None
+    if _is_matrix(asked, plain):
+        return sdpa_mask(**asked)
+    n_queries, n_keys = _query_length(asked), asked["kv_length"]
+    offset = int(_query_offset(asked))
+    whole = offset == 0 and n_queries == n_keys
+    if plain:
+        text_of = _one_text(asked)
+    else:
+        text_of = _packed_texts(asked, found) if whole else None
+        if text_of is None:
+            return sdpa_mask(**asked)
+    text_of = _without_padding(text_of, asked)
+    if whole and not text_of.any():
+        return None
+    return _segments(text_of, offset, n_queries)
+
+
+def _traced_segments(asked: dict) -> Tensor | None:
+    """The same by what the compiler knows: sizes and kinds of masks, but no numbers in tensors.
+
+    Segments stand also where `_segments_or_mask` sees that there is nothing to leave out. Texts
+    are taken as packed where transformers says so, which it does by `use_cache=False` alone: it
+    does not look either.
+    """
+    from transformers.masking_utils import causal_mask_function, sdpa_mask
+
+    n_queries, n_keys, offset = _query_length(asked), asked["kv_length"], _query_offset(asked)
+    # With a static cache the offset is a tensor.
+    whole = isinstance(offset, int) and offset == 0 and n_queries == n_keys
+    function = asked["mask_function"]
+    # What transformers joins itself are windows, chunks and packed texts, and these by index
+    # arithmetic, without vmap; of packed texts the matrix may never be skipped.
+    joined = is_joined(function) and not asked.get("use_vmap", True)
+    packed = joined and whole and not asked.get("allow_is_causal_skip", True)
+    one_text = joined and not packed and asked.get("local_size") is not None
+    plain = function is causal_mask_function or one_text
+    if _is_matrix(asked, plain) or not (plain or packed):
+        return sdpa_mask(**asked)
+    if plain and whole and asked.get("attention_mask") is None:
+        return None
+    text_of = _packed_where_cut(asked) if packed else _one_text(asked)
+    return _segments(_without_padding(text_of, asked), offset, n_queries)
+
+
+def _is_matrix(asked: dict, plain: bool) -> bool:
     # A model that will not have the matrix skipped wants to work on the matrix itself; in
     # transformers 4 it is the cache that will not, for the sake of compiling.
     wants_matrix = plain and "q_length" in asked and not asked.get("allow_is_causal_skip", True)
-    if wants_matrix or int(asked.get("kv_offset", 0)) != 0:
-        return sdpa_mask(**asked)
-    n_queries, n_keys, offset = _query_length(asked), asked["kv_length"], _query_offset(asked)
-    padding, written = asked.get("attention_mask"), offset + n_queries
-    if plain:
-        device = asked.get("device") or asked["cache_position"].device
-        text_of = torch.zeros(asked["batch_size"], n_keys, dtype=torch.int32, device=device)
-    else:
-        text_of = _packed_texts(asked, found) if written == n_queries == n_keys else None
-        if text_of is None:
-            return sdpa_mask(**asked)
-    if padding is not None:
-        text_of = text_of.masked_fill(~_real(padding, n_keys), HIDDEN)
-    if written == n_queries == n_keys and not text_of.any():
-        return None
-    text_of[:, written:] = HIDDEN
-    own = torch.arange(n_keys, device=text_of.device) - offset
+    return wants_matrix or int(asked.get("kv_offset", 0)) != 0
+
+
+def _one_text(asked: dict) -> Tensor:
+    device = asked.get("device") or asked["cache_position"].device
+    return torch.zeros(asked["batch_size"], asked["kv_length"], dtype=torch.int32, device=device)
+
+
+def _without_padding(text_of: Tensor, asked: dict) -> Tensor:
+    padding = asked.get("attention_mask")
+    if padding is None:
+        return text_of
+    return text_of.masked_fill(~_real(padding, text_of.shape[1]), HIDDEN)
+
+
+def _segments(text_of: Tensor, offset: int | Tensor, n_queries: int) -> Tensor:
+    """Segments of texts whose first query is key `offset`."""
+    own = torch.arange(text_of.shape[1], device=text_of.device) - offset
+    text_of = text_of.masked_fill(own >= n_queries, HIDDEN)  # no token has reached these places
     own = own.masked_fill((own < 0) | (own >= n_queries), HIDDEN).to(torch.int32)
     return torch.stack([text_of, own.expand_as(text_of)], 1)[:, None]
+
+
+def _packed_where_cut(asked: dict) -> Tensor:
+    """The text of each key under a mask that is known to pack: a token begins one where it does
+    not see the token before it."""
+    device = asked["device"]
+    row = torch.arange(asked["batch_size"], device=device)[:, None]
+    token = torch.arange(asked["kv_length"], device=device)[None]
+    before = (token - 1).clamp(min=0)
+    seen = asked["mask_function"](row, torch.zeros_like(row), token, before)
+    return (~seen).cumsum(1).to(torch.int32)
 
 
 def _packed_texts(asked: dict, found: Known | None) -> Tensor | None:
@@ -136,5 +191,5 @@ def _query_length(asked: dict) -> int:
     return asked["q_length"] if "q_length" in asked else asked["cache_position"].shape[0]
 
 
-def _query_offset(asked: dict) -> int:
-    return int(asked["q_offset"] if "q_length" in asked else asked["cache_position"][0])
+def _query_offset(asked: dict) -> int | Tensor:
+    return asked["q_offset"] if "q_length" in asked else asked["cache_position"][0]

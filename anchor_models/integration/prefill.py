@@ -18,7 +18,6 @@ from anchor_ref.regions import causal_pairs
 STRIP = 2**27
 
 
-@torch.compiler.disable
 def prefill(module, query, key, value, mask, given: dict, kwargs: dict) -> Tensor:
     """Attention of one layer, dense where AnchorAttention has nothing to gain.
 
@@ -52,7 +51,7 @@ def prefill(module, query, key, value, mask, given: dict, kwargs: dict) -> Tenso
                 "attention_mask must be causal but for padding and packed texts, given to the "
                 f"model as (batch, tokens) or not at all, got {got} in layer {layer} of "
                 f"{type(module).__name__}, which may have made it itself: for any other mask use "
-                f"attn_implementation={others(module)}"
+                f"attn_implementation={others(type(module))}"
             )
         out = dense(module, query, key, value, mask, given)
         parts = [_dense_part(why_dense, query, key, torch.nan)]
@@ -79,6 +78,15 @@ def dense(module, query, key, value, mask: Tensor | None, given: dict) -> Tensor
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     return sdpa_attention_forward(module, query, key, value, mask, **given)[0]
+
+
+def in_autocast_dtype(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """As sdpa takes them: where autocast is on, in its dtype, unless they are float64."""
+    device = q.device.type
+    if not torch.is_autocast_enabled(device) or q.dtype == torch.float64:
+        return q, k, v
+    dtype = torch.get_autocast_dtype(device)
+    return q.to(dtype), k.to(dtype), v.to(dtype)
 
 
 def _dense_causal(module, q: Tensor, k: Tensor, v: Tensor, given: dict) -> Tensor:
@@ -113,9 +121,7 @@ def _sparse(
             f"attention dropout must be 0 with AnchorAttention, got {given['dropout']}: "
             "call model.eval()"
         )
-    device = q.device.type
-    if torch.is_autocast_enabled(device) and q.dtype != torch.float64:  # as sdpa does
-        q, k, v = (x.to(torch.get_autocast_dtype(device)) for x in (q, k, v))
+    q, k, v = in_autocast_dtype(q, k, v)
     by_head = theta if isinstance(theta, tuple) else None
     scale = q.shape[3] ** -0.5 if given["scaling"] is None else given["scaling"]
     wide = max(q.shape[3], v.shape[3])  # in some models values are shorter than keys

@@ -33,8 +33,15 @@ class Segments(Tensor):
     """Segments that refuse to be computed with: some models' attention works on its mask.
 
     They may be sliced, moved and looked at like other tensors, as long as they stay segments.
-    `plain` is the tensor of integers.
+
+    Attributes:
+        plain: the same numbers in a tensor that may be computed with, which is also what
+            torch.compile takes into a graph.
+        model: the name of the configuration that they were made for.
     """
+
+    plain: Int[Tensor, "B 1 2 Nk"]
+    model: str
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
@@ -43,7 +50,9 @@ class Segments(Tensor):
                 found = func(*args, **(kwargs or {}))
         except (RuntimeError, IndexError, TypeError) as error:
             raise _computed_with(args) from error
-        if not isinstance(found, Tensor):
+        if not isinstance(found, Tensor) or isinstance(found, Segments):
+            return found
+        if func == Tensor._base.__get__:  # torch.compile asks a view for it
             return found
         if not is_segments(found):
             raise _computed_with(args)
@@ -51,15 +60,10 @@ class Segments(Tensor):
 
     @staticmethod
     def of(segments: Int[Tensor, "B 1 2 Nk"], model: str) -> "Segments":
-        """These segments, with the name of the configuration that they were made for."""
+        """These segments, made for the configuration of that name."""
         found = segments.as_subclass(Segments)
-        found.model = model
+        found.plain, found.model = segments, model
         return found
-
-    def plain(self) -> Int[Tensor, "B 1 2 Nk"]:
-        """The same numbers in a tensor that may be computed with."""
-        with torch._C.DisableTorchFunctionSubclass():
-            return self.as_subclass(Tensor)
 
 
 def _model(args: object) -> str:
@@ -102,7 +106,7 @@ def is_segments(mask: Tensor | None) -> bool:
 
 def from_segments(segments: Int[Tensor, "B 1 2 Nk"]) -> list[Tokens]:
     """The texts that hold at least one query, row by row."""
-    segments = segments.plain() if isinstance(segments, Segments) else segments
+    segments = segments.plain if isinstance(segments, Segments) else segments
     table = segments[:, 0].cpu()  # [B, 2, Nk]
     if (table == table[:1]).all():
         return list(_texts(slice(0, len(table)), *table[0]))

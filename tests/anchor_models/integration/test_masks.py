@@ -72,7 +72,7 @@ def judged():
             assert (exact == exact[:1]).all()
         elif is_segments(found):
             seen.append("segments")
-            found = found.plain()
+            found = found.plain
             exact = exact[:, 0].expand(found.shape[0], -1, -1)
             ours = matrix(found, exact.shape)
             is_query = ours.any(-1, keepdim=True)  # a row of padding is nobody's
