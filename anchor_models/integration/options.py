@@ -3,12 +3,14 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from numbers import Integral, Real
 from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
+from typing import NamedTuple
 
 from anchor_models.backend import TAIL, check_backend
 from anchor_models.calibration import Calibration
@@ -17,7 +19,8 @@ from anchor_ref.config import AnchorConfig
 # A further option is a name here, an argument of `options`, and a field of `Options` that
 # `_complete` fills; one more size needs no more than the name and the argument.
 SIZES = ("block_size", "step", "init_blocks", "window_blocks")
-FIELDS = ("theta", "dense_layers", "backend", "tail", *SIZES)
+FIELDS = ("theta", "dense_layers", "backend", "when", "tail", *SIZES)
+WHEN = ("auto", "always")
 CONFIG_FIELD = "anchor_attention"
 
 _changes: ContextVar[Mapping] = ContextVar(
@@ -34,13 +37,24 @@ class Options:
             head; natural-log units.
         dense_layers: layers that keep dense attention.
         backend: "auto", "triton" or "torch", see `choose_backend`.
+        when: "auto" or "always", see `options`.
         sizes: block and group sizes, and the tail; its own θ plays no part.
     """
 
     thetas: float | dict[int, float | tuple[float, ...]]
     dense_layers: frozenset[int]
     backend: str
+    when: str
     sizes: AnchorConfig
+
+    @property
+    def may_be_dense(self) -> bool:
+        """Does dense attention run where no gain is expected? A backend by name forbids it."""
+        return self.when == "auto" and self.backend == "auto"
+
+    def config(self, theta: float) -> AnchorConfig:
+        """The sizes, with this threshold."""
+        return _with_theta(self.sizes, theta)
 
     def theta(self, layer: int, n_heads: int) -> float | tuple[float, ...]:
         """θ of a layer: one number, or one for each of its query heads.
@@ -78,6 +92,7 @@ def options(
     theta: object = None,
     dense_layers: Iterable[int] | None = None,
     backend: str | None = None,
+    when: str | None = None,
     tail: int | None = None,
     block_size: int | None = None,
     step: int | None = None,
@@ -101,6 +116,10 @@ def options(
             a sequence with one for each query head. +inf keeps a head dense.
         dense_layers: layers that keep dense attention.
         backend: "auto", "triton" or "torch", see `choose_backend`.
+        when: "auto" takes dense attention where AnchorAttention is not expected to be faster, by
+            times measured on GPUs of the same kind, see `cost`; where none were measured it acts
+            as "always", and so it does with a backend that is named. "always" runs AnchorAttention
+            wherever there is something to choose: for looking at what it keeps.
         tail: rows at the end of each text that see every key, see `anchor_ref.tail`. A prompt in
             chunks has a tail in each, since a chunk cannot know that it is not the last: dense
             rows that nobody asks of, 2 · tail / N of dense attention for each chunk. 0 switches it
@@ -125,20 +144,58 @@ def options(
         _changes.reset(token)
 
 
+class _Made(NamedTuple):
+    """Options, and all that they were made of."""
+
+    own: object
+    file: int | None  # when the calibration file was written that `own` names
+    changes: Mapping
+    n_layers: int
+    options: Options
+
+
+_made: dict[int, _Made] = {}  # by the id of a configuration; what is in it decides, not the id
+MOST_MADE = 64
+
+
 def current_options(config) -> Options:
     """What holds now for a model with this transformers configuration.
+
+    They are made anew only where the configuration or the `with` around has changed: each layer
+    asks, and gets what the first one got.
 
     Raises:
         ValueError: `config.anchor_attention` is no dict of options, a value is outside what
             `options` describes, or a layer that it names does not exist.
     """
-    own = getattr(config, CONFIG_FIELD, None) or {}
+    own, changes = getattr(config, CONFIG_FIELD, None), _changes.get()
+    n_layers, file = config.num_hidden_layers, None
+    if own and isinstance(own, Mapping) and isinstance(own.get("theta"), str | PathLike):
+        file = Path(own["theta"]).stat().st_mtime_ns
+    last = _made.get(id(config))
+    if (
+        last is not None
+        and last.changes is changes  # nobody writes into it
+        and (last.n_layers, last.file) == (n_layers, file)
+        and last.own == own
+    ):
+        return last.options
+    kept = deepcopy(own)  # before an iterator in it is used up; it may be written into later
+    made = _made_anew(config, own, changes)
+    if len(_made) >= MOST_MADE:
+        _made.clear()
+    _made[id(config)] = _Made(kept, file, changes, n_layers, made)
+    return made
+
+
+def _made_anew(config, own: object, changes: Mapping) -> Options:
+    own = own or {}
     if not isinstance(own, Mapping) or not set(own) <= set(FIELDS):
         raise ValueError(
             f"config.{CONFIG_FIELD} must be a dict with names among {', '.join(FIELDS)}, "
             f"got {own!r}"
         )
-    found = _complete(_spelled_out(own) | _changes.get())
+    found = _complete(_spelled_out(own) | changes)
     _check_layers("dense_layers", found.dense_layers, config.num_hidden_layers)
     if isinstance(found.thetas, dict):
         _check_layers("theta", found.thetas, config.num_hidden_layers)
@@ -188,10 +245,18 @@ def _complete(named: Mapping) -> Options:
         theta = theta.thetas
     backend = named.get("backend", "auto")
     check_backend(backend)
+    when = named.get("when", "auto")
+    if when not in WHEN:
+        raise ValueError(f"when must be one of 'auto', 'always', got {when!r}")
     dense = frozenset(_layer("dense_layers", layer) for layer in named.get("dense_layers", ()))
     sizes = {field: named[field] for field in SIZES if field in named}
     sizes["tail"] = named.get("tail", TAIL)
-    return Options(_by_layer(theta), dense, backend, AnchorConfig(**sizes))
+    return Options(_by_layer(theta), dense, backend, when, AnchorConfig(**sizes))
+
+
+@lru_cache(maxsize=1024)  # one for each layer of several models
+def _with_theta(sizes: AnchorConfig, theta: float) -> AnchorConfig:
+    return replace(sizes, theta=theta)
 
 
 @lru_cache(maxsize=4)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from anchor_models.backend import anchor_attention, choose_backend
+from anchor_models.integration.cost import Expected, expected
 from anchor_models.integration.options import Options, current_options
 from anchor_models.integration.packing import texts_of
 from anchor_models.integration.record import Part, call_of, now, running_record
@@ -58,12 +59,19 @@ def prefill(module, query, key, value, mask, given: dict, kwargs: dict) -> Tenso
     else:
         found, parts = [], []
         for text in texts:
-            q = query[text.rows][:, :, text.queries]
-            k, v = (x[text.rows][:, :, text.keys] for x in (key, value))
-            if why := why_dense or _why_short(q.shape[2], k.shape[2], chosen):
-                out, part = _dense_causal(module, q, k, v, given), _dense_part(why, q, k, 1.0)
+            q = _tokens(query, text.rows, text.queries)
+            k, v = (_tokens(x, text.rows, text.keys) for x in (key, value))
+            why = why_dense or _why_short(q.shape[2], k.shape[2], chosen)
+            times = None if why else _expected(q, k, theta, chosen)
+            if times is not None and not times.gain:
+                why = f"when='auto': {times}"
+            if why:
+                out = _dense_causal(module, q, k, v, given)
+                part = None if stats is None else _dense_part(why, q, k, 1.0)
             else:
                 out, part = _sparse(q, k, v, theta, chosen, given, counted=stats is not None)
+                if part is not None and times is not None:
+                    part = replace(part, why=f"{part.why}; {times}")
             found.append(out)
             parts.append(part)
         out = _together(found, texts, query, value)
@@ -108,6 +116,22 @@ def _dense_causal(module, q: Tensor, k: Tensor, v: Tensor, given: dict) -> Tenso
     return found[0] if len(found) == 1 else torch.cat(found, 1)
 
 
+def _tokens(x: Tensor, rows: slice, places: slice | Tensor) -> Tensor:
+    """These tokens of `[B, H, N, D]`; without a view, which takes time, where they are all."""
+    if rows == slice(0, x.shape[0]) and (
+        isinstance(places, slice) and places == slice(0, x.shape[2])
+    ):
+        return x
+    return x[rows][:, :, places]
+
+
+def _expected(q: Tensor, k: Tensor, theta, chosen: Options) -> Expected | None:
+    """What the layer is expected to take; None where nobody asks or nothing was measured."""
+    if not chosen.may_be_dense:
+        return None
+    return expected(q, k, chosen.sizes, theta if isinstance(theta, tuple) else (theta,))
+
+
 def _sparse(
     q, k, v, theta, chosen: Options, given: dict, counted: bool
 ) -> tuple[Tensor, Part | None]:
@@ -125,7 +149,7 @@ def _sparse(
     by_head = theta if isinstance(theta, tuple) else None
     scale = q.shape[3] ** -0.5 if given["scaling"] is None else given["scaling"]
     wide = max(q.shape[3], v.shape[3])  # in some models values are shorter than keys
-    config = chosen.sizes if by_head else replace(chosen.sizes, theta=theta)
+    config = chosen.sizes if by_head else chosen.config(theta)
     # Without a trace the kernels need not know how long the list is, and the host does not wait.
     found = anchor_attention(
         *(_widened(x, wide) for x in (q, k, v)),

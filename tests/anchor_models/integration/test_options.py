@@ -3,6 +3,7 @@
 import contextvars
 import json
 import math
+import os
 import sys
 import threading
 from dataclasses import fields, replace
@@ -13,7 +14,8 @@ import torch
 
 from anchor_models import anchor_attention
 from anchor_models.calibration import Calibration
-from anchor_models.integration.options import FIELDS
+from anchor_models.integration import options as options_file
+from anchor_models.integration.options import FIELDS, current_options
 from anchor_models.integration.options import SIZES as SIZE_FIELDS
 from anchor_models.transformers import options, record
 from anchor_ref import AnchorConfig
@@ -122,6 +124,54 @@ def test_the_configuration_speaks_where_no_context_does(tmp_path):
     assert far(logits(again.eval(), ids), expected) <= ROUNDING
     with options(theta=math.inf):  # the rest stays as configured
         assert far(logits(again, ids), logits(again, ids, "sdpa")) <= ROUNDING
+
+
+def test_a_configuration_that_is_written_into_is_read_anew():
+    model, ids = build(), tokens()
+    own = model.config.anchor_attention = {"theta": [THETA, [math.inf] * 4], **SIZES}
+    assert [x.ran for x in ran(model, ids)] == ["anchor", "anchor"]
+    assert current_options(model.config) is current_options(model.config)
+    own["dense_layers"] = [0]
+    assert [x.ran for x in ran(model, ids)] == ["dense", "anchor"]
+    own["dense_layers"].append(1)
+    assert [x.ran for x in ran(model, ids)] == ["dense", "dense"]
+    own["dense_layers"].clear()
+    own["theta"][1][0] = -math.inf
+    density = ran(model, ids)[1].density
+    assert density[0] < density[1] == 1
+    model.config.anchor_attention = None
+    with options(dense_layers=[0], **SIZES):
+        assert [x.ran for x in ran(model, ids)] == ["dense", "anchor"]
+        with options(dense_layers=[1]):
+            assert [x.ran for x in ran(model, ids)] == ["anchor", "dense"]
+        assert [x.ran for x in ran(model, ids)] == ["dense", "anchor"]
+
+
+def ran(model, ids):
+    with record() as stats:
+        logits(model, ids)
+    return stats.calls
+
+
+def test_a_calibration_that_a_configuration_names_is_read_again_when_it_has_changed(tmp_path):
+    model, file = build(), tmp_path / "thetas.json"
+    model.config.anchor_attention = {"theta": str(file)}
+    for n, theta in enumerate((math.inf, -math.inf)):
+        calibration(thetas={0: (theta,) * 4, 1: (theta,) * 4}).save(file)
+        os.utime(file, ns=(n, n))  # a clock may be too coarse to tell them apart
+        assert current_options(model.config).thetas[0] == (theta,) * 4
+
+
+def test_the_options_of_a_pass_are_made_once_for_all_its_layers(monkeypatch):
+    made, original = [], options_file._made_anew
+    monkeypatch.setattr(
+        options_file, "_made_anew", lambda *args: made.append(args) or original(*args)
+    )
+    model, ids = build(num_hidden_layers=4), tokens()
+    with options(theta=THETA, **SIZES):
+        logits(model, ids)
+        logits(model, ids)
+    assert len(made) == 1
 
 
 def test_a_configuration_names_what_the_function_takes():
@@ -311,6 +361,8 @@ def test_another_thread_is_told_by_the_configuration_or_by_a_copied_context():
         ({"dense_layers": "12"}, r"dense_layers must be a list of layers, .* got '12'"),
         ({"dense_layers": 12}, r"dense_layers must be a list of layers, .* got 12"),
         ({"backend": "cuda"}, "backend must be one of 'auto', 'triton', 'torch', got 'cuda'"),
+        ({"when": "never"}, "when must be one of 'auto', 'always', got 'never'"),
+        ({"when": True}, "when must be one of 'auto', 'always', got True"),
         ({"block_size": 0}, "block_size must be an integer of at least 1, got 0"),
     ],
 )

@@ -1,0 +1,195 @@
+"""Is AnchorAttention expected to be faster than dense attention, by times that were measured?
+
+A call is expected to take as long as the host needs to issue it, or the device to compute it,
+whichever is longer; and the host must issue the rest of the layer meanwhile:
+
+    t = max(host + rest of the layer's host time, Σ coefficient · work)
+
+Work is counted from the method's own definition (`anchor_ref.regions`), in 10⁹: elements of q; the
+products and the scores of the pairs of stage 1, of stage 3 and of the tail; the products of stage
+2. How many candidates stage 3 gets is not known before, so a real model's share is assumed: it
+falls with the length and with θ.
+
+The coefficients lie in `cost.json`, which `python -m anchor_lab crossover` writes and nobody else.
+They hold for GPUs of one generation and for half precision. For everything else, and where there
+is no such file, nothing is expected.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from anchor_ref.config import AnchorConfig
+from anchor_ref.regions import causal_pairs, groups
+
+FILE = Path(__file__).with_name("cost.json")
+GIGA = 1e9
+DTYPES = (torch.float16, torch.bfloat16)
+# What is counted of a call, and what its coefficients in the file are called: ms for each 10⁹.
+ANCHOR_WORK = ("call", "rows", "products", "scores", "pooled", "tail")
+DENSE_WORK = ("call", "rows", "products", "scores")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of one call: B, Hq, Hkv, Nq, Nk, D."""
+
+    batch: int
+    q_heads: int
+    kv_heads: int
+    queries: int
+    keys: int
+    head_dim: int
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a layer is expected to take, ms, the host's other work for it included.
+
+    Attributes:
+        anchor: with AnchorAttention.
+        dense: with dense attention.
+        gain: is AnchorAttention faster by more than the expectation may err?
+        device: where the times were measured.
+    """
+
+    anchor: float
+    dense: float
+    gain: bool
+    device: str
+
+    def __str__(self) -> str:
+        return (
+            f"a layer is expected to take {self.anchor:.3g} ms with AnchorAttention and "
+            f"{self.dense:.3g} ms dense, by times on {self.device}"
+        )
+
+
+def expected(
+    q: Tensor, k: Tensor, config: AnchorConfig, thetas: tuple[float, ...]
+) -> Expected | None:
+    """What to expect of a call on such tensors; None where nothing was measured to tell.
+
+    Takes microseconds, and never waits for the device: it is asked in every layer.
+
+    Args:
+        q, k: `[B, Hq, Nq, D]` and `[B, Hkv, Nk, D]`; sizes, dtype and device are looked at.
+        config: sizes and tail; its own θ plays no part.
+        thetas: one for all query heads, or one for each.
+    """
+    if not q.is_cuda or q.dtype not in DTYPES:
+        return None
+    coefficients = fitted_for(q.device)
+    if coefficients is None:
+        return None
+    batch, q_heads, queries, head_dim = q.shape
+    shape = Shape(batch, q_heads, k.shape[1], queries, k.shape[2], head_dim)
+    return _expected(coefficients, shape, config, thetas)
+
+
+@cache
+def fitted_for(device: torch.device) -> "Coefficients | None":
+    """The coefficients for a CUDA device; None where they are of another generation or missing."""
+    if torch.version.hip is not None or not FILE.exists():
+        return None
+    found = Coefficients(json.loads(FILE.read_text(encoding="utf-8")))
+    generation, _ = torch.cuda.get_device_capability(device)
+    return found if generation == found.values["generation"] else None
+
+
+class Coefficients:
+    """What `cost.json` holds; equal to itself alone, so that a cache may ask quickly.
+
+    Attributes:
+        values: `device`, a name; `generation`, of its compute capability; `layer_host_ms`, the
+            host's work for a layer beside attention; `margin`, by how much an expectation may err;
+            `kept`, by θ: the `share` of the candidates at `tokens` and the `exponent` of the
+            length; and for `anchor`, `dense` and `masked`: `host_ms` and `device_ms`, by work.
+    """
+
+    def __init__(self, values: dict):
+        self.values = values
+
+
+@lru_cache(maxsize=4096)
+def _expected(
+    coefficients: Coefficients, shape: Shape, config: AnchorConfig, thetas: tuple[float, ...]
+) -> Expected | None:
+    values = coefficients.values
+    # Queries that are not all keys, a chunk, need a mask: other kernels.
+    way = "dense" if shape.queries == shape.keys else "masked"
+    if way not in values:
+        return None
+    share = sum(kept_share(values["kept"], theta, shape.keys) for theta in thetas) / len(thetas)
+    anchor = layer_ms(values, "anchor", anchor_work(shape, config, share))
+    dense = layer_ms(values, way, dense_work(shape))
+    return Expected(anchor, dense, anchor * (1 + values["margin"]) < dense, values["device"])
+
+
+def layer_ms(values: dict, way: str, work: dict[str, float]) -> float:
+    """Expected milliseconds of a layer whose attention goes this way, see the head of the file."""
+    found = values[way]
+    device = sum(ms * work[name] for name, ms in found["device_ms"].items())
+    return max(found["host_ms"] + values["layer_host_ms"], device)
+
+
+def anchor_work(shape: Shape, config: AnchorConfig, share: float) -> dict[str, float]:
+    """`ANCHOR_WORK` of a call that keeps this share of its candidates."""
+    always, stripes, pooled, tail = _pairs(config, shape.queries, shape.keys)
+    kept, heads = always + share * stripes, shape.batch * shape.q_heads / GIGA
+    wide = heads * shape.head_dim
+    return {
+        "call": 1.0,
+        "rows": wide * shape.queries,
+        "products": wide * kept,
+        "scores": heads * kept,
+        "pooled": wide * pooled,
+        "tail": wide * tail,
+    }
+
+
+def dense_work(shape: Shape) -> dict[str, float]:
+    """`DENSE_WORK` of a call. With a mask every pair is multiplied, also those it hides."""
+    whole = shape.queries == shape.keys
+    pairs = causal_pairs(shape.keys) if whole else shape.queries * shape.keys
+    heads = shape.batch * shape.q_heads / GIGA
+    return {
+        "call": 1.0,
+        "rows": heads * shape.head_dim * shape.queries,
+        "products": heads * shape.head_dim * pairs,
+        "scores": heads * pairs,
+    }
+
+
+@lru_cache(maxsize=4096)
+def _pairs(config: AnchorConfig, n_queries: int, n_keys: int) -> tuple[int, int, int, int]:
+    """Pairs of stage 1, most of stage 3, those that stage 2 scores, and the tail's; of a head."""
+    always = stripes = pooled = tail = 0
+    for group in groups(config, n_queries, n_keys):
+        of_tail = len(group.tail) * len(group.candidates)
+        always += group.always_pairs - of_tail
+        stripes += len(group.sparse_rows) * len(group.candidates)
+        pooled += group.pooled_pairs
+        tail += of_tail
+    return always, stripes, pooled, tail
+
+
+def kept_share(kept: dict[str, dict], theta: float, n_keys: int) -> float:
+    """The share of the candidates that stage 3 is assumed to get, from 0 to 1.
+
+    At a θ that was measured a power of the length; between two, and beyond, on a line.
+    """
+    known = sorted((float(name), law) for name, law in kept.items())
+    shares = [law["share"] * (n_keys / law["tokens"]) ** law["exponent"] for _, law in known]
+    if len(known) == 1 or abs(theta) == float("inf"):
+        fixed = {float("inf"): 1.0, -float("inf"): 0.0}
+        return min(1.0, fixed.get(theta, shares[0]))
+    # The last pair below θ, else the first.
+    n = max([0, *(i for i in range(len(known) - 1) if known[i][0] <= theta)])
+    (low, _), (high, _) = known[n : n + 2]
+    slope = (shares[n + 1] - shares[n]) / (high - low)
+    return min(1.0, max(0.0, shares[n] + slope * (theta - low)))
