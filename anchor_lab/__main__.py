@@ -13,6 +13,7 @@ from anchor_lab.cli import print_anything
 from anchor_lab.experiments.ablations import page as ablations
 from anchor_lab.experiments.attention import page as attention
 from anchor_lab.experiments.compare import page as compare
+from anchor_lab.experiments.crossover import page as crossover
 from anchor_lab.experiments.experiment import Experiment
 from anchor_lab.experiments.model import page as model
 from anchor_lab.experiments.parallel import page as parallel
@@ -35,6 +36,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         retrieval,
         written,
         smollm2,
+        crossover,
     )
 }
 

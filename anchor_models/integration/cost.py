@@ -139,7 +139,7 @@ def layer_ms(values: dict, way: str, work: dict[str, float]) -> float:
 
 def anchor_work(shape: Shape, config: AnchorConfig, share: float) -> dict[str, float]:
     """`ANCHOR_WORK` of a call that keeps this share of its candidates."""
-    always, stripes, pooled, tail = _pairs(config, shape.queries, shape.keys)
+    always, stripes, pooled, tail = method_pairs(config, shape.queries, shape.keys)
     kept, heads = always + share * stripes, shape.batch * shape.q_heads / GIGA
     wide = heads * shape.head_dim
     return {
@@ -166,7 +166,7 @@ def dense_work(shape: Shape) -> dict[str, float]:
 
 
 @lru_cache(maxsize=4096)
-def _pairs(config: AnchorConfig, n_queries: int, n_keys: int) -> tuple[int, int, int, int]:
+def method_pairs(config: AnchorConfig, n_queries: int, n_keys: int) -> tuple[int, int, int, int]:
     """Pairs of stage 1, most of stage 3, those that stage 2 scores, and the tail's; of a head."""
     always = stripes = pooled = tail = 0
     for group in groups(config, n_queries, n_keys):

@@ -1,0 +1,123 @@
+"""The page about where AnchorAttention pays, and what a model expects of it."""
+
+from pathlib import Path
+
+import torch
+
+from anchor_lab.experiments.crossover import figure, fit, measure
+from anchor_lab.experiments.experiment import Experiment
+from anchor_lab.experiments.page import digits, number, percent, render, spaced
+from anchor_models.integration import cost
+
+
+def page(results: dict, path: Path) -> str:
+    """The numbers as Markdown."""
+    return render("crossover/page.md.j2", picture=f"{path.stem}.png", **values(results))
+
+
+def values(results: dict) -> dict:
+    """What the template is filled with."""
+    rows, settings = results["rows"], results["settings"]
+    calls = [row for row in rows if row["part"] == "calls"]
+    has_layer = any(row["part"] == "layer" for row in rows)
+    found = fit.fit(rows, settings, fit.kept_law()) if has_layer else None
+    return {
+        "settings": settings,
+        "date": results["runs"][-1]["date"],
+        "crossings": crossings(rows),
+        "prefills": prefills(rows),
+        "fit": found,
+        "coefficients": coefficients(found) if found else [],
+        "errors": errors(calls, found) if found else [],
+        "kept": [
+            [f"{float(theta):g}", percent(law["share"]), spaced(law["tokens"]), law["exponent"]]
+            for theta, law in (found["kept"] if found else {}).items()
+        ],
+        "margin": percent(found["margin"]) if found else "",
+    }
+
+
+def crossings(rows: list[dict]) -> list[list]:
+    """Heads, share kept, tail: the shortest length from which on ours was faster on the device."""
+    calls = [row for row in rows if row["part"] == "calls"]
+    shapes = dict.fromkeys((r["q_heads"], r["kv_heads"], r["head_dim"]) for r in calls)
+    tails = sorted({row["tail"] for row in calls if row["tail"] is not None})
+    table = []
+    for heads in shapes:
+        for tail in tails:
+            dense, ours = figure.data_calls(rows, heads, tail)
+            for kept, times in ours.items():
+                both = [n for n in times if n in dense]
+                faster = [n for n in both if all(times[m] < dense[m] for m in both if m >= n)]
+                table.append(
+                    [
+                        f"{heads[0]} / {heads[1]} of {heads[2]}",
+                        percent(kept),
+                        tail,
+                        spaced(min(faster)) if faster else "–",
+                    ]
+                )
+    return table
+
+
+def prefills(rows: list[dict]) -> list[list]:
+    """A row for each model and length that was prefilled by all ways."""
+    table = []
+    for model, by_length in figure.data_prefills(rows).items():
+        for n, ways in by_length.items():
+            if ways.keys() != measure.WAYS.keys():
+                continue
+            ms = {way: row["ms"]["median"] for way, row in ways.items()}
+            table.append(
+                [
+                    model,
+                    spaced(n),
+                    *(number(ms[way]) for way in measure.WAYS),
+                    *(f"{ms[way] / ms['sdpa']:.3f}" for way in ("auto", "always")),
+                    ways["auto"]["sparse_layers"],
+                ]
+            )
+    return table
+
+
+def coefficients(found: dict) -> list[list]:
+    """A row for each way: ms of the host, and of each kind of work."""
+    table = []
+    for way in ("anchor", "dense", "masked"):
+        if way in found:
+            device = found[way]["device_ms"]
+            shown = [number(device[name]) if name in device else "" for name in cost.ANCHOR_WORK]
+            table.append([way, number(found[way]["host_ms"]), *shown])
+    return table
+
+
+def errors(calls: list[dict], found: dict) -> list[list]:
+    """By way, of the lengths that were fitted and of those held out: relative errors."""
+    table = []
+    for way in ("anchor", "dense", "masked"):
+        for held in (False, True):
+            wrong = [
+                abs(fit.predicted(row, found) / row["ms"]["median"] - 1)
+                for row in calls
+                if row["way"] == way and fit.held_out(row) == held
+            ]
+            if wrong:
+                middle, high = (
+                    torch.tensor(wrong).double().quantile(torch.tensor([0.5, 0.9]).double())
+                )
+                share = "held out" if held else "fitted"
+                shown = [f"{digits(100 * float(x), 1)} %" for x in (middle, high, max(wrong))]
+                table.append([way, share, len(wrong), *shown])
+    return table
+
+
+EXPERIMENT = Experiment(
+    name="crossover",
+    about=measure.__doc__,
+    measure=measure.measure,
+    page=page,
+    file="crossover/crossover.json",
+    draw=figure.draw,
+    options=measure.options,
+    needs_cuda=True,
+)
