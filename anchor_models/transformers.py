@@ -6,8 +6,11 @@
 Prefill runs AnchorAttention, text by text: padding is left out and packed texts do not see each
 other. Dense attention (transformers' sdpa) runs where there is nothing to skip or too little to
 choose from: for a single query, for fewer queries than a block, for a text no longer than a group,
-in layers whose window or chunks are shorter than the prompt, and in those that `options` names. A
-chunk of a prompt chooses its stripes by the queries at hand (see `anchor_ref.anchor_attention`):
+in layers whose window or chunks are shorter than the prompt, and in those that `options` names;
+and, unless `options` says `when="always"`, where times measured on such a GPU expect no gain
+(`integration.cost`).
+
+A chunk of a prompt chooses its stripes by the queries at hand (see `anchor_ref.anchor_attention`):
 chunks that begin on group boundaries give what one call gives, others keep, where they begin on
 blocks, a subset of it.
 

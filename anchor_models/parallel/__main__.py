@@ -47,7 +47,7 @@ def run(options: argparse.Namespace, device: torch.device) -> str:
         loaded.set_attn_implementation("sdpa" if options.dense else "anchor_attention")
     ids, document = make_prompt(tokenizer, options.length, depths=(0.02,))
     tokens = torch.tensor([ids], device=device)
-    with torch.no_grad(), anchor_options(theta=options.theta):
+    with torch.no_grad(), anchor_options(theta=options.theta, when="always"):
         alone = whole(tokens, logits_to_keep=1).logits if options.check else None
         started = time.perf_counter()
         if options.mode == "tensor":

@@ -118,7 +118,7 @@ def check(n: int, device: torch.device) -> list[dict]:
     split = load_tensor_parallel("bundled")[0]
     tokens = torch.tensor([make_prompt(tokenizer, n, depths=(0.4,))[0]], device=device)
     found = []
-    with torch.no_grad(), options(theta=9.0, block_size=32, step=8):
+    with torch.no_grad(), options(theta=9.0, block_size=32, step=8, when="always"):
         for implementation in ("sdpa", "anchor_attention"):
             model.set_attn_implementation(implementation)
             split.set_attn_implementation(implementation)
@@ -183,11 +183,9 @@ def prefill(n: int, sizes: Sizes, device: torch.device) -> list[dict]:
         sequence_parallel_prefill(model, tokens, logits_to_keep=1)
 
     found = []
+    sizes = {"block_size": config.block_size, "step": config.step, "tail": 0}
     # No stripes: random weights have no heavy keys.
-    with (
-        torch.no_grad(),
-        options(theta=-torch.inf, tail=0, block_size=config.block_size, step=config.step),
-    ):
+    with torch.no_grad(), options(theta=-torch.inf, when="always", **sizes):
         for mode, run in (("one", alone), ("sequence", sequence), ("tensor", alone)):
             if mode == "tensor":
                 model = _split(model)

@@ -106,6 +106,7 @@ def measure(model, prompts: Sequence[Prompt], theta: float | None, config: Ancho
 
     # The stages alone: inside models the last rows would be dense.
     sizes = {"block_size": config.block_size, "step": config.step, "tail": config.tail}
+    sizes["when"] = "always"  # the method answers, also where dense attention would be as fast
     model.set_attn_implementation("sdpa" if theta is None else "anchor_attention")
     found, densities = [], []
     for prompt in prompts:

@@ -205,7 +205,9 @@ def answers(store: Store, model, tokenizer, body, quick: bool) -> None:
             if store.holds(part="answers", length=length, way=way, prompt=seed):
                 continue
             model.set_attn_implementation("sdpa" if tail is None else "anchor_attention")
-            with nullcontext() if tail is None else anchor.options(tail=tail):
+            # Also where dense attention would be as fast: what the method answers is the question.
+            always = nullcontext() if tail is None else anchor.options(tail=tail, when="always")
+            with always:
                 written = model.generate(
                     tokens,
                     attention_mask=torch.ones_like(tokens),
