@@ -19,6 +19,7 @@ import json
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,8 +35,7 @@ ANCHOR_WORK = ("call", "rows", "products", "scores", "pooled", "tail")
 DENSE_WORK = ("call", "rows", "products", "scores")
 
 
-@dataclass(frozen=True)
-class Shape:
+class Shape(NamedTuple):
     """Sizes of one call: B, Hq, Hkv, Nq, Nk, D."""
 
     batch: int
