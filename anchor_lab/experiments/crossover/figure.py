@@ -80,7 +80,8 @@ def draw(results: dict):
     use_style()
     rows, about = results["rows"], results["settings"]
     calls = [row for row in rows if row["part"] == "calls"]
-    shapes = [(row["q_heads"], row["kv_heads"], row["head_dim"]) for row in calls]
+    ours = [row for row in calls if row["way"] == "anchor"] or calls
+    shapes = [(row["q_heads"], row["kv_heads"], row["head_dim"]) for row in ours]
     heads = WIDE if WIDE in shapes else shapes[-1]
     tail = max(row["tail"] or 0 for row in calls)
     prefills = data_prefills(rows)
@@ -88,9 +89,7 @@ def draw(results: dict):
     draw_calls(*data_calls(rows, heads, tail), axes[0, 0])
     if prefills:
         draw_prefills(prefills, axes[0, 1])
-    caption(
-        figure,
-        f"{about['device']}, torch {about['torch']}, bfloat16. Left: {heads[0]} / {heads[1]} "
-        f"heads of {heads[2]}, planted stripes, tail {tail}. Right: medians, θ = 12.",
-    )
+    of_calls = f"{heads[0]} / {heads[1]} heads of {heads[2]}, planted stripes, tail {tail}"
+    both = f"Left: {of_calls}. Right: medians, θ = 12" if prefills else of_calls
+    caption(figure, f"{about['device']}, torch {about['torch']}, bfloat16. {both}.")
     return figure

@@ -25,6 +25,7 @@ def values(results: dict) -> dict:
         "settings": settings,
         "date": results["runs"][-1]["date"],
         "crossings": crossings(rows),
+        "missing": missing(rows),
         "prefills": prefills(rows),
         "fit": found,
         "coefficients": coefficients(found) if found else [],
@@ -35,6 +36,26 @@ def values(results: dict) -> dict:
         ],
         "margin": percent(found["margin"]) if found else "",
     }
+
+
+def missing(rows: list[dict]) -> str:
+    """In words: what of a whole run the rows lack; empty for one that came to its end."""
+    shapes = {(row["q_heads"], row["kv_heads"], row["head_dim"]) for row in rows if is_ours(row)}
+    dense = {(row["q_heads"], row["kv_heads"], row["head_dim"]) for row in rows if is_dense(row)}
+    lacking = [
+        f"AnchorAttention with {q} / {kv} heads of {d}" for q, kv, d in sorted(dense - shapes)
+    ]
+    parts = {row["part"] for row in rows}
+    words = {"layer": "the short prefill", "prefill": "whole prefills"}
+    return ", ".join(lacking + [text for part, text in words.items() if part not in parts])
+
+
+def is_ours(row: dict) -> bool:
+    return row["part"] == "calls" and row["way"] == "anchor"
+
+
+def is_dense(row: dict) -> bool:
+    return row["part"] == "calls" and row["way"] == "dense"
 
 
 def crossings(rows: list[dict]) -> list[list]:
