@@ -1,4 +1,4 @@
-"""What a model does with a few tokens: which layers attend, how often, and what else mixes tokens.
+"""What a model does with a few tokens: which layers attend, how often, what else mixes tokens.
 
 What a model is called, and its layers, does not tell: it is tried.
 """
@@ -15,6 +15,7 @@ from torch import Tensor
 from anchor_models.interface import replaced_attention
 
 FEW = 2  # tokens: one would be decoding
+FEW_IN_ORDER = 4  # tokens: two pairs
 SOME = 256  # tokens: as many as what compresses or convolves them may look at together
 
 # Other threads may run the model meanwhile, and pass by the same hooks.
@@ -121,6 +122,58 @@ def token_mixer(
         with _poison(model, poisoned), _after_each(model, reaches_others, found):
             run()
     return found[0] if found else type(model).__name__
+
+
+@torch.no_grad()
+def needs_others(model, input_ids: Int[Tensor, "B N"], share: int) -> str | None:
+    """What a token needs to know of others beside its own position; None where that is nothing.
+
+    Positions may be counted by the model from the first token that it is given, whatever it is
+    told, as the decoder of BART does; or be counted from 2, as RoBERTa's. How fast a rotary
+    embedding turns may depend on how long the prompt is (longrope, dynamic).
+
+    Args:
+        model: a transformers model without other mixers (`token_mixer`); it runs on a few tokens,
+            with each token's own value in the place of attention.
+        input_ids: the prompt.
+        share: how many tokens, from the first, are to be given alone.
+
+    Returns:
+        In words, what it is.
+    """
+    ids = input_ids[:1, :FEW_IN_ORDER]
+    n, given = input_ids.shape[1], []
+
+    def make(_original):
+        def attention(module, query, key, value, *args, **kwargs):
+            given.extend((query.transpose(1, 2), key.transpose(1, 2)))
+            return own_values(query, value), None
+
+        return attention
+
+    def run(ids: Tensor, positions: list[int] | None) -> list[Tensor]:
+        given.clear()
+        told = {} if positions is None else {"position_ids": ids.new_tensor([positions]).long()}
+        out = model.base_model(input_ids=ids, use_cache=False, return_dict=True, **told)[0]
+        return [*given, out]
+
+    def differ(found: list[Tensor], expected: list[Tensor]) -> bool:
+        # More than a rounding: dtypes are as low as bfloat16, of 8 bits.
+        pairs = zip(found, expected, strict=True)
+        return any((a - b).abs().max() > 2**-5 * b.abs().max() for a, b in pairs)
+
+    with replaced_attention(model, make):
+        last = share - 1, n - 1
+        pair = ids[:, :1].expand(1, 2)
+        apart = [[x[:, 1:] for x in run(pair, [end, share - 1])] for end in last]
+        # Afterwards, since it takes a rotary embedding that grew back to its beginning.
+        whole = run(ids, None)
+        turned = [x.flip(1) for x in run(ids.flip(1), [*range(ids.shape[1])][::-1])]
+    if differ(turned, whole):
+        return "positions that it counts itself"
+    if differ(*apart):
+        return "rotary embeddings that look at the length of the prompt"
+    return None
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from anchor_models.integration.mask_functions import known
 from anchor_models.interface import BEYOND_QKV, beyond_causal, replaced_attention
 from anchor_models.models import BUNDLED
 from anchor_models.parallel.ulysses import shard_rows, split_heads, ulysses
-from anchor_models.probe import token_mixer
+from anchor_models.probe import needs_others, token_mixer
 
 # What a layer may be given besides q, k and v that says more than a rank's heads can know.
 _BEYOND = {**BEYOND_QKV, "cu_seq_lens_q": "packed texts"}
@@ -48,8 +48,9 @@ def sequence_parallel_prefill(
     Raises:
         ValueError: the prompt is shorter than there are ranks; `use_cache` is asked for; the heads
             cannot be split (`split_heads`); a layer is no plain causal attention, has a window or
-            chunks shorter than the prompt, or is recurrent, convolves or otherwise mixes tokens.
-            All ranks raise it, before any of them sends anything.
+            chunks shorter than the prompt, or is recurrent, convolves or otherwise mixes tokens;
+            the model counts positions itself, or looks at how long the prompt is. All ranks raise
+            it, before any of them sends anything.
 
     There is no cache: each rank would keep the tokens of its own share, and decoding from that
     would be wrong.
@@ -60,8 +61,9 @@ def sequence_parallel_prefill(
     if found := sorted(described & inputs.keys()):
         raise ValueError(f"inputs must not describe tokens, which are split here, got {found[0]}")
     n = input_ids.shape[1]
-    _refuse_other_models(model, input_ids)
-    rows = shard_rows(n, dist.get_rank(group), dist.get_world_size(group))
+    ranks = dist.get_world_size(group)
+    _refuse_other_models(model, input_ids, ranks)
+    rows = shard_rows(n, dist.get_rank(group), ranks)
     positions = torch.arange(rows.start, rows.stop, device=input_ids.device)
 
     def make(original):
@@ -152,12 +154,16 @@ def _heads_per_kv(module, count: int) -> Iterator[None]:
         module.num_key_value_groups = before
 
 
-def _refuse_other_models(model, input_ids: Tensor) -> None:
+def _refuse_other_models(model, input_ids: Tensor, ranks: int) -> None:
     """Refuse a model of which shares of the tokens do not compute what the whole prompt does."""
     n = input_ids.shape[1]
 
     def attend(module, kwargs: dict, asked: Mapping | None) -> None:
         _refuse_other(module, None, n, kwargs)
+        # Layers of Llama 4 without positions count tokens from the first that they are given.
+        tuned = getattr(module, "attn_temperature_tuning", False) and not module.use_rope
+        if tuned and n >= module.floor_scale:
+            raise _other(module, "scores scaled by a place that the layer counts itself")
         if asked is None:
             return
         found = known(asked["mask_function"]) if asked else None
@@ -170,6 +176,11 @@ def _refuse_other_models(model, input_ids: Tensor) -> None:
         raise ValueError(
             f"model must mix tokens by attention alone, got {mixer}, that does too: a rank knows "
             "nothing of the tokens of others"
+        )
+    if needed := needs_others(model, input_ids, len(shard_rows(n, 0, ranks))):
+        raise ValueError(
+            "model must know a token's place from its position_ids alone, got "
+            f"{type(model).__name__} with {needed}: a rank has its own share of the prompt"
         )
 
 

@@ -5,7 +5,7 @@ import torch
 import transformers
 
 from anchor_models.parallel.prefill import _refuse_other_models
-from anchor_models.probe import attention_calls
+from anchor_models.probe import attention_calls, token_mixer
 from tests.tiny_llama import LLAMA, SPECIAL_TOKENS
 
 N = 100
@@ -97,15 +97,70 @@ def test_what_mixes_tokens_beside_attention_is_refused_by_name(family):
     sizes, _, reason = FAMILIES[family]
     model, ids = tiny(family, sizes), prompt()
     if reason is None:
-        _refuse_other_models(model, ids)
+        _refuse_other_models(model, ids, 2)
     else:
         with pytest.raises(ValueError, match=f"model must .*, got .*{reason}"):
-            _refuse_other_models(model, ids)
+            _refuse_other_models(model, ids, 2)
 
 
 @pytest.mark.parametrize("family", LONG_ENOUGH)
 def test_windows_that_hide_nothing_are_accepted(family):
-    _refuse_other_models(tiny(family, LONG_ENOUGH[family]), prompt())
+    _refuse_other_models(tiny(family, LONG_ENOUGH[family]), prompt(), 2)
+
+
+ROTARY = {"rope_theta": 10000.0, "factor": 4.0}
+LONG = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4, **ROTARY, "rope_type": "longrope"}
+COUNTS = "positions that it counts itself"
+LOOKS = "rotary embeddings that look at the length of the prompt"
+NO_ROPE = {**LLAMA4, "no_rope_layers": [1, 0], "attention_chunk_size": N}
+DECODER = {"is_decoder": True}
+SEQ2SEQ = {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 48}
+# how a token's place is known -> family, sizes, what is said of it; the first share has 50 of 100
+PLACES = {
+    "counted from 2": ("Roberta", DECODER, f"RobertaForCausalLM with {COUNTS}"),
+    "counted from the first given": ("Bart", SEQ2SEQ, f"BartForCausalLM with {COUNTS}"),
+    "longrope": ("Phi3", LONG | {"original_max_position_embeddings": 50}, LOOKS),
+    "longrope, in all shares": ("Phi3", LONG | {"original_max_position_embeddings": 49}, None),
+    "longrope, in none": ("Phi3", LONG | {"original_max_position_embeddings": N}, None),
+    "dynamic": ("Llama", ROTARY | {"rope_type": "dynamic"}, LOOKS),
+    "yarn": ("Llama", ROTARY | {"rope_type": "yarn"}, None),
+    "tuned": ("Llama4", NO_ROPE | {"floor_scale": N}, "counts itself in layer 1 of Llama4Text"),
+    "tuned, further on": ("Llama4", NO_ROPE | {"floor_scale": N + 1}, None),
+    "tuned, none without positions": ("Llama4", LLAMA4 | {"attention_chunk_size": N}, None),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("place", PLACES)
+def test_places_that_more_than_position_ids_tell_are_refused(place, dtype):
+    family, sizes, reason = PLACES[place]
+    if "rope_type" in sizes:
+        below = {"max_position_embeddings": 64}  # what dynamic and yarn were trained for
+        sizes = {"rope_parameters": sizes, "sliding_window": None, **below}
+        if family == "Phi3":
+            own = sizes["rope_parameters"].pop("original_max_position_embeddings")
+            sizes |= {"max_position_embeddings": 512, "original_max_position_embeddings": own}
+    model, ids = tiny(family, sizes).to(dtype), prompt()
+    if reason is None:
+        _refuse_other_models(model, ids, 2)
+    else:
+        with pytest.raises(ValueError, match=f"model must .*{reason}"):
+            _refuse_other_models(model, ids, 2)
+
+
+@pytest.mark.parametrize("by", [-1, 1])
+def test_what_carries_tokens_either_way_is_found(by):
+    model = tiny("Llama", {})
+    model.model.layers[1].mlp.register_forward_hook(lambda _m, _given, out: out.roll(by, 1))
+    with pytest.raises(ValueError, match=r"attention alone, got layers\.1\.mlp, a LlamaMLP"):
+        _refuse_other_models(model, prompt(), 2)
+
+
+def test_a_model_that_comes_to_not_a_number_by_itself_mixes_nothing():
+    model = tiny("Llama", {})
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[0] = torch.nan
+    assert token_mixer(model, prompt(), lambda *_: None) is None
 
 
 @pytest.mark.parametrize("shared", [1, 50, 100])
@@ -156,7 +211,7 @@ def test_a_probe_leaves_no_trace_and_other_threads_alone():
 
     handle = model.model.layers[0].register_forward_pre_hook(beside)
     with pytest.raises(ValueError, match="Lfm2ShortConv"):
-        _refuse_other_models(model, ids)
+        _refuse_other_models(model, ids, 2)
     run()
     assert len(found) == 2
     assert all(torch.equal(logits, expected) for logits in found)
