@@ -13,16 +13,18 @@ from anchor_models.integration.sequences import (
     refuse_restarts,
     whole,
 )
+from anchor_ref.inputs import check_type
 
 
 class _Seen(NamedTuple):
     """Texts, and what they were read from: later layers of the same pass may take them.
 
-    Within a pass the index of the layer grows. Where it does not, the model reads anew, and what
-    stands in the same tensors may have changed: those of inference mode, and whoever writes
-    around autograd, count no writes.
+    Within a pass the configuration is one, and the index of the layer grows. Where it does not,
+    the model reads anew, or another one reads from the same buffers, and what stands in them may
+    have changed: tensors of inference mode, and whoever writes around autograd, count no writes.
     """
 
+    config: ref | None
     layer: int
     sizes: tuple[int, ...]
     tensors: list[ref | None]
@@ -30,11 +32,11 @@ class _Seen(NamedTuple):
     texts: list[Tokens]
 
 
-_last = _Seen(0, (), [], [], [])
+_last = _Seen(None, 0, (), [], [], [])
 
 
 def texts_of(
-    query: Tensor, key: Tensor, mask: Tensor | None, kwargs: dict, layer: int
+    query: Tensor, key: Tensor, mask: Tensor | None, kwargs: dict, module
 ) -> list[Tokens] | None:
     """The texts of a call; None when a mask of another kind says who sees whom.
 
@@ -45,27 +47,31 @@ def texts_of(
         query, key: of the layer; their sizes are looked at.
         mask: segments (see `sequences`), None, or a mask of another kind.
         kwargs: what else the model hands over: `position_ids`, `cu_seq_lens_q`, `cu_seq_lens_k`.
-        layer: its index.
+        module: the layer, with its `layer_idx` and `config`.
 
     Raises:
+        TypeError: bounds are no tensor of integers.
         ValueError: mask, positions and bounds do not fit each other or the tensors.
     """
     global _last  # replaced as a whole: another thread sees the old one or the new
     names = ("position_ids", "cu_seq_lens_q", "cu_seq_lens_k")
     tensors = [mask, *(kwargs.get(name) for name in names)]
+    for name, x in zip(names[1:], tensors[2:], strict=True):
+        if x is not None:
+            check_type(name, x, Tensor)
     sizes = (query.shape[0], query.shape[2], key.shape[2])
     versions = [None if x is None else _version(x) for x in tensors]
-    last = _last
+    last, config, layer = _last, module.config, module.layer_idx
     same = (sizes, versions) == (last.sizes, last.versions) and all(
         x is None or x is seen() for x, seen in zip(tensors, last.tensors, strict=True)
     )
-    if same and layer > last.layer:
+    if same and last.config() is config and layer > last.layer:
         _last = last._replace(layer=layer)
         return last.texts
     texts = _read(query, key, *tensors)
     if texts is not None:
         seen = [None if x is None else ref(x) for x in tensors]
-        _last = _Seen(layer, sizes, seen, versions, texts)
+        _last = _Seen(ref(config), layer, sizes, seen, versions, texts)
     return texts
 
 

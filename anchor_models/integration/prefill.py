@@ -43,7 +43,7 @@ def prefill(module, query, key, value, mask, given: dict, kwargs: dict) -> Tenso
     started = now(query) if stats is not None else 0.0
     why_dense = _why_dense(module, chosen, kwargs, mask)
     theta = None if why_dense else chosen.theta(layer, query.shape[1])
-    texts = texts_of(query, key, mask, kwargs, layer)
+    texts = texts_of(query, key, mask, kwargs, module)
     if texts is None:
         why_dense = why_dense or _why_short(query.shape[2], key.shape[2], chosen)
         if why_dense is None:

@@ -2,14 +2,25 @@
 
 import math
 from itertools import count
+from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
 
 from anchor_models.integration import packing, prefill
 from anchor_models.integration.sequences import HIDDEN
 from anchor_models.transformers import options, record
-from tests.anchor_models.integration.tiny import SIZES, THETA, N, build, far, logits, tokens
+from tests.anchor_models.integration.tiny import (
+    COMMON,
+    SIZES,
+    THETA,
+    N,
+    build,
+    far,
+    logits,
+    tokens,
+)
 
 
 def counted(monkeypatch, module, name):
@@ -46,11 +57,12 @@ def test_layers_share_one_look_at_mask_and_positions(monkeypatch):
 
 def test_texts_are_read_again_when_anything_is_another_or_was_written_to(monkeypatch):
     x, reads = torch.zeros(1, 2, 40, 8), counted(monkeypatch, packing, "_read")
-    layers = count()
+    layers, config = count(), transformers.LlamaConfig()
     mask, positions = segments(3), torch.arange(40)[None]
 
     def look(mask, positions, x=x):
-        return packing.texts_of(x, x, mask, {"position_ids": positions}, next(layers))
+        module = SimpleNamespace(layer_idx=next(layers), config=config)
+        return packing.texts_of(x, x, mask, {"position_ids": positions}, module)
 
     first = look(mask, positions)
     assert look(mask, positions) is first
@@ -89,6 +101,42 @@ def test_what_buffers_hold_is_read_anew_by_every_pass(n_layers):
         expected = [model(ids, use_cache=False, **given(cut)).logits for cut in cuts]
     assert not torch.equal(expected[0], expected[1])
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_what_buffers_hold_is_read_anew_by_another_model():
+    """A small model drafts, a hybrid whose first layer has no attention reads: both from these."""
+    sizes = {"layer_types": ["conv", "full_attention"], "block_multiple_of": 16}
+    config = transformers.Lfm2Config(**COMMON | sizes, attn_implementation="anchor_attention")
+    small, hybrid = build(num_hidden_layers=1), transformers.Lfm2ForCausalLM(config).eval()
+    ids, bounds = tokens(), torch.tensor([0, 40, N], dtype=torch.int32)
+    buffers = {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds}
+    buffers["position_ids"] = torch.arange(N)[None]
+    with torch.inference_mode(), options(theta=math.inf, **SIZES):
+        small(ids, use_cache=False, **buffers)
+        bounds[1] = 70
+        found = hybrid(ids, use_cache=False, **buffers).logits
+        new = {name: x.clone() for name, x in buffers.items()}
+        assert torch.equal(found, hybrid(ids, use_cache=False, **new).logits)
+
+
+def test_what_buffers_hold_is_read_anew_where_the_first_layers_are_gone():
+    model, ids = build(num_hidden_layers=3), tokens()
+    bounds, positions = torch.tensor([0, 40, N], dtype=torch.int32), torch.arange(N)[None]
+    given = {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "position_ids": positions}
+    with torch.inference_mode(), options(theta=math.inf, **SIZES):
+        model(ids, use_cache=False, **given)
+        bounds[1] = 70
+        model.model.layers = model.model.layers[1:]
+        found = model(ids, use_cache=False, **given).logits
+        new = {name: x.clone() for name, x in given.items()}
+        assert torch.equal(found, model(ids, use_cache=False, **new).logits)
+
+
+@pytest.mark.parametrize("name", ["cu_seq_lens_q", "cu_seq_lens_k"])
+def test_bounds_that_are_no_tensor_are_refused_by_name(name):
+    given = {"cu_seq_lens_q": torch.tensor([0, 40, N])} | {name: [0, 40, N]}
+    with pytest.raises(TypeError, match=f"{name} must be of type Tensor, got list"):
+        logits(build(), tokens(), use_cache=False, **given)
 
 
 @pytest.mark.parametrize("theta", [THETA, [[THETA, 1.0, 2.0, math.inf], THETA]])
