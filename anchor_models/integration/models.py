@@ -29,7 +29,8 @@ def refuse_models_that_do_not_ask(name: str) -> None:
 
     @wraps(sets_name)
     def set_name(self, attn_implementation, *args, **kwargs):
-        if attn_implementation == name:
+        parts = attn_implementation if isinstance(attn_implementation, dict) else {}
+        if name in (attn_implementation, parts.get("")):  # "" is the model itself
             _refuse_unless_it_asks(type(self), self.config, name)
         return sets_name(self, attn_implementation, *args, **kwargs)
 

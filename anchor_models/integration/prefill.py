@@ -193,14 +193,16 @@ def _why_dense(module, chosen: Options, kwargs: dict, mask: Tensor | None) -> st
 
     A layer has a window or chunks where its mask is drawn for them: where they are as long as the
     prompt, it is not, and names of layers say nothing. Some layers of a model with windows do not
-    know of theirs.
+    know of theirs, and some get other masks, as Gemma 3's for the tokens of an image.
     """
     kinds = getattr(module.config, "layer_types", None) or ()
     kind = kinds[module.layer_idx] if module.layer_idx < len(kinds) else "full_attention"
     windows = [getattr(x, "sliding_window", None) for x in (module, module.config)]
     drawn = mask is not None and not is_segments(mask)
-    if drawn and (kwargs.get("sliding_window") or any(windows) or kind != "full_attention"):
+    if drawn and (kwargs.get("sliding_window") or windows[0] or kind != "full_attention"):
         return "the layer has a window of its own"
+    if drawn and windows[1]:
+        return "the layer has a mask that is more than causal"
     if module.layer_idx in chosen.dense_layers:
         return "dense_layers names the layer"
     return None

@@ -101,7 +101,7 @@ class Tokens:
 
 def is_segments(mask: Tensor | None) -> bool:
     """Does the mask come from `causal_segments`, as segments?"""
-    return mask is not None and mask.dtype == torch.int32 and tuple(mask.shape[1:3]) == (1, 2)
+    return mask is not None and mask.dtype == torch.int32 and tuple(mask.shape[1:-1]) == (1, 2)
 
 
 def from_segments(segments: Int[Tensor, "B 1 2 Nk"]) -> list[Tokens]:

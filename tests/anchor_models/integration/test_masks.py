@@ -10,7 +10,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 from anchor_models.integration import masks
-from anchor_models.integration.sequences import from_segments, is_segments
+from anchor_models.integration.sequences import Segments, from_segments, is_segments
 from anchor_models.transformers import options, record
 from tests.anchor_models.integration.tiny import (
     ROUNDING,
@@ -186,6 +186,26 @@ def test_packed_texts_are_read_from_their_function_as_from_their_matrix(seed, mo
     assert torch.equal(matrix(found, (1, N, N)), own(**asked)[:, 0])
 
 
+def test_keys_beyond_the_attention_mask_are_no_tokens():
+    from transformers.masking_utils import causal_mask_function
+
+    short = torch.ones(1, N - 10, dtype=torch.bool)
+    asked = request(causal_mask_function, attention_mask=short)
+    found = matrix(masks.causal_segments(**asked), (1, N, N))
+    assert torch.equal(found[:, : N - 10], sdpa_mask(**asked)[:, 0, : N - 10])
+    assert not found[:, N - 10 :].any()  # rows of padding are nobody's
+
+
+def test_packed_texts_against_a_cache_are_left_to_sdpa():
+    """Their function is looked at from the first key on, where queries of a chunk are not."""
+    rows = {"q_length": N - 60, "q_offset": 60}
+    if "cache_position" in sdpa_mask.__code__.co_varnames:  # transformers 4
+        rows = {"cache_position": torch.arange(60, N)}
+    for start in (40, 70):
+        asked = request(lambda b, h, q, k, at=start: (k <= q) & ((q < at) | (k >= at)), **rows)
+        assert torch.equal(masks.causal_segments(**asked), sdpa_mask(**asked))
+
+
 @pytest.mark.parametrize("hidden", [0, 1])
 @pytest.mark.parametrize("kind", ["sliding_window_causal_mask_function", "chunk"])
 def test_a_window_or_chunk_as_long_as_the_prompt_is_none(kind, hidden):
@@ -322,7 +342,11 @@ def test_bounds_beside_padding_are_refused(family, padding):
     model, ids = build(family), tokens()
     given = {"cu_seq_lens_q": BOUNDS, "cu_seq_lens_k": BOUNDS, "use_cache": False}
     with options(theta=math.inf, **SIZES):
-        with pytest.raises(ValueError, match=r"cu_seq_lens_q .* without padding|see each other"):
+        # In a layer with a window the mask is a matrix, which tells no padding.
+        said = (
+            "must come without padding" if family == "llama" else "without padding|see each other"
+        )
+        with pytest.raises(ValueError, match=rf"cu_seq_lens_q .*{said}"):
             logits(model, ids, attention_mask=padding, position_ids=RESTARTING, **given)
         if family == "llama":  # a mask of ones hides nothing
             ones = {"attention_mask": torch.ones(1, N, dtype=torch.long)}
@@ -433,6 +457,24 @@ def test_segments_that_a_model_has_changed_are_refused():
     for size in (20, N):
         with pytest.raises(ValueError, match="a LlamaConfig that computes with it, unless"):
             logits(model, ids[:, :size], attention_mask=HOLES[:, :size])
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
+        lambda mask: mask + torch.zeros(1, 4, N, N),  # torch: sizes differ
+        lambda mask: torch.zeros(1, 4, N, N).masked_fill(mask == 0, -1.0),
+        lambda mask: mask[:, :, :, :5, None, :7],  # torch: too many indices
+        lambda mask: mask[..., 3],
+        lambda mask: torch.cat([mask, mask], 2),
+        lambda mask: mask.float(),
+    ],
+)
+def test_segments_refuse_to_be_computed_with_in_the_models_name(compute):
+    segments = Segments.of(torch.zeros(1, 1, 2, N, dtype=torch.int32), "DogeConfig")
+    assert is_segments(segments[..., :40].clone())
+    with pytest.raises(ValueError, match="got one with a DogeConfig that computes with it"):
+        compute(segments)
 
 
 def test_a_batch_of_nothing_but_padding_gives_numbers():

@@ -7,6 +7,7 @@ import torch
 import transformers
 
 import anchor_models.transformers  # noqa: F401
+from anchor_models.integration.models import asks_interface
 from anchor_models.transformers import options, record
 from tests.anchor_models.integration.tiny import (
     COMMON,
@@ -181,6 +182,22 @@ def test_attention_that_computes_with_its_mask_is_refused_by_name(family, given)
 @pytest.mark.skipif(
     transformers.__version__.startswith("4."), reason="in transformers 4 it makes its own mask"
 )
+@pytest.mark.parametrize("chunk", [24, N])
+def test_chunks_keep_their_layers_dense_where_they_hide_anything(chunk):
+    sizes = {"intermediate_size_mlp": 48, "num_local_experts": 2, "no_rope_layers": [1, 0]}
+    config = transformers.Llama4TextConfig(**COMMON | sizes, attention_chunk_size=chunk)
+    model, ids = transformers.Llama4ForCausalLM(config).eval(), tokens()
+    for given in ({}, {"attention_mask": LEFT}):
+        with options(theta=math.inf, **SIZES), record() as stats:
+            found = logits(model, ids, "anchor_attention", **given)[:, 41:]
+        assert far(found, logits(model, ids, "sdpa", **given)[:, 41:]) <= 1e-5  # float32
+        ran = [layer.ran for layer in stats.layers.values()]
+        assert ran == ["dense" if chunk < N else "anchor", "anchor"]
+
+
+@pytest.mark.skipif(
+    transformers.__version__.startswith("4."), reason="in transformers 4 it makes its own mask"
+)
 @pytest.mark.parametrize("window", [24, 2048])
 def test_a_window_that_layers_do_not_know_of_goes_with_padding(window):
     sizes = {"num_local_experts": 2, "num_experts_per_tok": 1, "sliding_window": window}
@@ -225,8 +242,9 @@ OWN_ATTENTION = {
 
 
 @pytest.mark.parametrize("family", OWN_ATTENTION)
+@pytest.mark.parametrize("name", ["anchor_attention", {"": "anchor_attention"}])
 @pytest.mark.parametrize("how", ["from_config", "from_pretrained", "set_attn_implementation"])
-def test_models_that_do_not_ask_for_their_attention_are_refused_alike(family, how, tmp_path):
+def test_models_that_do_not_ask_for_their_attention_are_refused_alike(family, how, name, tmp_path):
     sizes = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2} | OWN_ATTENTION[family]
     config = getattr(transformers, f"{family}Config")(**sizes)
     auto = transformers.AutoModelForCausalLM
@@ -239,9 +257,31 @@ def test_models_that_do_not_ask_for_their_attention_are_refused_alike(family, ho
         "set_attn_implementation": (model.set_attn_implementation,),
     }[how]
     with pytest.raises(ValueError, match=refusal):
-        build_or_set(*given, attn_implementation="anchor_attention")
+        build_or_set(*given, attn_implementation=name)
     model.set_attn_implementation("eager")  # other names do what they did
     assert auto.from_config(config, attn_implementation="eager").config is not None
+
+
+class Wrapper(transformers.PreTrainedModel):
+    """Somebody's own, with a model of transformers inside."""
+
+    config_class = transformers.LlamaConfig
+
+
+@pytest.mark.parametrize(
+    ("model", "config", "asks"),
+    [
+        ("LlamaForCausalLM", "LlamaConfig", True),
+        ("LlavaForConditionalGeneration", "LlavaConfig", True),  # its parts do
+        ("SwinModel", "SwinConfig", True),  # reads images: keeps what it has
+        (Wrapper, "LlamaConfig", True),
+        ("GPTJForCausalLM", "GPTJConfig", False),
+        ("MptForCausalLM", "MptConfig", False),
+    ],
+)
+def test_who_asks_the_interface(model, config, asks):
+    kind = getattr(transformers, model) if isinstance(model, str) else model
+    assert asks_interface(kind, getattr(transformers, config)()) == asks
 
 
 def test_models_made_of_others_are_not_refused():
@@ -272,6 +312,14 @@ def test_weights_that_nobody_has_are_refused_not_left_out(family, n):
         len(model(tokens(n=n), output_attentions=True).attentions)
         == len(model(tokens(n=n), output_hidden_states=True).hidden_states) - 1
     )
+
+
+def test_weights_that_a_layer_itself_is_asked_for_are_refused():
+    """As in transformers 4, and where torch.compile sees no more than the layer."""
+    layer, x = build().model.layers[0].self_attn, torch.zeros(1, 4, N, 8)
+    attend = transformers.AttentionInterface()["anchor_attention"]
+    with pytest.raises(ValueError, match="output_attentions must be False"):
+        attend(layer, x, x, x, None, output_attentions=True)
 
 
 def test_a_text_model_told_to_look_both_ways_is_refused():
@@ -309,7 +357,7 @@ def test_attention_dropout_is_refused():
             logits(model.train(), tokens())
 
 
-def test_a_vision_part_is_refused_with_the_way_out():
+def gemma3_with_images():
     vision = {"num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
     config = transformers.Gemma3Config(
         text_config=transformers.Gemma3TextConfig(**COMMON, layer_types=["full_attention"] * 2),
@@ -319,8 +367,12 @@ def test_a_vision_part_is_refused_with_the_way_out():
         mm_tokens_per_image=4,
     )
     model = transformers.Gemma3ForConditionalGeneration(config).eval()
+    return model, torch.zeros(1, 3, 28, 28)
+
+
+def test_a_vision_part_is_refused_with_the_way_out():
+    model, pixels = gemma3_with_images()
     model.set_attn_implementation("anchor_attention")
-    pixels = torch.zeros(1, 3, 28, 28)
     with pytest.raises(
         ValueError, match=r"Siglip.* give this part of the model .* 'sdpa' or 'eager'$"
     ):
@@ -332,3 +384,22 @@ def test_a_vision_part_is_refused_with_the_way_out():
     model.set_attn_implementation({"text_config": "sdpa"})
     assert far(found, logits(model, tokens())) <= 1e-5  # float32
     assert [call.ran for call in stats.calls] == ["anchor", "anchor"]
+
+
+@pytest.mark.skipif(
+    transformers.__version__.startswith("4."), reason="transformers 4 names the tokens otherwise"
+)
+def test_tokens_of_an_image_see_each_other_and_the_layer_is_not_said_to_have_a_window():
+    model, pixels = gemma3_with_images()
+    ids, image = tokens(), torch.zeros(1, N, dtype=torch.long)
+    image[0, 21:25], model.config.image_token_id = 1, 0
+    ids[image.bool()] = 0
+    given = {"pixel_values": pixels, "token_type_ids": image}
+    expected = logits(model, ids, **given)
+    assert far(logits(model, ids), expected) > 1e-3
+    model.set_attn_implementation({"text_config": "anchor_attention"})
+    with options(theta=math.inf, **SIZES), record() as stats:
+        assert far(logits(model, ids, **given), expected) <= 1e-5
+    assert [call.why for call in stats.calls] == [
+        "the layer has a mask that is more than causal"
+    ] * 2
