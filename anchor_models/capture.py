@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
-from weakref import ref
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
+from torch.utils.weak import WeakIdKeyDictionary
 
 from anchor_models.interface import BEYOND_QKV, beyond_causal, replaced_attention
 from anchor_models.probe import attention_calls
@@ -180,17 +180,15 @@ def capture_qkv(
     chosen = None if heads is None else _indices("heads", heads, config.num_attention_heads)
     folder = None if save_to is None else _new_folder(Path(save_to))
     captured: dict[int, Captured | Path] = {}
-    looks: dict[int, tuple[ref, Seen]] = {}  # layers share their masks, which are large
+    looks = WeakIdKeyDictionary()  # layers share their masks, which are large
     told = {"padding": attention_mask, "positions": position_ids}
 
     def look(module, query, key, mask, kwargs) -> Seen:
-        if mask is None:
+        if mask is None or len(mask.shape) == 2:  # layers have windows beside it
             return read_mask(module, query, key, mask, kwargs, **told)
-        known, seen = looks.get(id(mask), (lambda: None, None))
-        if known() is not mask:
-            seen = read_mask(module, query, key, mask, kwargs, **told)
-            looks[id(mask)] = ref(mask), seen
-        return seen
+        if mask not in looks:
+            looks[mask] = read_mask(module, query, key, mask, kwargs, **told)
+        return looks[mask]
 
     def make(original):
         def attention(module, query, key, value, attention_mask, *args, **kwargs):

@@ -79,8 +79,9 @@ def read_mask(
         mask is None or len(mask.shape) == 2
     ):  # flash attention, or one that transformers does not know
         found = kwargs.get("position_ids")
-        restarts = found is not None and mask is None and "flash" in implementation
-        starts = _breaks(found.expand(len(query), -1)) if restarts else None
+        # Of several rows flash attention takes each for one text.
+        restarts = mask is None and "flash" in implementation and len(query) == 1
+        starts = _breaks(found) if restarts and found is not None else None
         real = mask if mask is None else mask[:, -n:].bool()
         window = kwargs.get("sliding_window") or getattr(module, "sliding_window", None)
         return Seen(_texts(real, starts), window if window is not None and window < n else None)

@@ -183,6 +183,37 @@ def test_a_thread_that_outlives_the_replacement_ends_well():
     assert torch.equal(attention(*given, scaling=1.0)[0], expected)
 
 
+def test_what_is_registered_meanwhile_stays():
+    """Somebody else's function is not taken for what was put in the place of the first."""
+    first = AttentionInterface()["sdpa"]
+
+    def mine(*args, **kwargs):
+        return first(*args, **kwargs)
+
+    with replaced_attention(llama(), lambda original: original):
+        AttentionInterface.register("sdpa", mine)
+    try:
+        assert AttentionInterface()["sdpa"] is mine
+    finally:
+        AttentionInterface.register("sdpa", first)
+
+
+def test_masks_are_drawn_for_the_replaced_model_alone():
+    model, other, drawn = llama(), llama(), []
+    expected = logits(model)
+
+    def draw(asked):
+        drawn.append(asked["config"])
+        return torch.ones(2, 1, 20, 20, dtype=torch.bool).tril()
+
+    with replaced_attention(model, lambda original: original, draw):
+        assert torch.equal(logits(other), expected)
+        assert drawn == []
+        assert not torch.equal(logits(model), expected)  # whose mask tells of padding
+    assert drawn == [model.config]
+    assert torch.equal(logits(model), expected)
+
+
 def test_other_models_with_the_same_implementation_are_not_replaced():
     model, other, calls = llama(), llama(), []
 

@@ -134,6 +134,13 @@ def test_windows_longer_than_the_prompt_hide_nothing():
     assert [found.sliding_window for found in captured.values()] == [N - 1, N - 1]
 
 
+def test_the_beginning_that_fits_into_a_window_is_causal():
+    found = capture_qkv(tiny("Gemma3"), prompt())[0]
+    assert found.first(WINDOW).causal().k.shape[2] == WINDOW
+    with pytest.raises(ValueError, match=f"a window of {WINDOW} keys, not all {WINDOW + 1}"):
+        found.first(WINDOW + 1).causal()
+
+
 def test_the_beginning_of_a_padded_prompt_is_causal_where_nothing_is_padded():
     found = capture_qkv(tiny("Llama"), prompt(), attention_mask=RIGHT)[0]
     assert found.first(65).causal().k.shape[2] == 65
@@ -237,7 +244,53 @@ def test_masks_that_are_not_causal_are_told_by_what_they_do(case, strip, monkeyp
     assert (plain.texts, plain.window) == (None, None)
 
 
-def test_masks_of_flex_attention_are_read_too():
+@pytest.mark.parametrize(
+    ("rows", "mask", "more", "texts", "window"),
+    [
+        (1, None, {}, None, None),
+        (1, None, {"sliding_window": N}, None, None),
+        (1, None, {"sliding_window": N - 1}, None, N - 1),
+        (1, None, {"position_ids": PACKED[:1]}, 3, None),
+        (2, None, {"position_ids": PACKED}, None, None),  # of which it tells each row for one text
+        (2, LEFT, {"position_ids": PACKED}, 1, None),
+    ],
+)
+def test_flash_attention_reads_windows_and_positions_itself(rows, mask, more, texts, window):
+    module = tiny("Llama").model.layers[0].self_attn
+    module.config._attn_implementation_internal = "flash_attention_2"
+    q, k = torch.zeros(rows, 4, N, 8), torch.zeros(rows, 2, N, 8)
+    seen = read_mask(module, q, k, mask, more)
+    assert seen.window == window
+    if texts is None:
+        assert seen.texts is None
+    else:
+        assert seen.texts.max() + 1 == texts
+    if mask is not None:
+        assert torch.equal(seen.texts == -1, mask == 0)
+
+
+def test_keys_before_the_first_query_are_refused():
+    module = tiny("Llama").model.layers[0].self_attn
+    q, k = torch.zeros(1, 4, N, 8), torch.zeros(1, 2, N + 7, 8)
+    with pytest.raises(OtherMaskError, match="7 keys before its first query"):
+        read_mask(module, q, k, None, {})
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager", "anchor_attention"])
+def test_a_single_token_and_a_mask_that_hides_none_are_plain(implementation):
+    import anchor_models.transformers  # noqa: F401
+
+    model = tiny("Llama", implementation)
+    ones = torch.ones(2, N, dtype=torch.long)
+    for ids, mask in ((prompt()[:, :1], None), (prompt(), ones), (prompt()[:, :20], ones[:, :20])):
+        for found in capture_qkv(model, ids, attention_mask=mask).values():
+            assert (found.causal().texts, found.sliding_window) == (None, None)
+
+
+@pytest.mark.parametrize("strip", [N * 7 * 2, 2**24])
+def test_masks_of_flex_attention_are_read_too(strip, monkeypatch):
+    monkeypatch.setattr("anchor_models.seen.STRIP", strip)
+
     def windowed(b, h, q, k):
         return (k <= q) & (k > q - WINDOW)
 
