@@ -5,7 +5,7 @@ import torch
 import transformers
 
 from anchor_models.parallel.prefill import _refuse_other_models
-from anchor_models.probe import attention_calls, token_mixer
+from anchor_models.probe import attention_calls, own_values, token_mixer
 from tests.tiny_llama import LLAMA, SPECIAL_TOKENS
 
 N = 100
@@ -167,7 +167,6 @@ def test_a_model_that_comes_to_not_a_number_by_itself_mixes_nothing():
 def test_shares_of_the_tokens_give_the_whole_where_nothing_is_refused(shared):
     """What the refusals are for: with attention put aside, shares compute what the whole does."""
     from anchor_models.interface import replaced_attention
-    from anchor_models.probe import own_values
 
     def make(_original):
         return lambda module, q, k, v, *_, **__: (own_values(q, v), None)
@@ -216,3 +215,12 @@ def test_a_probe_leaves_no_trace_and_other_threads_alone():
     assert len(found) == 2
     assert all(torch.equal(logits, expected) for logits in found)
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_own_values_are_attention_of_each_token_to_itself():
+    from torch.nn.functional import scaled_dot_product_attention
+
+    q, k, v = (torch.randn(2, heads, N, 8) for heads in (4, 2, 2))
+    itself = torch.eye(N, dtype=torch.bool)
+    expected = scaled_dot_product_attention(q, k, v, itself, enable_gqa=True)
+    torch.testing.assert_close(own_values(q, v), expected.transpose(1, 2))
