@@ -269,6 +269,36 @@ def test_flash_attention_reads_windows_and_positions_itself(rows, mask, more, te
         assert torch.equal(seen.texts == -1, mask == 0)
 
 
+@pytest.fixture
+def own_implementation():
+    """One whose layers share a mask of padding and know of their windows themselves."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    def attention(module, query, key, value, mask, **kwargs):
+        return query.transpose(1, 2).contiguous(), None
+
+    AttentionInterface.register("tested", attention)
+    AttentionMaskInterface.register("tested", lambda **asked: asked["attention_mask"])
+    yield "tested"
+    del AttentionInterface._global_mapping["tested"]
+    del AttentionMaskInterface._global_mapping["tested"]
+
+
+def test_windows_beside_a_mask_that_layers_share_are_those_of_each(own_implementation):
+    real = LEFT.bool()  # of which no copy is made
+    captured = capture_qkv(tiny("Gemma3", own_implementation), prompt(), attention_mask=real)
+    assert [found.sliding_window for found in captured.values()] == [WINDOW, None]
+    assert all(torch.equal(found.texts == -1, ~real) for found in captured.values())
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager", "flex_attention"])
+def test_a_single_token_sees_itself_whatever_no_mask_means(implementation):
+    module = tiny("Llama", implementation).model.layers[0].self_attn
+    q, k = torch.zeros(1, 4, 1, 8), torch.zeros(1, 2, 1, 8)
+    seen = read_mask(module, q, k, None, {})
+    assert (seen.texts, seen.window) == (None, None)
+
+
 def test_keys_before_the_first_query_are_refused():
     module = tiny("Llama").model.layers[0].self_attn
     q, k = torch.zeros(1, 4, N, 8), torch.zeros(1, 2, N + 7, 8)

@@ -273,7 +273,7 @@ class Wrapper(transformers.PreTrainedModel):
     [
         ("LlamaForCausalLM", "LlamaConfig", True),
         ("LlavaForConditionalGeneration", "LlavaConfig", True),  # its parts do
-        ("SwinModel", "SwinConfig", True),  # reads images: keeps what it has
+        ("ResNetModel", "ResNetConfig", True),  # reads images: keeps what it has
         (Wrapper, "LlamaConfig", True),
         ("GPTJForCausalLM", "GPTJConfig", False),
         ("MptForCausalLM", "MptConfig", False),

@@ -108,10 +108,11 @@ def test_what_buffers_hold_is_read_anew_by_another_model():
     sizes = {"layer_types": ["conv", "full_attention"], "block_multiple_of": 16}
     config = transformers.Lfm2Config(**COMMON | sizes, attn_implementation="anchor_attention")
     small, hybrid = build(num_hidden_layers=1), transformers.Lfm2ForCausalLM(config).eval()
-    ids, bounds = tokens(), torch.tensor([0, 40, N], dtype=torch.int32)
-    buffers = {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds}
-    buffers["position_ids"] = torch.arange(N)[None]
+    ids = tokens()
     with torch.inference_mode(), options(theta=math.inf, **SIZES):
+        bounds = torch.tensor([0, 40, N], dtype=torch.int32)
+        buffers = {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds}
+        buffers["position_ids"] = torch.arange(N)[None]
         small(ids, use_cache=False, **buffers)
         bounds[1] = 70
         found = hybrid(ids, use_cache=False, **buffers).logits
@@ -121,9 +122,9 @@ def test_what_buffers_hold_is_read_anew_by_another_model():
 
 def test_what_buffers_hold_is_read_anew_where_the_first_layers_are_gone():
     model, ids = build(num_hidden_layers=3), tokens()
-    bounds, positions = torch.tensor([0, 40, N], dtype=torch.int32), torch.arange(N)[None]
-    given = {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "position_ids": positions}
     with torch.inference_mode(), options(theta=math.inf, **SIZES):
+        bounds, positions = torch.tensor([0, 40, N], dtype=torch.int32), torch.arange(N)[None]
+        given = {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "position_ids": positions}
         model(ids, use_cache=False, **given)
         bounds[1] = 70
         model.model.layers = model.model.layers[1:]
