@@ -9,6 +9,7 @@ import torch
 
 from anchor_kernels import anchor_attention, calls
 from anchor_kernels.calls import KEPT, Call, call_like
+from anchor_kernels.launch import SelectLaunch
 from anchor_kernels.prepared import Prepared
 from anchor_ref import AnchorConfig
 from tests.kernels.anchor_kernels.test_kernels import DEVICE, random_case
@@ -49,10 +50,12 @@ def test_a_call_is_kept_for_others_of_its_kind_and_for_no_other():
         (q, k, v, CONFIG, None, bounds),
         (q, k, v, CONFIG, None, torch.tensor([0, 80, 150])),
         (q[:, :, 50:], k, v, CONFIG, None, None),
+        (q[:, :, 50:], k[:, :, :120], v[:, :, :120], CONFIG, None, None),
         (changed(q, strides=True), k, v, CONFIG, None, None),
         (q, changed(k, strides=True), v, CONFIG, None, None),
         (q, k, changed(v, strides=True), CONFIG, None, None),
         (changed(q), k, v, CONFIG, None, None),
+        (q, changed(k), v, CONFIG, None, None),
         (q, k, changed(v), CONFIG, None, None),
         (q.float(), k.float(), v.float(), CONFIG, None, None),
     ]
@@ -95,6 +98,11 @@ def test_what_is_refused_is_refused_after_a_call_like_it_too():
     bad = [
         ("scale", (q, k, v, CONFIG, True)),
         ("q must not require", (q.clone().requires_grad_(), k, v, CONFIG, 1.0)),
+        ("k must", (q, k.float(), v, CONFIG, 1.0)),
+        ("v must", (q, k, v.float(), CONFIG, 1.0)),
+        ("v must", (q, k, v[:, :, :140], CONFIG, 1.0)),
+        ("k must not require", (q, k.clone().requires_grad_(), v, CONFIG, 1.0)),
+        ("v must not require", (q, k, v.clone().requires_grad_(), CONFIG, 1.0)),
         ("cu_seqlens", (q, k, v, CONFIG, 1.0, torch.tensor([0.0, 150.0]))),
         ("cu_seqlens", (q, k, v, CONFIG, 1.0, torch.tensor([[0, 150]]))),
         ("cu_seqlens", (q, k, v, CONFIG, 1.0, [0, 150])),
@@ -126,6 +134,71 @@ def test_places_in_a_buffer_do_not_overlap_and_begin_on_boundaries():
         part = place.of(buffer)
         assert (part.shape, part.dtype) == (place.shape, place.dtype)
         assert part.nbytes == place.nbytes
+
+
+@pytest.mark.parametrize("theta", [1.0, math.inf])
+def test_without_room_for_every_candidate_the_output_has_the_same_bits(monkeypatch, theta):
+    """Heads of two entries of a batch: lists with a place each, and lists in a row."""
+    settings = replace(CONFIG, theta=theta), None, None
+    tensors = inputs(heads=(2, 3, 2))
+    call = call_like(*tensors, *settings)
+    out, _ = call(*tensors)
+    assert call.capturable
+    assert call.places["indices"].nbytes == 4 * call.candidates
+    calls._calls.clear()
+    monkeypatch.setattr(calls, "ROOM", call.candidates)
+    assert call_like(*tensors, *settings).capturable
+    calls._calls.clear()
+    monkeypatch.setattr(calls, "ROOM", call.candidates - 1)
+    without = call_like(*tensors, *settings)
+    assert not without.capturable
+    assert without.places["indices"].nbytes == 0
+    assert torch.equal(without(*tensors)[0], out)
+
+
+def test_candidates_cut_into_several_chunks_give_the_same_bits(monkeypatch):
+    """Only lists of more than 4096 candidates have several, as calls are shipped."""
+    tensors = inputs(300, heads=(2, 2, 1))
+    out, trace = call_like(*tensors, CONFIG, None, None)(*tensors, return_trace=True)
+    calls._calls.clear()
+    small = SelectLaunch(rows=16, block_n=32, chunk=64, num_warps=4, num_stages=1)
+    monkeypatch.setattr(calls, "select_launch", lambda q: small)
+    cut = call_like(*tensors, CONFIG, None, None)
+    assert torch.equal(cut(*tensors)[0], out)
+    again, other = cut(*tensors, return_trace=True)
+    assert torch.equal(again, out)
+    assert trace.stripes.counts.sum() > 0
+    for name, value in vars(trace.stripes).items():
+        assert torch.equal(getattr(other.stripes, name), value), name
+
+
+def test_a_trace_does_not_keep_the_buffer_it_was_found_in():
+    q, k, v = inputs()
+    _, trace = anchor_attention(q, k, v, CONFIG, return_trace=True)
+    for tensor in (trace.row_anchor, *vars(trace.stripes).values()):
+        assert tensor.untyped_storage().nbytes() == tensor.nbytes
+
+
+def test_every_table_that_launches_read_outlives_what_is_queued(monkeypatch):
+    """What is not held could be given up, and filled anew, while a stream still reads it."""
+    seen = []
+    launched = Prepared.__call__
+
+    def noted(self, *tensors, stream=None):
+        seen[-1] += tensors
+        launched(self, *tensors, stream=stream)
+
+    monkeypatch.setattr(Prepared, "__call__", noted)
+    for config, bounds in ((CONFIG, None), (replace(CONFIG, block_size=8), (0, 70, 150))):
+        bounds = None if bounds is None else torch.tensor(bounds)
+        call = call_like(*inputs(), config, None, bounds)
+        for seed in range(2):
+            seen.append([])
+            call(*inputs(seed=seed))
+        # What both read are tables: all else is of one call.
+        tables = {id(x) for x in seen[-1]} & {id(x) for x in seen[-2]}
+        assert len(tables) > 5
+        assert tables <= {id(x) for x in call._held()}
 
 
 class PretendedKernel:

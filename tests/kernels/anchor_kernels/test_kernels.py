@@ -20,9 +20,11 @@ import anchor_kernels
 import anchor_ref
 from anchor_kernels.calls import Call
 from anchor_kernels.launch import AttentionLaunch, SelectLaunch
+from anchor_kernels.tables import make_chunks, tables_of
 from anchor_kernels.tail import merge
 from anchor_models.memory import choice_bytes
 from anchor_ref import AnchorConfig, StripePlan
+from anchor_ref.regions import groups
 from tests.brute_force import brute_force, brute_masks, kept_pairs
 
 pytestmark = pytest.mark.filterwarnings(
@@ -251,12 +253,55 @@ def test_each_stage_takes_what_the_references_stage_leaves(dtype):
 )
 def test_blocks_that_are_tiles_of_stage_1_are_pooled_there_and_others_are_not(n_q, pooled):
     """Chunks of 700 tokens: where one begins within a group's first block, tiles are no blocks."""
-    config = AnchorConfig(128, 2, theta=0.5)
-    case = random_case(n_q, 700, (1, 2, 1), 16, config, dtype=torch.float16)
-    call = Call(case.q, case.k, case.v, config, 0.25, None)
+    case = random_case(n_q, 700, (1, 2, 1), 16, AnchorConfig(128, 2), dtype=torch.float16)
+    case.q.add_(1)  # mean queries of some size
+    call = Call(case.q, case.k, case.v, case.config, 0.25, None)
     assert call.pools_in_stage_1 == pooled
-    check_selection_and_output(case)
-    check_selection_and_output(replace(case, scale=-0.3))
+    for scale in (0.25, -0.3):
+        # Around the anchors' mean about half of the candidates are kept: means decide which.
+        anchors = anchor_ref.compute_anchor(case.q, case.k, case.v, case.config, scale).max
+        config = replace(case.config, theta=anchors.mean().item())
+        check_selection_and_output(replace(case, scale=scale, config=config))
+
+
+@given(st.integers(1, 5), st.integers(1, 3), st.integers(1, 60), st.data())
+def test_a_common_tile_cuts_every_group_into_its_blocks(block, step, n_k, data):
+    config = AnchorConfig(block, step)
+    n_q = data.draw(st.integers(1, n_k))
+    found = groups(config, n_q, n_k)
+    if n_q == n_k and data.draw(st.booleans()):
+        found = groups(config, n_k, n_k, torch.tensor([0, data.draw(st.integers(0, n_k)), n_k]))
+
+    def cuts(tile: int) -> bool:
+        return all(
+            group.blocks
+            == tuple(range(at, min(at + tile, stop)) for at in range(start, stop, tile))
+            for group in found
+            for start, stop in [(group.rows.start, group.rows.stop)]
+        )
+
+    tile = tables_of(found, torch.device("cpu")).tile
+    assert cuts(tile) if tile else not any(map(cuts, range(1, block + 1)))
+
+
+@pytest.mark.parametrize("chunk", [1, 8, 32])
+def test_slots_hold_each_candidate_once_and_the_longest_lists_are_visited_first(chunk):
+    found = groups(AnchorConfig(4, 2, init_blocks=1), 130, 130, torch.tensor([0, 37, 130]))
+    tables = tables_of(found, torch.device("cpu"))
+    lengths = [len(found[g].candidates) for g in tables.by_work.tolist()]
+    assert lengths == sorted((len(group.candidates) for group in found), reverse=True)
+    assert sorted(tables.by_work.tolist()) == list(range(len(found)))
+    chunks = make_chunks(tables, chunk)
+    for g, group in enumerate(found):
+        own = [slot[1:] for slot in chunks.slots.tolist() if slot[0] == g]
+        assert [key for a, b, _, _ in own for key in range(a, b)] == list(group.candidates)
+        assert [before for _, _, before, _ in own] == list(range(len(own)))
+        assert [last for *_, last in own] == [0] * (len(own) - 1) + [1]
+        assert len(own) <= chunks.most
+    order = chunks.order.tolist()
+    assert sorted(order) == list(range(chunks.n_slots))
+    first_keys = chunks.slots[order, 1].tolist()
+    assert first_keys == sorted(first_keys)  # those of the same keys follow each other
 
 
 @pytest.mark.parametrize("launch", [(16, 16, 4, 1), (64, 32, 4, 2), (32, 128, 4, 2)])
@@ -350,6 +395,16 @@ def test_a_tail_changes_no_row_before_it_and_nothing_that_was_selected(case, tai
     assert torch.equal(out[:, :, :first], without[:, :, :first])
     assert torch.equal(trace.row_anchor.nan_to_num(), other.row_anchor.nan_to_num())
     assert torch.equal(trace.stripes.indices, other.stripes.indices)
+
+
+@pytest.mark.parametrize("tail", [1, 11, 12, 30, 200])
+def test_no_key_counts_twice_where_a_tile_holds_the_tail_and_rows_before_it(tail):
+    """All candidates are stripes, so that every row is dense, in the tail and before it."""
+    case = random_case(60, 60, (1, 2, 1), 16, AnchorConfig(8, 2, theta=math.inf, tail=tail))
+    out, _ = run(case)
+    cpu = replace(case, q=case.q.cpu(), k=case.k.cpu(), v=case.v.cpu())
+    kept = torch.ones(60, 60, dtype=torch.bool).tril().expand(1, 2, 60, 60)
+    assert error_ratio(cpu, out.cpu(), kept) <= 1
 
 
 @pytest.mark.parametrize("tail", [1, 9, 30, 200])
