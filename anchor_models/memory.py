@@ -10,7 +10,8 @@ def choice_bytes(n: int, head_dim: int, selected: float, config: AnchorConfig) -
         4 a stripe + 12 a list + 1/8 a candidate + 4 (D + 1) a block
 
     The last is a block's mean query and mean anchor, float32: 4·D/b + 4/b for each row. Bits are
-    counted without what fills up the last chunk of each group.
+    counted without what fills up the last chunk of each group. A call of few candidates holds 4
+    bytes for each of them in place of 4 a stripe (`anchor_kernels.calls.ROOM`).
 
     Args:
         n: N, number of tokens, as many queries as keys, at least 1.

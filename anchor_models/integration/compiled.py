@@ -74,7 +74,7 @@ def _name_of(identity: int) -> str:
     return _names[module]
 
 
-# The host reads masks and lists of stripes: no part of a CUDA graph.
+# The host reads masks, and for a record lists of stripes: no part of a CUDA graph.
 @torch.library.custom_op(
     "anchor_models::prefill",
     mutates_args=(),

@@ -3,10 +3,10 @@
     python -m anchor_lab.experiments.attention.tune [STAGE:FIELD,FIELD,... ...]
     python -m anchor_lab.experiments.attention.tune sparse:256,64,8,2 select:64,64,4096,4,3
 
-A launch is STAGE:FIELD,FIELD,...: anchor, select, sparse or hopper (stage 3 with a task for each
-warp), then the fields of its class in `anchor_kernels.launch`, in their order. Without one only
-the shipped launches are timed. Prints medians in ms, TFLOP/s on pairs that the method needs, and
-the error against the shipped launch.
+A launch is STAGE:FIELD,FIELD,... with the fields of its class in `anchor_kernels.launch`, in their
+order. Stages are anchor, select and sparse; anchor_hopper and hopper are stages 1 and 3 with a
+task for each warp. Without a launch only the shipped ones are timed. Prints medians in ms,
+TFLOP/s on pairs that the method needs, and the error against the shipped launch.
 """
 
 import argparse
