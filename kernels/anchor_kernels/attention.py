@@ -45,10 +45,10 @@ def anchor_attention(
     MiB and 1 GiB for those of a million. Up to `calls.ROOM` candidates in all, the list gets a
     place for each, and the host does not wait for the device.
 
-    A call after the first of its kind costs the host about 0.1 ms: what follows from shapes,
-    strides and settings is kept for 64 kinds (see `calls`). It can be captured in a CUDA graph
+    What follows from shapes, strides and settings is kept for 64 kinds of calls, so that those
+    after the first cost the host little (see `calls`). A call can be captured in a CUDA graph
     after one run like it, where the host does not wait: `cu_seqlens` must be on the CPU then, and
-    its values are the graph's for good.
+    its values are the graph's for good, as the tables of its kind stay for good.
 
     The same inputs give the same bits in every run. NaN and Inf act as in `anchor_ref`, but for
     one thing: in half precision an Inf in q or k makes NaN of the two parts that a mean query is
@@ -59,7 +59,7 @@ def anchor_attention(
     float32, larger ones may overflow.
     """
     config = AnchorConfig() if config is None else config
-    call = call_like(q, k, v, config, scale, cu_seqlens)
+    call = call_like(q, k, v, config, scale, cu_seqlens, return_trace)
     with torch.cuda.device_of(q):
         out, trace = call(q, k, v, return_trace)
     return (out, trace) if return_trace else out

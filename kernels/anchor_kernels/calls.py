@@ -25,7 +25,7 @@ from anchor_kernels.stripes import (
     prepare_select,
 )
 from anchor_kernels.support import check_call, interpreted
-from anchor_kernels.tables import Tables, make_chunks, tables_of
+from anchor_kernels.tables import Tables, chunks_of, tables_of
 from anchor_kernels.tail import prepare_tail
 from anchor_ref.config import AnchorConfig
 from anchor_ref.inputs import check_type
@@ -76,7 +76,7 @@ class Call:
         found = groups(config, q.shape[2], k.shape[2], cu_seqlens)
         self._tables = tables = tables_of(found, q.device)
         launch = select_launch(q)
-        self._chunks = chunks = make_chunks(tables, launch.chunk)
+        self._chunks = chunks = chunks_of(tables, launch.chunk)
         out = torch.empty_like(q)
         # An output takes the place of stage 1's part of it.
         self._anchor = prepare_anchor(q, k, v, out, tables, scale, pool=True)
@@ -190,8 +190,12 @@ def call_like(
     config: AnchorConfig,
     scale: float | None,
     cu_seqlens: Tensor | None,
+    return_trace: bool = False,
 ) -> Call:
     """The call for tensors like these, made if there is none yet.
+
+    Args:
+        return_trace: will a trace be asked for? Its list is as long as the device says.
 
     Raises:
         TypeError, ValueError: see `anchor_ref.inputs.check_inputs`.
@@ -214,7 +218,7 @@ def call_like(
                 if len(_calls) >= KEPT:
                     del _calls[next(iter(_calls))]  # the oldest
                 _calls[key] = found
-    elif not found.capturable:
+    elif return_trace or not found.capturable:
         _refuse_capture(q, made=True)
     return found
 
@@ -250,7 +254,7 @@ def _refuse_capture(q: Tensor, made: bool) -> None:
     if made:
         raise RuntimeError(
             "a call whose length of the list only the device knows cannot be captured in a CUDA "
-            f"graph: its heads must have at most {ROOM} candidates in all"
+            f"graph: it must return no trace, and its heads have at most {ROOM} candidates in all"
         )
     raise RuntimeError(
         "a call must have run once before it is captured in a CUDA graph, since its first run "

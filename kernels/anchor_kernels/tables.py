@@ -80,7 +80,7 @@ class Chunks:
         order: `[W]` int32: slots in the order in which to visit them. Chunks of the same keys
             follow each other, whatever their group, so that a key is read from memory once and
             from the cache by all other groups.
-        first_slot, last_slot: `[G]` int64, of each group.
+        first_slot: `[G]` int64, of each group.
     """
 
     n_slots: int
@@ -88,7 +88,6 @@ class Chunks:
     slots: Tensor
     order: Tensor
     first_slot: Tensor
-    last_slot: Tensor
 
 
 def make_tables(
@@ -153,6 +152,11 @@ def _common_tile(found: Sequence[Group]) -> int:
 
 @lru_cache(maxsize=32)
 def make_chunks(tables: Tables, chunk: int) -> Chunks:
+    """`chunks_of`; the same tables give the same chunks without new work."""
+    return chunks_of(tables, chunk)
+
+
+def chunks_of(tables: Tables, chunk: int) -> Chunks:
     """The candidates of `tables` in chunks of `chunk` keys."""
     slots, first, last = [], [], []
     for g, candidates in enumerate(tables.candidates):
@@ -171,5 +175,4 @@ def make_chunks(tables: Tables, chunk: int) -> Chunks:
         slots=torch.tensor(slots, dtype=torch.int32, device=device),
         order=torch.tensor(order, dtype=torch.int32, device=device),
         first_slot=torch.tensor(first, device=device),
-        last_slot=torch.tensor(last, device=device),
     )

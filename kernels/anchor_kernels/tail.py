@@ -106,7 +106,8 @@ def prepare_tail(
     runs = prepare_sparse(q, k, v, first_out, out, tables, scale)
 
     def of_parts(values: list[int], dtype: torch.dtype) -> Tensor:
-        return torch.tensor(values, dtype=dtype, device=q.device).repeat(*q.shape[:2], 1)
+        # Whole before it is copied: a stream that did not make it could read it too early.
+        return torch.tensor(values, dtype=dtype).repeat(*q.shape[:2], 1).to(q.device)
 
     return ByKernel(
         runs,

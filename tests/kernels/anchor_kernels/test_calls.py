@@ -332,6 +332,10 @@ def test_what_no_graph_can_hold_is_refused_before_it_is_launched(monkeypatch):
     graph = torch.cuda.CUDAGraph()
     with pytest.raises(RuntimeError, match="must be on the CPU"), torch.cuda.graph(graph):
         anchor_attention(*tensors, config, scale, on_device)
+    anchor_attention(*tensors, config)
+    graph = torch.cuda.CUDAGraph()
+    with pytest.raises(RuntimeError, match="must return no trace"), torch.cuda.graph(graph):
+        anchor_attention(*tensors, config, return_trace=True)
     calls._calls.clear()
     monkeypatch.setattr(calls, "ROOM", 10)
     anchor_attention(*tensors, config)
