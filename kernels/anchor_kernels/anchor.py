@@ -20,6 +20,7 @@ from anchor_kernels.launch import (
     AnchorHopperLaunch,
     AttentionLaunch,
     anchor_launch,
+    chosen_launch,
     padded_head_dim,
 )
 from anchor_kernels.online_softmax import (
@@ -135,14 +136,15 @@ class AnchorRuns:
     Attributes:
         programs: tiles; one flag for each says what is to be done again.
         pools: whether they leave mean queries and anchors of the blocks as well.
-        tiles: on Hopper GPUs the inputs as the copy engine knows them, but for their addresses.
+        described: on Hopper GPUs the inputs as the copy engine knows them, but for their
+            addresses.
     """
 
     first: Prepared
     again: Prepared
     programs: int
     pools: bool
-    tiles: "tuple[TensorDescriptor, ...] | None" = None
+    described: "tuple[TensorDescriptor, ...] | None" = None
 
     def __call__(
         self,
@@ -151,18 +153,19 @@ class AnchorRuns:
         stream: int | None = None,
     ) -> None:
         """Launch both; `places` are the inputs once more, tensors or addresses, and the rest."""
-        if self.tiles is None:
+        if self.described is None:
             self.first(*places, stream=stream)
         else:
-            tiles = (replace_base(x, tensor) for x, tensor in zip(self.tiles, inputs, strict=True))
+            pairs = zip(self.described, inputs, strict=True)
+            descriptors = (replace_base(described, tensor) for described, tensor in pairs)
             counter = torch.zeros(1, dtype=torch.int32, device=inputs[0].device)
-            self.first(*tiles, *places[1:], counter, stream=stream)
+            self.first(*descriptors, *places[1:], counter, stream=stream)
         self.again(*places, stream=stream)
 
 
-def replace_base(tiles: "TensorDescriptor", x: Tensor | None) -> "TensorDescriptor":
+def replace_base(described: "TensorDescriptor", x: Tensor | None) -> "TensorDescriptor":
     """A descriptor of another tensor of the same sizes, strides and dtype, not checked again."""
-    found = copy(tiles)
+    found = copy(described)
     found.base = x
     return found
 
@@ -181,15 +184,9 @@ def prepare_anchor(
     """Launches for tensors of these sizes and strides; with `pool`, where tiles are blocks.
 
     Raises:
-        ValueError: `launch` is for a Hopper GPU and rows that lie in one piece, and these do not.
+        ValueError: `launch` does not fit the tensors, see `chosen_launch`.
     """
-    shipped = anchor_launch(q, k, v, out)
-    if isinstance(launch, AnchorHopperLaunch) and not isinstance(shipped, AnchorHopperLaunch):
-        raise ValueError(
-            "launch must be an AttentionLaunch but on a Hopper GPU with half-precision heads of "
-            f"64 or 128 whose rows lie in one piece, got {launch}"
-        )
-    launch = launch or shipped
+    launch = chosen_launch(launch, anchor_launch(q, k, v, out))
     batch, q_heads, n_queries, head_dim = q.shape
     factor, sign = score_factor(scale)
     tiles = triton.cdiv(tables.longest, launch.block_m)

@@ -26,6 +26,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from anchor_kernels.hopper import LOG2E, ROWS, WARPS, rows_of
 from anchor_kernels.launch import HOPPER_ROWS
 from anchor_kernels.tables import (
     FIRST_BLOCK,
@@ -38,11 +39,8 @@ from anchor_kernels.tables import (
     WINDOW_START,
 )
 
-ROWS = gl.constexpr(HOPPER_ROWS)  # of a consumer
 M = gl.constexpr(2 * HOPPER_ROWS)  # of a tile
-WARPS = gl.constexpr(4)  # of each consumer
 Q_STAGES = gl.constexpr(2)  # tiles whose queries are held at once
-LOG2E = gl.constexpr(1.4426950408889634)
 LN2 = gl.constexpr(0.6931471805599453)
 
 # What consumers are told about a tile.
@@ -363,7 +361,7 @@ def attend(
     out_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, D, 16])
     operand: gl.constexpr = gl.DotOperandLayout(0, out_layout, 2)
     rows_layout: gl.constexpr = gl.SliceLayout(1, scores_layout)
-    wide: gl.constexpr = _rows_of(D)
+    wide: gl.constexpr = rows_of(D)
     nothing = gl.zeros([ROWS, BLOCK_N], gl.float32, scores_layout)
     scale_log2 = scale * LOG2E
 
@@ -571,10 +569,3 @@ def pass_turn(PART: gl.constexpr):
         gl.inline_asm_elementwise(
             "bar.arrive 8, 256; mov.b32 $0, 0;", "=r", [], gl.int32, is_pure=False, pack=1
         )
-
-
-@gluon.constexpr_function
-def _rows_of(head_dim):
-    """A row by neighbouring threads, 16 bytes each."""
-    threads = head_dim // 8
-    return gl.BlockedLayout([1, 8], [32 // threads, threads], [WARPS.value, 1], [1, 0])

@@ -164,6 +164,21 @@ def sparse_launch_for(
     return _attention_launch(dtype, head_dim, target)
 
 
+def chosen_launch(launch, shipped):
+    """`launch`, or without one what is shipped for these tensors.
+
+    Raises:
+        ValueError: it is for a Hopper GPU and rows that lie in one piece, and these do not.
+    """
+    hoppers = AnchorHopperLaunch, HopperLaunch
+    if isinstance(launch, hoppers) and not isinstance(shipped, hoppers):
+        raise ValueError(
+            "launch must be an AttentionLaunch but on a Hopper GPU with half-precision heads of "
+            f"64 or 128 whose rows lie in one piece, got {launch}"
+        )
+    return launch or shipped
+
+
 def has_whole_rows(x: Tensor) -> bool:
     """Does each row lie in one piece, on a boundary of 16 bytes? Then it can be copied so."""
     # Strides are in elements: multiples of 16 of them are multiples of 16 bytes in every dtype.

@@ -13,6 +13,7 @@ from anchor_kernels.launch import (
     HOPPER_CONSUMERS,
     AttentionLaunch,
     HopperLaunch,
+    chosen_launch,
     padded_head_dim,
     sparse_launch,
 )
@@ -98,15 +99,9 @@ def continue_softmax(
     *,
     out: Tensor,
     launch: AttentionLaunch | HopperLaunch | None = None,
-    tables: Tables | None = None,
 ) -> Tensor:
-    """`attend_stripes` on inputs that are known to be sound, into `out`.
-
-    It may be `state.out`: tiles are read, then written. `tables` names other groups of queries
-    than those of the sizes, one for each list of `stripes`.
-    """
-    if tables is None:
-        tables = make_tables(config, q.shape[2], k.shape[2], cu_seqlens, q.device)
+    """`attend_stripes` on inputs that are known to be sound, into `out`."""
+    tables = make_tables(config, q.shape[2], k.shape[2], cu_seqlens, q.device)
     runs = prepare_sparse(q, k, v, state.out, out, tables, scale, launch)
     redo = torch.empty(runs.programs, dtype=torch.int8, device=q.device)
     with torch.cuda.device_of(q):
@@ -157,15 +152,9 @@ def prepare_sparse(
     """Launches for tensors of these sizes and strides.
 
     Raises:
-        ValueError: `launch` is for a Hopper GPU and rows that lie in one piece, and these do not.
+        ValueError: `launch` does not fit the tensors, see `chosen_launch`.
     """
-    shipped = sparse_launch(q, k, v, first_out, out)
-    if isinstance(launch, HopperLaunch) and not isinstance(shipped, HopperLaunch):
-        raise ValueError(
-            "launch must be an AttentionLaunch but on a Hopper GPU with half-precision heads of "
-            f"64 or 128 whose rows lie in one piece, got {launch}"
-        )
-    launch = launch or shipped
+    launch = chosen_launch(launch, sparse_launch(q, k, v, first_out, out))
     tiles = triton.cdiv(tables.longest, launch.block_m)
     hopper = isinstance(launch, HopperLaunch)
     if hopper:  # a program takes several, the last maybe empty ones

@@ -22,13 +22,11 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from anchor_kernels.launch import HOPPER_CONSUMERS, HOPPER_ROWS
+from anchor_kernels.hopper import LOG2E, ROWS, WARPS, rows_of
+from anchor_kernels.launch import HOPPER_CONSUMERS
 from anchor_kernels.tables import GROUP_FIELDS, ROWS_END, ROWS_START, SPARSE_END
 
 CONSUMERS = gl.constexpr(HOPPER_CONSUMERS)
-ROWS = gl.constexpr(HOPPER_ROWS)  # of one consumer
-WARPS = gl.constexpr(4)  # of each consumer and of the producer
-LOG2E = gl.constexpr(1.4426950408889634)
 
 
 @gluon.jit
@@ -136,7 +134,7 @@ def gather(k, v, k_n, v_n, stripes, count, ring):
     STAGES: gl.constexpr = k_ring.shape[0]
     BLOCK_N: gl.constexpr = k_ring.shape[1]
     D: gl.constexpr = k_ring.shape[2]
-    layout: gl.constexpr = _rows_of(D)
+    layout: gl.constexpr = rows_of(D)
     at = gl.arange(0, BLOCK_N, gl.SliceLayout(1, layout))
     dims = gl.arange(0, D, gl.SliceLayout(0, layout))[None, :]
     tiles = gl.cdiv(count, BLOCK_N)
@@ -167,7 +165,7 @@ def attend(PART: gl.constexpr, rows, places, scale, q_tiles, ring, LIMIT: gl.con
     out_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, D, 16])
 
     row_start += PART * ROWS
-    wide: gl.constexpr = _rows_of(D)
+    wide: gl.constexpr = rows_of(D)
     row = row_start + gl.arange(0, ROWS, gl.SliceLayout(1, wide))
     dims = gl.arange(0, D, gl.SliceLayout(0, wide))
     q_at = q + row.to(gl.int64)[:, None] * q_n + dims[None, :]
@@ -256,10 +254,3 @@ def weigh(
     row_sum += gl.sum(weights, 1)
     operand: gl.constexpr = gl.DotOperandLayout(0, out_layout, 2)
     return gl.convert_layout(weights.to(dtype), operand), row_sum
-
-
-@gluon.constexpr_function
-def _rows_of(head_dim):
-    """A row of keys by neighbouring threads, 16 bytes each."""
-    threads = head_dim // 8
-    return gl.BlockedLayout([1, 8], [32 // threads, threads], [WARPS.value, 1], [1, 0])

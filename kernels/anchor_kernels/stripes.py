@@ -77,20 +77,6 @@ def identify_stripes(
     """
     scale = check_call(q, k, None, scale, cu_seqlens)
     check_tensor("row_anchor", row_anchor, q.shape[:3], (torch.float32,), q.device)
-    return find_stripes(q, k, row_anchor, config, scale, cu_seqlens, launch=launch)
-
-
-def find_stripes(
-    q: Tensor,
-    k: Tensor,
-    row_anchor: Tensor,
-    config: AnchorConfig,
-    scale: float,
-    cu_seqlens: Tensor | None,
-    *,
-    launch: SelectLaunch | None = None,
-) -> StripePlan:
-    """`identify_stripes` on inputs that are known to be sound."""
     launch = launch or select_launch(q)
     tables = make_tables(config, q.shape[2], k.shape[2], cu_seqlens, q.device)
     chunks = make_chunks(tables, launch.chunk)
