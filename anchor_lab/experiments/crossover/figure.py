@@ -7,6 +7,11 @@ from anchor_lab.drawing.style import ACCENT, INK, STRIPE, caption, use_style
 WIDE = (32, 8, 128)  # heads of an 8B model
 
 
+def heads_of(row: dict) -> tuple[int, int, int]:
+    """Hq, Hkv, D of a call."""
+    return row["q_heads"], row["kv_heads"], row["head_dim"]
+
+
 def data_calls(
     rows: Sequence[dict], heads: tuple[int, int, int], tail: int
 ) -> tuple[dict[int, float], dict[float, dict[int, float]]]:
@@ -16,7 +21,7 @@ def data_calls(
     for row in rows:
         if row["part"] != "calls" or row["queries"] != row["keys"]:
             continue
-        if (row["q_heads"], row["kv_heads"], row["head_dim"]) != heads:
+        if heads_of(row) != heads:
             continue
         if row["way"] == "dense":
             dense[row["keys"]] = row["ms"]["median"]
@@ -81,7 +86,7 @@ def draw(results: dict):
     rows, about = results["rows"], results["settings"]
     calls = [row for row in rows if row["part"] == "calls"]
     ours = [row for row in calls if row["way"] == "anchor"] or calls
-    shapes = [(row["q_heads"], row["kv_heads"], row["head_dim"]) for row in ours]
+    shapes = list(map(heads_of, ours))
     heads = WIDE if WIDE in shapes else shapes[-1]
     tail = max(row["tail"] or 0 for row in calls)
     prefills = data_prefills(rows)

@@ -44,9 +44,7 @@ def fit(rows: Sequence[dict], settings: dict, kept: dict) -> dict:
         raise ValueError("rows must hold calls and a layer, which `crossover` measures first")
     found = {
         "made by": "python -m anchor_lab.experiments.crossover.fit",
-        **{
-            name: settings[name] for name in ("device", "generation", "kernels", "torch", "triton")
-        },
+        **{name: settings[name] for name in ABOUT},
     }
     for way, names in (
         ("anchor", cost.ANCHOR_WORK),

@@ -40,28 +40,21 @@ def values(results: dict) -> dict:
 
 def missing(rows: list[dict]) -> str:
     """In words: what of a whole run the rows lack; empty for one that came to its end."""
-    shapes = {(row["q_heads"], row["kv_heads"], row["head_dim"]) for row in rows if is_ours(row)}
-    dense = {(row["q_heads"], row["kv_heads"], row["head_dim"]) for row in rows if is_dense(row)}
-    lacking = [
-        f"AnchorAttention with {q} / {kv} heads of {d}" for q, kv, d in sorted(dense - shapes)
-    ]
+    shapes: dict[str, set] = {}
+    for row in rows:
+        if row["part"] == "calls":
+            shapes.setdefault(row["way"], set()).add(figure.heads_of(row))
+    unmeasured = sorted(shapes.get("dense", set()) - shapes.get("anchor", set()))
+    lacking = [f"AnchorAttention with {q} / {kv} heads of {d}" for q, kv, d in unmeasured]
     parts = {row["part"] for row in rows}
     words = {"layer": "the short prefill", "prefill": "whole prefills"}
     return ", ".join(lacking + [text for part, text in words.items() if part not in parts])
 
 
-def is_ours(row: dict) -> bool:
-    return row["part"] == "calls" and row["way"] == "anchor"
-
-
-def is_dense(row: dict) -> bool:
-    return row["part"] == "calls" and row["way"] == "dense"
-
-
 def crossings(rows: list[dict]) -> list[list]:
     """Heads, share kept, tail: the shortest length from which on ours was faster on the device."""
     calls = [row for row in rows if row["part"] == "calls"]
-    shapes = dict.fromkeys((r["q_heads"], r["kv_heads"], r["head_dim"]) for r in calls)
+    shapes = dict.fromkeys(map(figure.heads_of, calls))
     tails = sorted({row["tail"] for row in calls if row["tail"] is not None})
     table = []
     for heads in shapes:

@@ -170,7 +170,7 @@ PACKED = torch.cat([torch.arange(41), torch.arange(59)])[None]
 def test_attention_that_computes_with_its_mask_is_refused_by_name(family, given):
     """Segments are no matrix: torch would say that sizes differ, if they do."""
     if not hasattr(transformers, f"{family}Config"):
-        pytest.skip("this transformers does not have it")
+        pytest.skip(f"transformers {transformers.__version__} has no {family}")
     config = getattr(transformers, f"{family}Config")(**COMMON | OWN_MASKS[family])
     config._attn_implementation = "anchor_attention"
     model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
