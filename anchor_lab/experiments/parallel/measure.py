@@ -141,15 +141,15 @@ def main() -> None:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    store = None
+    store, sizes = None, QUICK if options.quick else FULL
     if dist.get_rank() == 0:
-        settings = {"ranks": dist.get_world_size(), **environment(device, ("transformers",))}
-        settings |= {"torch": str(torch.__version__)}
+        settings = environment(device, ("torch", "transformers"))
+        settings |= {"ranks": dist.get_world_size(), "repeats": sizes.repeats}
         if device.type == "cuda":
             settings |= {**cuda_facts(), "kernels": kernels_version()}
         run = {"date": settings.pop("date"), "command": options.command}
         store = Store(options.out, KEY, settings, run)
-    collect(store, QUICK if options.quick else FULL, device)
+    collect(store, sizes, device)
     dist.destroy_process_group()
 
 

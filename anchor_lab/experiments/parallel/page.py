@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from anchor_lab.experiments.experiment import Experiment
-from anchor_lab.experiments.page import digits, listed, markdown, number, percent, render, spaced
+from anchor_lab.experiments.page import digits, number, percent, render, spaced
 from anchor_lab.experiments.parallel import measure
 from anchor_models.parallel.cost import GIB
 
@@ -21,18 +21,26 @@ def values(results: dict) -> dict:
     """What the template is filled with; the list of a part that was not measured is empty."""
     rows = results["rows"]
     done, refused = prefills(rows)
-    whole = {_case(row): row for row in done if row["mode"] == "one"}
+    whole = {_case(row): row for row in done if row["mode"] == "one" and row["tail"] != 0}
     return {
         "settings": results["settings"],
         "date": results["runs"][-1]["date"],
         "prefills": [prefill(row, whole[_case(row)]) for row in done if row["tail"] != 0],
         "refused": [(row["model"], spaced(row["tokens"]), row["refused"]) for row in refused],
-        "checks": sorted({(r["model"], ms(r["checks"])) for r in done if _tailed(r, "sequence")}),
+        "checks": [
+            (row["model"], spaced(row["tokens"]), number(1e3 * row["checks"]))
+            for row in done
+            if row["mode"] == "sequence" and row["tail"]
+        ],
         "spread": spread(done),
         "tails": tails(done),
         "logits": [
-            [*_named(row), row["dtype"], *(each(row[name], "{:.1e}".format) for name in SIZES)]
-            + [each(row["same token"], percent)]
+            [
+                *_named(row),
+                row["dtype"],
+                *(each(row[name], "{:.1e}".format) for name in ("difference", "typical")),
+                each(row["same token"], percent),
+            ]
             for row in rows
             if row["part"] == "logits"
         ],
@@ -49,9 +57,6 @@ def values(results: dict) -> dict:
             if row["part"] == "answers"
         ],
     }
-
-
-SIZES = ("difference", "typical")
 
 
 def prefills(rows: Iterable[dict]) -> tuple[list[dict], list[dict]]:
@@ -84,7 +89,7 @@ def spread(done: Iterable[dict]) -> list[list[str]]:
             f"{busiest(row['attention_ms']):.3f}",
             each(row["waits_ms"], number),
             percent(_mean(row["waits_ms"]) / (1e3 * row["seconds"])),
-            each(row["exchange_ms"], number) if None not in row["exchange_ms"] else "–",
+            each(row["exchange_ms"], number),
         ]
         for row in done
         if row["mode"] != "one" and row["tail"] != 0
@@ -114,40 +119,49 @@ def tails(done: list[dict]) -> list[list[str]]:
 
 
 def in_short(results: dict) -> str:
-    """The table of the how-to page: seconds and memory of each way, the widest rank's."""
+    """The table of the how-to page: of each way seconds, and what the widest rank held."""
     done, refused = prefills(results["rows"])
     found: dict[tuple, dict[str, dict]] = {}
     for row in done:
         if row["tail"] != 0:
-            found.setdefault((row["model"], row["tokens"], row["attention"]), {})[row["mode"]] = (
-                row
-            )
-    lines = []
-    for (model, tokens, way), modes in found.items():
-        cells = [
-            f"{modes[mode]['seconds']:.3f} s, {_held(modes[mode])}" if mode in modes else "refused"
-            for mode in NAMES
+            found.setdefault(_case(row), {})[row["mode"]] = row
+    lines = [
+        [
+            model,
+            spaced(tokens),
+            way,
+            *(
+                f"{digits(modes[mode]['seconds'], 3)} s, {_held(modes[mode])}"
+                if mode in modes
+                else "refused"
+                for mode in NAMES
+            ),
         ]
-        lines.append([model, spaced(tokens), way, *cells])
-    ranks = results["settings"]["ranks"]
-    heads = [
-        "model",
-        "tokens",
-        "attention",
-        "one GPU",
-        *(f"{ranks}, {m}" for m in list(NAMES)[1:]),
+        for (model, tokens, way), modes in found.items()
     ]
-    said = markdown(heads, lines) + "\n"
-    for row in refused[:1]:
-        said += f"\nRefused on {ranks}: “{row['refused']}”.\n"
-    return said
+    settings = results["settings"]
+    return render(
+        "parallel/in_short.md.j2",
+        settings=settings,
+        date=results["runs"][-1]["date"],
+        lines=lines,
+        heads=["model", "tokens", "attention", "1 GPU"]
+        + [f"{settings['ranks']} GPUs, {mode} parallel" for mode in ("sequence", "tensor")],
+        refused=sorted({(row["model"], row["refused"]) for row in refused}),
+    )
 
 
-def beyond_paper(results: dict) -> tuple[float, float]:
-    """Peak memory over that of the formulas: the least and the most of all prefills."""
+def beyond_paper(results: dict) -> str:
+    """A sentence: the memory that was held at most over that of the formulas; empty without."""
     done, _ = prefills(results["rows"])
     found = [max(row["peak"]) / row["paper"] for row in done if max(row["peak"])]
-    return min(found), max(found)
+    if not found:
+        return ""
+    return (
+        f"The memory that they held at most was {min(found):.1f} to {max(found):.1f} times the\n"
+        "sum of the formulas, which name what has to be there, not what a framework holds beside\n"
+        "it.\n"
+    )
 
 
 def busiest(taken: list[float]) -> float:
@@ -155,13 +169,9 @@ def busiest(taken: list[float]) -> float:
     return max(taken) / _mean(taken)
 
 
-def each(found: Iterable, shown: Callable) -> str:
-    """The numbers of all ranks, rank 0's first."""
-    return listed([shown(x) for x in found]).replace(", ", " / ")
-
-
-def ms(seconds: float) -> str:
-    return number(1e3 * seconds)
+def each(found: Iterable | None, shown: Callable) -> str:
+    """The numbers of all ranks, rank 0's first; a dash for what was not measured."""
+    return " / ".join("–" if x is None else shown(x) for x in found or [None])
 
 
 def _held(row: dict) -> str:
@@ -170,10 +180,6 @@ def _held(row: dict) -> str:
 
 def _mean(found: list[float]) -> float:
     return sum(found) / len(found)
-
-
-def _tailed(row: dict, mode: str) -> bool:
-    return row["mode"] == mode and bool(row["tail"])
 
 
 def _case(row: dict) -> tuple:
