@@ -162,12 +162,12 @@ class Sent(TorchDispatchMode):
         if name == "c10d::alltoall_base_":
             _, sent, _, _, sizes = args[:5]
             row = sent.element_size() * prod(sent.shape[1:])
-            return row * (sum(sizes) - sizes[rank])
+            return float(row * (sum(sizes) - sizes[rank]))
         if name in self.SUMS:
             return 2 * (ranks - 1) / ranks * _bytes(args[0])
         if name in self.GATHERS:
             # Those of c10d are given what they fill first, and what they send after it.
-            return (ranks - 1) * _bytes(args[1 if name.startswith("c10d") else 0])
+            return float(ranks - 1) * _bytes(args[1 if name.startswith("c10d") else 0])
         raise ValueError(f"collective must be a sum, a gather or an all-to-all, got {name}")
 
 
