@@ -1,4 +1,4 @@
-"""The tables of README.md and notebooks/README.md, made from what is committed.
+"""The tables of README.md, notebooks/README.md and pages of docs/, made from what is committed.
 
     python -m tools.front_page
 
@@ -7,6 +7,7 @@ course      from the notebooks' headers: a first cell is a title, a question, an
 real        from results/smollm2: a real language model's pairs, times and answers
 speed       from results/attention, the newest times of the kernels
 choice      from results/compare and results/retrieval: what methods keep, and what is lost
+gpus, held  from results/parallel: one prompt on several GPUs, in the pages of docs/ about that
 
 Where CITATION.cff names a public `repository-code`, notebooks/README.md begins with badges that
 open the course of this version on Binder and Colab, and with the pinned install for Colab.
@@ -32,6 +33,7 @@ from anchor_lab.experiments.attention.cells import (
     median_ms,
 )
 from anchor_lab.experiments.compare.equal import at_equal, budget_for, mean_curves
+from anchor_lab.experiments.parallel.page import beyond_paper, in_short
 from anchor_lab.experiments.retrieval.figure import data_answers
 from anchor_lab.experiments.smollm2.figure import data_lengths, data_times
 from anchor_lab.experiments.smollm2.page import answers
@@ -245,7 +247,7 @@ def filled(text: str, tables: dict[str, str]) -> str:
     for name, content in tables.items():
         begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
         if text.count(begin) != 1 or text.count(end) != 1:
-            raise ValueError(f"README.md must hold {begin} and {end} once each")
+            raise ValueError(f"the page must hold {begin} and {end} once each")
         before, rest = text.split(begin)
         text = f"{before}{begin}\n{content}{end}{rest.split(end)[1]}"
     return text
@@ -267,9 +269,15 @@ def pages() -> dict[Path, str]:
         "speed": speed(h100, h200),
         "choice": choice(compared, asked),
     }
+    parallel = store.read(RESULTS / "parallel" / "parallel.json")
+    by_page = {
+        readme: tables,
+        ROOT / "docs" / "how-to" / "use_more_than_one_gpu.md": {"gpus": in_short(parallel)},
+        ROOT / "docs" / "memory_and_communication.md": {"held": beyond_paper(parallel)},
+    }
     return {
         COURSE / "README.md": course_page(found, citation),
-        readme: filled(readme.read_text(encoding="utf-8"), tables),
+        **{path: filled(path.read_text(encoding="utf-8"), x) for path, x in by_page.items()},
     }
 
 

@@ -59,8 +59,8 @@ class Options:
     def theta(self, layer: int, n_heads: int) -> float | tuple[float, ...]:
         """θ of a layer: one number, or one for each of its query heads.
 
-        Equal thresholds are one number, also for a rank that holds some of the heads: as many as
-        there are must be a multiple of its `n_heads`.
+        Equal thresholds are one number, also for a rank that holds `n_heads` of them, which
+        need not divide the layer's.
 
         Raises:
             ValueError: the layer has no threshold, or not one for each head.
@@ -75,7 +75,7 @@ class Options:
         found = self.thetas[layer]
         if not isinstance(found, tuple):
             return found
-        if len(set(found)) == 1 and len(found) % n_heads == 0:
+        if len(set(found)) == 1 and len(found) >= n_heads:
             return found[0]
         if len(found) != n_heads:
             raise ValueError(

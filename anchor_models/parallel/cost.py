@@ -5,8 +5,11 @@
 Bytes that one layer hands from rank to rank for each token of the prompt, all ranks together, with
 P ranks, e bytes an element and hidden states of M elements:
 
-    sequence parallel   e D (2 Hq + 2 max(Hkv, P)) (P − 1) / P     q, k, v to heads; output back
+    sequence parallel   e D (2 Hq + 2 C) (P − 1) / P               q, k, v to heads; output back
     tensor parallel     e M · 2 · 2 (P − 1)                        two all-reduces around a ring
+
+C are the kv heads that the ranks hold, copies counted: max(Hkv, P) where one of Hkv and P is a
+multiple of the other, a few more where a kv head's query heads lie on several ranks.
 
 All sizes are those of tensors that must exist at once; what a framework keeps beside them is not
 on paper.
@@ -16,6 +19,7 @@ from dataclasses import dataclass
 
 from anchor_models.backend import TAIL
 from anchor_models.memory import choice_bytes
+from anchor_models.parallel.ulysses import split_heads
 from anchor_ref.config import AnchorConfig
 from anchor_ref.measure import identification_cost
 from anchor_ref.regions import causal_pairs, groups
@@ -98,7 +102,8 @@ def bytes_sent(shape: ModelShape, mode: str, ranks: int, element: int = 2) -> fl
     if mode == "tensor":
         return 4.0 * element * shape.hidden * (ranks - 1)
     if mode == "sequence":
-        heads = 2 * shape.q_heads + 2 * max(shape.kv_heads, ranks)
+        held = sum(map(len, split_heads(shape.q_heads, shape.kv_heads, ranks)[1]))
+        heads = 2 * shape.q_heads + 2 * held
         return element * shape.head_dim * heads * (ranks - 1) / ranks
     raise ValueError(f"mode must be 'sequence' or 'tensor', got {mode!r}")
 
@@ -106,7 +111,7 @@ def bytes_sent(shape: ModelShape, mode: str, ranks: int, element: int = 2) -> fl
 def memory(
     shape: ModelShape, mode: str, n: int, ranks: int, selected: float, element: int = 2
 ) -> dict[str, float]:
-    """Bytes on each rank while a layer runs, by what they hold.
+    """Bytes on a rank while a layer runs, by what they hold; the rank with the most heads.
 
     Args:
         shape, mode, ranks, element: as in `bytes_sent`.
@@ -118,7 +123,8 @@ def memory(
         two that take turns, attention and MLP.
     """
     tokens, weights = (n / ranks, 1) if mode == "sequence" else (n, ranks)
-    heads, kv_heads = shape.q_heads / ranks, max(1, shape.kv_heads / ranks)
+    shares = split_heads(shape.q_heads, shape.kv_heads, ranks)
+    heads, kv_heads = (max(map(len, share)) for share in shares)  # of the rank with the most
     cached = shape.kv_heads / ranks if mode == "sequence" else kv_heads
     one_head = element * n * shape.head_dim
     layouts = 2 if mode == "sequence" and ranks > 1 else 1  # before and after an exchange

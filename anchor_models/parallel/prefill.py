@@ -14,7 +14,7 @@ from anchor_models.bundled import bundled_model_path
 from anchor_models.integration.mask_functions import known
 from anchor_models.interface import BEYOND_QKV, beyond_causal, replaced_attention
 from anchor_models.models import BUNDLED
-from anchor_models.parallel.ulysses import shard_rows, split_heads, ulysses
+from anchor_models.parallel.ulysses import agreed_lengths, exchanged, shard_rows
 from anchor_models.probe import needs_others, token_mixer
 
 # What a layer may be given besides q, k and v that says more than a rank's heads can know.
@@ -25,6 +25,8 @@ def sequence_parallel_prefill(
     model,
     input_ids: Int[Tensor, "B N"],
     group: dist.ProcessGroup | None = None,
+    *,
+    check: bool = True,
     **inputs,
 ):
     """The whole prompt through the model, each rank with its own share of the tokens.
@@ -38,6 +40,8 @@ def sequence_parallel_prefill(
             It is tried on the beginning of the prompt.
         input_ids: the whole prompt, the same on every rank, no padding, on the model's device.
         group: the ranks; None means all.
+        check: whether the model is tried first, in a few passes over up to 256 tokens. False is
+            for a model that was tried on a prompt of the same length.
         **inputs: more for the model's forward, such as `logits_to_keep`, which then counts this
             rank's tokens. None that describes tokens.
 
@@ -46,8 +50,8 @@ def sequence_parallel_prefill(
         them. The next token of the prompt follows from the last rank's last logits.
 
     Raises:
-        ValueError: the prompt is shorter than there are ranks; `use_cache` is asked for; the heads
-            cannot be split (`split_heads`); a layer is no plain causal attention, has a window or
+        ValueError: the prompt is shorter than there are ranks; `use_cache` is asked for; there are
+            fewer query heads than ranks; a layer is no plain causal attention, has a window or
             chunks shorter than the prompt, or is recurrent, convolves or otherwise mixes tokens;
             the model counts positions itself, or looks at how long the prompt is. All ranks raise
             it, before any of them sends anything.
@@ -62,9 +66,11 @@ def sequence_parallel_prefill(
         raise ValueError(f"inputs must not describe tokens, which are split here, got {found[0]}")
     n = input_ids.shape[1]
     ranks = dist.get_world_size(group)
-    _refuse_other_models(model, input_ids, ranks)
+    if check:
+        refuse_other_models(model, input_ids, ranks)
     rows = shard_rows(n, dist.get_rank(group), ranks)
     positions = torch.arange(rows.start, rows.stop, device=input_ids.device)
+    agreed: dict[tuple, list[int]] = {}  # layers are alike: one question for each kind
 
     def make(original):
         def attention(module, query, key, value, attention_mask, **kwargs):
@@ -75,7 +81,10 @@ def sequence_parallel_prefill(
                 with _heads_per_kv(module, q.shape[1] // k.shape[1]):
                     return original(module, q, k, v, None, **kwargs)[0].transpose(1, 2)
 
-            out = ulysses(whole, query, key, value, group)
+            kind = (query.shape, key.shape, query.dtype)
+            if kind not in agreed:
+                agreed[kind] = agreed_lengths(query, key, group)
+            out = exchanged(whole, query, key, value, agreed[kind], group)
             return out.transpose(1, 2).contiguous(), None  # [B, n, Hq, D]
 
         return attention
@@ -94,9 +103,11 @@ def load_tensor_parallel(name_or_path: str | Path | None, dtype: torch.dtype = t
     """A model that is split while it is loaded, such that each rank keeps its share alone.
 
     This is transformers' own tensor parallelism, `from_pretrained(..., tp_plan="auto")`: a rank
-    computes its own heads, for all tokens. Added are the name that the argument has in the
-    installed transformers, and refusals: transformers leaves a model without a plan whole on
-    every rank, and fails at heads that cannot be split in the middle of the first prompt.
+    computes its own heads, for all tokens. Weights are cut into equal parts, so heads that do not
+    divide are refused, which `sequence_parallel_prefill` takes. Added are the name that the
+    argument has in the installed transformers, and refusals: transformers leaves a model without a
+    plan whole on every rank, and fails at heads that cannot be split in the middle of the first
+    prompt.
 
     Args:
         name_or_path: None or "bundled" for the model that comes with the package, a folder, or a
@@ -124,7 +135,11 @@ def load_tensor_parallel(name_or_path: str | Path | None, dtype: torch.dtype = t
     config, ranks = AutoConfig.from_pretrained(path).get_text_config(), dist.get_world_size()
     if not config.base_model_tp_plan:
         raise ValueError(f"model must have a tensor parallel plan, got {config.model_type!r}")
-    split_heads(config.num_attention_heads, config.num_key_value_heads, ranks)
+    if config.num_attention_heads % ranks:
+        raise ValueError(
+            f"query heads must be a multiple of the {ranks} ranks that share them, got "
+            f"{config.num_attention_heads}"
+        )
     if config.num_key_value_heads % ranks:
         raise ValueError(
             f"kv heads must be a multiple of the {ranks} ranks, since the weights behind them are "
@@ -154,7 +169,7 @@ def _heads_per_kv(module, count: int) -> Iterator[None]:
         module.num_key_value_groups = before
 
 
-def _refuse_other_models(model, input_ids: Tensor, ranks: int) -> None:
+def refuse_other_models(model, input_ids: Tensor, ranks: int) -> None:
     """Refuse a model of which shares of the tokens do not compute what the whole prompt does."""
     n = input_ids.shape[1]
 

@@ -4,7 +4,9 @@
     heads split, all tokens   --all-to-all-->   tokens split, all heads
 
 Between the two exchanges a rank holds whole heads, and whatever attention works on one head works.
-Shares need not be equal: what is sent is as long as it is, nothing is padded.
+Shares need not be equal, of tokens or of heads: what is sent is as long as it is, nothing is
+padded. A rank computes all rows of its heads: the last rows, which see every key, are shared out
+by heads as all others are.
 
 Why not a library: for inference, with an attention of one's own, none of these does it.
 transformers 5.23 reserves `DistributedConfig(enable_sequence_parallel=...)` but does not use it
@@ -14,7 +16,9 @@ prompt (`UlyssesSPAttentionHF`) or a kv head for every rank (`DistributedAttenti
 2.13's DTensor pads unequal shares, and gathers everything where the ranks are CPU processes.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
+from math import gcd
 
 import torch
 import torch.distributed as dist
@@ -48,29 +52,43 @@ def shard_rows(n: int, rank: int, ranks: int) -> range:
 def split_heads(q_heads: int, kv_heads: int, ranks: int) -> tuple[list[range], list[range]]:
     """The query and kv heads of each rank, such that a rank holds what its query heads read.
 
-    With fewer kv heads than ranks, P / Hkv ranks hold a copy of the same one.
+    Query heads are dealt one by one, not kv head by kv head: selection and softmax are a query
+    head's own, so no result depends on where the others are, and shares differ by one head at
+    most. 9 query heads of 3 kv heads make 5 and 4 on two ranks; whole kv heads would make 6 and 3.
+    The price is small: a kv head that heads of several ranks read is sent to each of them.
 
     Args:
-        q_heads, kv_heads: Hq, Hkv; Hq a multiple of Hkv and of P, and of P and Hkv one a multiple
-            of the other.
-        ranks: P.
+        q_heads, kv_heads: Hq, Hkv; Hq a multiple of Hkv.
+        ranks: P, at most Hq.
 
     Raises:
-        ValueError: the heads cannot be split so.
+        ValueError: there are fewer query heads than ranks.
     """
-    if q_heads % ranks:
+    if q_heads < ranks:
         raise ValueError(
-            f"query heads must be a multiple of the {ranks} ranks that share them, got {q_heads}"
+            f"query heads must be at least one for each of the {ranks} ranks, got {q_heads}"
         )
-    if kv_heads % ranks and ranks % kv_heads:
-        raise ValueError(
-            f"kv heads must be a multiple or a divisor of the {ranks} ranks, got {kv_heads}"
-        )
-    each, kv_each, copies = q_heads // ranks, max(1, kv_heads // ranks), max(1, ranks // kv_heads)
-    return (
-        [range(p * each, (p + 1) * each) for p in range(ranks)],
-        [range(p // copies * kv_each, (p // copies + 1) * kv_each) for p in range(ranks)],
-    )
+    shared_by = q_heads // kv_heads
+    queries = [shard_rows(q_heads, rank, ranks) for rank in range(ranks)]
+    return queries, [range(h[0] // shared_by, h[-1] // shared_by + 1) for h in queries]
+
+
+def regular(queries: range, shared_by: int) -> list[int]:
+    """Places of a rank's kv heads such that each is read by equally many of its query heads.
+
+    Attention finds the kv head of query head h as h // r. A rank whose query heads begin or end
+    within those of a kv head repeats kv heads, as rarely as that allows. Nothing more is sent.
+
+    Args:
+        queries: query heads of the rank, by their number in the model.
+        shared_by: query heads that share a kv head in the model.
+
+    Returns:
+        Of each kv head that attention is given, which of the rank's own it is.
+    """
+    read = [head // shared_by - queries[0] // shared_by for head in queries]
+    each = gcd(*Counter(read).values())
+    return read[::each]
 
 
 def ulysses(
@@ -84,7 +102,7 @@ def ulysses(
 
     Args:
         attention: from q, k and v of some heads and all N tokens, `[B, H, N, D]`, to the output
-            of these heads, shaped as its q.
+            of these heads, shaped as its q. Ranks may hold one head more than others.
         q: queries of this rank's tokens, `[B, Hq, n, D]`. Ranks hold consecutive tokens, rank 0
             the first; n may differ between them.
         k, v: keys and values of the same tokens, `[B, Hkv, n, D]`.
@@ -98,14 +116,40 @@ def ulysses(
             than the number of tokens. What all can see, all raise.
     """
     check_inputs(q, k, v)
-    lengths = _agreed_lengths(q, k, group)
+    return exchanged(attention, q, k, v, agreed_lengths(q, k, group), group)
+
+
+def exchanged(
+    attention: Callable[[Tensor, Tensor, Tensor], Tensor],
+    q: Float[Tensor, "B Hq n D"],
+    k: Float[Tensor, "B Hkv n D"],
+    v: Float[Tensor, "B Hkv n D"],
+    lengths: Sequence[int],
+    group: dist.ProcessGroup | None = None,
+) -> Float[Tensor, "B Hq n D"]:
+    """`ulysses` of what the ranks have agreed on: a model does not ask again in every layer.
+
+    Args:
+        attention, q, k, v, group: as in `ulysses`.
+        lengths: tokens of each rank, see `agreed_lengths`.
+    """
+    mine = dist.get_rank(group)
     q_heads, kv_heads = split_heads(q.shape[1], k.shape[1], len(lengths))
-    whole = (
-        _exchange([x[:, h.start : h.stop] for h in heads], lengths, 2, group)
+    whole = [
+        _exchange(
+            [x[:, h.start : h.stop] for h in heads],
+            [(len(heads[mine]), n) for n in lengths],
+            2,
+            group,
+        )
         for x, heads in ((q, q_heads), (k, kv_heads), (v, kv_heads))
-    )
+    ]
+    places = regular(q_heads[mine], q.shape[1] // k.shape[1])
+    if len(places) > len(kv_heads[mine]):
+        whole[1:] = (x[:, places] for x in whole[1:])
     out = attention(*whole)  # [B, Hq / P, N, D]
-    return _exchange(out.split(lengths, 2), [q.shape[2]] * len(lengths), 1, group)
+    shapes = [(len(heads), q.shape[2]) for heads in q_heads]
+    return _exchange(out.split(list(lengths), 2), shapes, 1, group)
 
 
 def ulysses_attention(
@@ -137,8 +181,12 @@ def ulysses_attention(
     return ulysses(attention, q, k, v, group)
 
 
-def _agreed_lengths(q: Tensor, k: Tensor, group: dist.ProcessGroup | None) -> list[int]:
-    """How many tokens each rank holds; a ValueError on all ranks where they differ otherwise."""
+def agreed_lengths(q: Tensor, k: Tensor, group: dist.ProcessGroup | None = None) -> list[int]:
+    """How many tokens each rank holds, which the ranks tell each other.
+
+    Raises:
+        ValueError: on all ranks, where they differ otherwise.
+    """
     mine = {
         "batch size": q.shape[0],
         "number of query heads": q.shape[1],
@@ -161,17 +209,20 @@ def _agreed_lengths(q: Tensor, k: Tensor, group: dist.ProcessGroup | None) -> li
     return [length for _, length in everyone]
 
 
-def _exchange(parts: Sequence[Tensor], lengths: Sequence[int], dim: int, group) -> Tensor:
+def _exchange(
+    parts: Sequence[Tensor], shapes: Sequence[tuple[int, int]], dim: int, group
+) -> Tensor:
     """Send the p-th part to rank p, and join along `dim` what each rank p sends here.
 
     Args:
-        parts: `[B, H, n, D]`, one for each rank; n may differ. They travel in one flat tensor,
-            since gloo has no all-to-all of lists.
-        lengths: tokens of what each rank sends here.
+        parts: `[B, H, n, D]`, one for each rank; H and n may differ. They travel in one flat
+            tensor, since gloo has no all-to-all of lists.
+        shapes: heads and tokens of what each rank sends here.
     """
-    batch, heads, _, head_dim = parts[0].shape
+    batch, _, _, head_dim = parts[0].shape
     sent = torch.cat([part.flatten() for part in parts])
-    sizes = [batch * heads * n * head_dim for n in lengths]
+    sizes = [batch * heads * n * head_dim for heads, n in shapes]
     received = sent.new_empty(sum(sizes))
     dist.all_to_all_single(received, sent, sizes, [part.numel() for part in parts], group=group)
-    return torch.cat([x.view(batch, heads, -1, head_dim) for x in received.split(sizes)], dim)
+    found = zip(received.split(sizes), shapes, strict=True)
+    return torch.cat([x.view(batch, heads, n, head_dim) for x, (heads, n) in found], dim)

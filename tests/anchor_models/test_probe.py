@@ -4,7 +4,7 @@ import pytest
 import torch
 import transformers
 
-from anchor_models.parallel.prefill import _refuse_other_models
+from anchor_models.parallel.prefill import refuse_other_models
 from anchor_models.probe import attention_calls, own_values, token_mixer
 from tests.tiny_llama import LLAMA, SPECIAL_TOKENS
 
@@ -97,15 +97,15 @@ def test_what_mixes_tokens_beside_attention_is_refused_by_name(family):
     sizes, _, reason = FAMILIES[family]
     model, ids = tiny(family, sizes), prompt()
     if reason is None:
-        _refuse_other_models(model, ids, 2)
+        refuse_other_models(model, ids, 2)
     else:
         with pytest.raises(ValueError, match=f"model must .*, got .*{reason}"):
-            _refuse_other_models(model, ids, 2)
+            refuse_other_models(model, ids, 2)
 
 
 @pytest.mark.parametrize("family", LONG_ENOUGH)
 def test_windows_that_hide_nothing_are_accepted(family):
-    _refuse_other_models(tiny(family, LONG_ENOUGH[family]), prompt(), 2)
+    refuse_other_models(tiny(family, LONG_ENOUGH[family]), prompt(), 2)
 
 
 ROTARY = {"rope_theta": 10000.0, "factor": 4.0}
@@ -142,10 +142,10 @@ def test_places_that_more_than_position_ids_tell_are_refused(place, dtype):
             sizes |= {"max_position_embeddings": 512, "original_max_position_embeddings": own}
     model, ids = tiny(family, sizes).to(dtype), prompt()
     if reason is None:
-        _refuse_other_models(model, ids, 2)
+        refuse_other_models(model, ids, 2)
     else:
         with pytest.raises(ValueError, match=f"model must .*{reason}"):
-            _refuse_other_models(model, ids, 2)
+            refuse_other_models(model, ids, 2)
 
 
 @pytest.mark.parametrize("by", [-1, 1])
@@ -158,7 +158,7 @@ def test_what_carries_tokens_either_way_is_found(by):
 
     model.model.layers[1].mlp.register_forward_hook(shift)
     with pytest.raises(ValueError, match=r"attention alone, got layers\.1\.mlp, a LlamaMLP"):
-        _refuse_other_models(model, prompt(), 2)
+        refuse_other_models(model, prompt(), 2)
 
 
 def test_a_model_that_comes_to_not_a_number_by_itself_mixes_nothing():
@@ -215,7 +215,7 @@ def test_a_probe_leaves_no_trace_and_other_threads_alone():
 
     handle = model.model.layers[0].register_forward_pre_hook(beside)
     with pytest.raises(ValueError, match="Lfm2ShortConv"):
-        _refuse_other_models(model, ids, 2)
+        refuse_other_models(model, ids, 2)
     run()
     assert len(found) == 2
     assert all(torch.equal(logits, expected) for logits in found)

@@ -109,7 +109,7 @@ def test_times_of_several_runs_are_not_one_table():
 def test_tables_go_between_their_marks():
     text = "a <!-- x -->\nold\n<!-- /x --> b"
     assert front_page.filled(text, {"x": "new\n"}) == "a <!-- x -->\nnew\n<!-- /x --> b"
-    with pytest.raises(ValueError, match=r"README.md must hold <!-- y -->"):
+    with pytest.raises(ValueError, match=r"the page must hold <!-- y -->"):
         front_page.filled(text, {"y": "new"})
 
 

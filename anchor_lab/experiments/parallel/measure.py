@@ -3,44 +3,65 @@
     python -m anchor_lab parallel             one process for each GPU, nccl
     python -m anchor_lab parallel --quick     two processes on the CPU, gloo, seconds
 
-Three parts. The bundled model, whole and on all ranks, in float32: how far are the logits apart?
-AnchorAttention on planted stripes, whole on one GPU and with its tokens on all: attention and
-exchange. A Llama with the layers of an 8B model and random weights: the prefill on one GPU,
-sequence parallel and tensor parallel, time and peak memory beside those that
-`anchor_models.parallel.cost` computes on paper. Random weights have no heavy keys, so θ = −∞
-there: AnchorAttention keeps initial region and window alone, the least it can do. Times are
-medians, ranks wait for each other.
+Four parts, each on one rank and on all:
+
+logits     of every rank's rows beside those of one process: the bundled model in float32; the
+           models of the prefills in the precision that they run in, and beside them what other
+           arithmetic does to the logits of one process
+attention  on planted stripes: whole on one GPU, with its tokens on all, and the exchange alone
+prefill    SmolLM2 on a stretch of this repository, its positions stretched by YaRN, and layers of
+           an 8B model with random weights, whose queries are scaled until θ = 12 keeps the share
+           that it keeps in SmolLM2: sequence parallel and tensor parallel, sdpa and
+           AnchorAttention with the tail that models have: time, peak memory beside that of
+           `anchor_models.parallel.cost`, bytes sent, what attention takes on each rank, and what
+           the ranks wait for the slowest; without a tail too, which shows what a tail adds where
+answers    the first tokens that SmolLM2 writes of a number hidden in its prompt
+
+Times are medians of three, ranks wait for each other. The same command goes on where a run was cut
+off.
 """
 
 import argparse
 import os
-import shutil
-import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
-from anchor_lab.experiments.environment import environment, lacks_cuda
-from anchor_lab.experiments.store import write_json
+from anchor_lab.experiments.crossover.fit import kept_law
+from anchor_lab.experiments.crossover.measure import scale_queries
+from anchor_lab.experiments.environment import (
+    cuda_facts,
+    environment,
+    kernels_version,
+    lacks_cuda,
+)
+from anchor_lab.experiments.parallel.ranks import compared, of_ranks, timed
+from anchor_lab.experiments.parallel.whole_models import Prompt, logits, whole_model
+from anchor_lab.experiments.smollm2.prompts import needle, repository_text
+from anchor_lab.experiments.store import Store
 from anchor_models import anchor_attention, choose_backend, load_bundled, planted_stripes
+from anchor_models.backend import TAIL
 from anchor_models.documents import make_prompt
+from anchor_models.integration.cost import kept_share
+from anchor_models.models import load_pretrained
 from anchor_models.parallel import (
     load_tensor_parallel,
-    sequence_parallel_prefill,
     shard_rows,
     ulysses,
     ulysses_attention,
 )
-from anchor_models.parallel.cost import ModelShape, memory
+from anchor_models.parallel.cost import ModelShape
+from anchor_models.smollm2 import NAME
 from anchor_ref.config import AnchorConfig
+
+KEY = ("part", "model", "tokens", "mode", "attention", "tail")
 
 
 @dataclass(frozen=True)
@@ -48,26 +69,52 @@ class Sizes:
     """What is measured.
 
     Attributes:
-        check: tokens of the prompt on the bundled model.
-        lengths: tokens of the prompts on planted stripes, and of the prefills.
-        shape: of the model with random weights; its heads are those of the planted stripes too.
-        config: of AnchorAttention in both.
+        check: tokens of the prompt on the bundled model in float32.
+        lengths: tokens of the planted stripes.
+        model: that reads text, and answers.
+        text: tokens of its prompts; the reference computes the first one's logits, too.
+        random: tokens of the prompts of the model with random weights.
+        shape: of that model; its heads are those of the planted stripes too.
+        config: of AnchorAttention in all but the check.
+        written: tokens of an answer.
+        repeats: of what is timed.
     """
 
     check: int
     lengths: tuple[int, ...]
+    model: str
+    text: tuple[int, ...]
+    random: tuple[int, ...]
     shape: ModelShape
     config: AnchorConfig
+    written: int
+    repeats: int
 
 
-# Four of the layers of an 8B model.
+# Four of the layers of an 8B model; an answer is a space and five digits.
 FULL = Sizes(
     4096,
     (32_768, 131_072),
+    NAME,
+    (32_768, 65_536),
+    (131_072,),
     ModelShape(4, 4096, 14_336, 32, 8, 128, 32_000),
-    AnchorConfig(),
+    AnchorConfig(tail=TAIL),
+    6,
+    3,
 )
-QUICK = Sizes(700, (512,), ModelShape(2, 64, 96, 8, 2, 8, 99), AnchorConfig(block_size=32, step=4))
+# Heads that two ranks cannot share evenly, as those of SmolLM2.
+QUICK = Sizes(
+    300,
+    (280,),
+    "bundled",
+    (301,),
+    (280,),
+    ModelShape(2, 72, 96, 9, 3, 8, 99),
+    AnchorConfig(block_size=32, step=4, tail=40),
+    2,
+    1,
+)
 
 
 def measure(options: argparse.Namespace) -> int:
@@ -77,7 +124,8 @@ def measure(options: argparse.Namespace) -> int:
     ranks = 2 if options.quick else torch.cuda.device_count()
     hidden = {"CUDA_VISIBLE_DEVICES": ""} if options.quick else {}
     start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    rank = ["-m", __name__, str(options.out), *(["--quick"] if options.quick else [])]
+    rank = ["-m", __name__, str(options.out), "--command", options.command]
+    rank += ["--quick"] if options.quick else []
     return subprocess.run([sys.executable, *start, *rank], env=os.environ | hidden).returncode
 
 
@@ -85,6 +133,7 @@ def main() -> None:
     """One rank."""
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
+    parser.add_argument("--command", default="")
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
     device = torch.device("cpu")
@@ -92,57 +141,57 @@ def main() -> None:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    rows = collect(QUICK if options.quick else FULL, device)
+    store, sizes = None, QUICK if options.quick else FULL
     if dist.get_rank() == 0:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        settings = {"ranks": dist.get_world_size(), "differences": "all ranks"}
-        run = environment(device, ("torch", "transformers"))
-        write_json(options.out, settings, rows, [run])
+        settings = environment(device, ("torch", "transformers"))
+        settings |= {"ranks": dist.get_world_size(), "repeats": sizes.repeats}
+        if device.type == "cuda":
+            settings |= {**cuda_facts(), "kernels": kernels_version()}
+        run = {"date": settings.pop("date"), "command": options.command}
+        store = Store(options.out, KEY, settings, run)
+    collect(store, sizes, device)
     dist.destroy_process_group()
 
 
-def collect(sizes: Sizes, device: torch.device) -> list[dict]:
-    """All three parts; every rank runs it."""
-    return [
-        *check(sizes.check, device),
-        *(attention(n, sizes, device) for n in sizes.lengths),
-        *(row for n in sizes.lengths for row in prefill(n, sizes, device)),
+def collect(store: Store | None, sizes: Sizes, device: torch.device) -> None:
+    """All parts that are missing; every rank runs it, rank 0 with the store."""
+    units = [
+        ("logits", "bundled, float32", sizes.check, partial(check, sizes, device)),
+        *(
+            ("attention", "planted", n, partial(attention, n, sizes, device))
+            for n in sizes.lengths
+        ),
+        *(
+            ("prefill", name, n, partial(of_model, name, n, sizes, device))
+            for name, lengths in ((sizes.model, sizes.text), ("random", sizes.random))
+            for n in lengths
+        ),
     ]
+    rows = store.rows if store else []
+    held = of_ranks({(row["part"], row["model"], row["tokens"]) for row in rows})[0]
+    for *unit, run in units:
+        if tuple(unit) in held:
+            continue
+        started = time.perf_counter()
+        found = list(run())
+        if store:
+            store.add(found)  # at once: a unit is there as a whole or not at all
+            print(f"{' '.join(map(str, unit))}: {time.perf_counter() - started:.0f} s", flush=True)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
-def check(n: int, device: torch.device) -> list[dict]:
-    """The bundled model's logits on all ranks against those of one process."""
-    from anchor_models.transformers import options
-
+def check(sizes: Sizes, device: torch.device) -> Iterator[dict]:
+    """The bundled model's logits on all ranks against those of one process, in float32."""
     model, tokenizer = load_bundled(device=device)
-    split = load_tensor_parallel("bundled")[0]
-    tokens = torch.tensor([make_prompt(tokenizer, n, depths=(0.4,))[0]], device=device)
-    found = []
-    with torch.no_grad(), options(theta=9.0, block_size=32, step=8, when="always"):
-        for implementation in ("sdpa", "anchor_attention"):
-            model.set_attn_implementation(implementation)
-            split.set_attn_implementation(implementation)
-            whole = model(tokens).logits
-            rows, output = sequence_parallel_prefill(model, tokens)
-            pairs = {
-                "sequence": (output.logits, whole[:, rows.start : rows.stop]),
-                "tensor": (split(tokens).logits, whole),
-            }
-            found += [
-                {
-                    "part": "check",
-                    "attention": implementation,
-                    "mode": mode,
-                    "tokens": tokens.shape[1],
-                    "difference": largest_difference(one, other),
-                    "same token": share_of_same_token(one, other),
-                }
-                for mode, (one, other) in pairs.items()
-            ]
-    return found
+    tokens = torch.tensor([make_prompt(tokenizer, sizes.check, depths=(0.4,))[0]], device=device)
+    small = {"theta": 9.0, "block_size": 32, "step": 8}
+    prompt = Prompt("bundled, float32", model, tokens, small, sizes.config.tail, 0.0)
+    yield from logits(prompt, model, "sequence")
+    yield from logits(prompt, load_tensor_parallel("bundled")[0], "tensor")
 
 
-def attention(n: int, sizes: Sizes, device: torch.device) -> dict:
+def attention(n: int, sizes: Sizes, device: torch.device) -> Iterator[dict]:
     """Attention on planted stripes: whole on one rank, on all ranks, and the exchange alone."""
     config, shape = sizes.config, sizes.shape
     x = planted_stripes(
@@ -156,91 +205,73 @@ def attention(n: int, sizes: Sizes, device: torch.device) -> dict:
     )
     rows = shard_rows(n, dist.get_rank(), dist.get_world_size())
     mine = [y[:, :, rows.start : rows.stop].contiguous() for y in (x.q, x.k, x.v)]
+    found = ulysses_attention(*mine, config)
     whole = anchor_attention(x.q, x.k, x.v, config)[:, :, rows.start : rows.stop]
-    return {
+    # Rows of a head are what rows of the vocabulary are for logits; no token is the likeliest.
+    apart = compared(*(y.transpose(1, 2).flatten(2) for y in (found, whole)))
+    yield {
         "part": "attention",
+        "model": "planted",
         "tokens": n,
+        "mode": "sequence",
+        "attention": "anchor_attention",
+        "tail": config.tail,
         "backend": choose_backend(x.q).name,
-        "difference": largest_difference(ulysses_attention(*mine, config), whole),
-        "one": timed(lambda: anchor_attention(x.q, x.k, x.v, config), device)[0],
-        "all": timed(lambda: ulysses_attention(*mine, config), device)[0],
-        "exchange": timed(lambda: ulysses(lambda q, k, v: q, *mine), device)[0],
+        "difference": apart["difference"],
+        **{
+            name: timed(run, device, sizes.repeats)[0]
+            for name, run in {
+                "one": lambda: anchor_attention(x.q, x.k, x.v, config),
+                "all": lambda: ulysses_attention(*mine, config),
+                "exchange": lambda: ulysses(lambda q, k, v: q, *mine),
+            }.items()
+        },
     }
 
 
-def prefill(n: int, sizes: Sizes, device: torch.device) -> list[dict]:
-    """Time and memory of a whole prefill, by attention and by how it is shared."""
-    from anchor_models.transformers import options
-
-    shape, config = sizes.shape, sizes.config
-    model = _random_llama(shape, n, device)
-    tokens = torch.arange(n, device=device)[None] % shape.vocabulary
-
-    def alone():
-        model(tokens, use_cache=False, logits_to_keep=1)
-
-    def sequence():
-        sequence_parallel_prefill(model, tokens, logits_to_keep=1)
-
-    found = []
-    sizes = {"block_size": config.block_size, "step": config.step, "tail": 0}
-    # No stripes: random weights have no heavy keys.
-    with torch.no_grad(), options(theta=-torch.inf, when="always", **sizes):
-        for mode, run in (("one", alone), ("sequence", sequence), ("tensor", alone)):
-            if mode == "tensor":
-                model = _split(model)
-            ranks = 1 if mode == "one" else dist.get_world_size()
-            paper = memory(shape, mode.replace("one", "sequence"), n, ranks, 0.0)
-            for implementation in ("sdpa", "anchor_attention"):
-                model.set_attn_implementation(implementation)
-                seconds, peak = timed(run, device)
-                found.append(
-                    {
-                        "part": "prefill",
-                        "attention": implementation,
-                        "mode": mode,
-                        "tokens": n,
-                        "seconds": seconds,
-                        "peak": peak,
-                        # No cache is kept.
-                        "paper": paper["at once"] - paper["keys and values of all layers"],
-                    }
-                )
-    return found
+def of_model(name: str, n: int, sizes: Sizes, device: torch.device) -> list[dict]:
+    """All about a model's prefill of n tokens."""
+    make = random_prompt if name == "random" else text_prompt
+    # The reference is slow, and the first length shows what there is to see.
+    in_torch = name != "random" and n == sizes.text[0]
+    return whole_model(make(n, sizes, device), sizes.written, in_torch)
 
 
-def timed(run: Callable, device: torch.device, repeats: int = 3) -> tuple[float, float]:
-    """Median seconds of a run on all ranks, and the most memory it held on this one, bytes."""
-    taken = []
-    for repeat in range(repeats + 1):
-        _settle(device)
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-        started = time.perf_counter()
-        run()
-        _settle(device)
-        if repeat:  # the first compiles
-            taken.append(time.perf_counter() - started)
-    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
-    return statistics.median(taken), float(peak)
+def text_prompt(n: int, sizes: Sizes, device: torch.device) -> Prompt:
+    """A chat that hides a number in this repository's text, and has begun to answer."""
+    model, tokenizer = load_pretrained(sizes.model, _dtype(device), device)
+    body = tokenizer(repository_text(Path()), verbose=False).input_ids
+    found = needle(tokenizer, body, n, seed=0, depth=0.35, begun=True)
+    return Prompt(
+        sizes.model,
+        model,
+        found.tokens.to(device),
+        _options(sizes),
+        sizes.config.tail,
+        _kept(n, sizes),
+        sizes.repeats,
+        stretched=True,
+        answer=found.answer,
+        tokenizer=tokenizer,
+    )
 
 
-def largest_difference(one: Tensor, other: Tensor) -> float:
-    """Of what each rank compares, the largest over all ranks."""
-    most = (one.float() - other.float()).abs().max()
-    dist.all_reduce(most, dist.ReduceOp.MAX)
-    return float(most)
+def random_prompt(n: int, sizes: Sizes, device: torch.device) -> Prompt:
+    """Random weights whose queries are as sharp as a real model's, and the same on every rank."""
+    model = random_llama(sizes.shape, n, device)
+    tokens = torch.arange(n, device=device)[None] % sizes.shape.vocabulary
+    kept = _kept(n, sizes)
+    prompt = Prompt(
+        "random", model, tokens, _options(sizes), sizes.config.tail, kept, sizes.repeats
+    )
+    with torch.no_grad():
+        scale_queries(model, tokens, kept)
+        for layer in model.model.layers:  # ranks may have found scales that differ in a rounding
+            dist.broadcast(layer.self_attn.q_proj.weight, 0)
+    return prompt
 
 
-def share_of_same_token(one: Tensor, other: Tensor) -> float:
-    """Over the logits of all ranks: how often the same token is the most likely one."""
-    same = one.argmax(-1) == other.argmax(-1)
-    counts = torch.tensor([same.sum(), same.numel()], device=same.device)
-    dist.all_reduce(counts)
-    return float(counts[0] / counts[1])
-
-
-def _random_llama(shape: ModelShape, n: int, device: torch.device):
+def random_llama(shape: ModelShape, n: int, device: torch.device):
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     config = LlamaConfig(
@@ -256,29 +287,23 @@ def _random_llama(shape: ModelShape, n: int, device: torch.device):
     torch.manual_seed(0)  # the same weights on every rank
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config)
-    return model.to(torch.bfloat16 if device.type == "cuda" else torch.float32).eval()
+    return model.to(_dtype(device)).eval()
 
 
-def _split(model):
-    """The same model, of which each rank loads its share from a folder that rank 0 writes."""
-    folder = [tempfile.mkdtemp()]
-    dist.broadcast_object_list(folder)
-    if dist.get_rank() == 0:
-        model.save_pretrained(folder[0])
-        load_bundled()[1].save_pretrained(folder[0])  # any tokenizer will do
-    dist.barrier()
-    split = load_tensor_parallel(folder[0], model.dtype)[0]
-    dist.barrier()
-    if dist.get_rank() == 0:
-        shutil.rmtree(folder[0])
-    return split
+def _dtype(device: torch.device) -> torch.dtype:
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
-def _settle(device: torch.device) -> None:
-    """Wait for the device and for the other ranks."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    dist.barrier()
+def _options(sizes: Sizes) -> dict:
+    """Of AnchorAttention inside a model; the tail is the prompt's business."""
+    config = sizes.config
+    return {"theta": config.theta, "block_size": config.block_size, "step": config.step}
+
+
+def _kept(n: int, sizes: Sizes) -> float:
+    """The share of the candidates that SmolLM2 keeps at this length."""
+    theta = sizes.config.theta
+    return kept_share({str(theta): kept_law()[str(theta)]}, theta, n)
 
 
 if __name__ == "__main__":

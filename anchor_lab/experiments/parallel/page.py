@@ -1,42 +1,194 @@
-"""The page of one prompt on many GPUs."""
+"""The page of one prompt on many GPUs, and what other pages take from it."""
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from anchor_lab.experiments.experiment import Experiment
-from anchor_lab.experiments.page import digits, render
+from anchor_lab.experiments.page import digits, number, percent, render, spaced
 from anchor_lab.experiments.parallel import measure
 from anchor_models.parallel.cost import GIB
+
+METHOD = "anchor_attention"
+NAMES = {"one": "1 GPU", "sequence": "sequence", "tensor": "tensor"}
 
 
 def page(results: dict, _path: Path) -> str:
     """The numbers as Markdown."""
-    check, attention, prefill = (
-        [row for row in results["rows"] if row["part"] == part]
-        for part in ("check", "attention", "prefill")
-    )
-    return render(
-        "parallel/page.md.j2",
-        run=results["runs"][-1],
-        **results["settings"],
-        check=[
-            [*_case(row), f"{row['difference']:.1e}", f"{row['same token']:.2%}"] for row in check
+    return render("parallel/page.md.j2", **values(results))
+
+
+def values(results: dict) -> dict:
+    """What the template is filled with; the list of a part that was not measured is empty."""
+    rows = results["rows"]
+    done, refused = prefills(rows)
+    whole = {_case(row): row for row in done if row["mode"] == "one" and row["tail"] != 0}
+    return {
+        "settings": results["settings"],
+        "date": results["runs"][-1]["date"],
+        "prefills": [prefill(row, whole[_case(row)]) for row in done if row["tail"] != 0],
+        "refused": [(row["model"], spaced(row["tokens"]), row["refused"]) for row in refused],
+        "checks": [
+            (row["model"], spaced(row["tokens"]), number(1e3 * row["checks"]))
+            for row in done
+            if row["mode"] == "sequence" and row["tail"]
         ],
-        attention=[
-            [row["tokens"], row["backend"]]
+        "spread": spread(done),
+        "tails": tails(done),
+        "logits": [
+            [
+                *_named(row),
+                row["dtype"],
+                *(each(row[name], "{:.1e}".format) for name in ("difference", "typical")),
+                each(row["same token"], percent),
+            ]
+            for row in rows
+            if row["part"] == "logits"
+        ],
+        "attention": [
+            [spaced(row["tokens"]), row["backend"]]
             + [digits(1000 * row[name], 2) for name in ("one", "all", "exchange")]
-            + [f"{row['difference']:.1e}"]
-            for row in attention
+            + [each(row["difference"], "{:.1e}".format)]
+            for row in rows
+            if row["part"] == "attention"
         ],
-        prefill=[
-            [*_case(row), digits(row["seconds"], 3)]
-            + [digits(size and size / GIB, 2) for size in (row["peak"] or None, row["paper"])]
-            for row in prefill
+        "answers": [
+            [*_named(row), f"`{row['written']}`", row["answer"]]
+            for row in rows
+            if row["part"] == "answers"
         ],
+    }
+
+
+def prefills(rows: Iterable[dict]) -> tuple[list[dict], list[dict]]:
+    """Those that ran, and those that were refused."""
+    found = [row for row in rows if row["part"] == "prefill"]
+    return (
+        [row for row in found if not row["refused"]],
+        [row for row in found if row["refused"]],
     )
 
 
-def _case(row: dict) -> list:
-    return [row["attention"], row["mode"], row["tokens"]]
+def prefill(row: dict, whole: dict) -> list[str]:
+    """A line: seconds beside one GPU's, the most that a rank held, what a rank sent at most."""
+    return [
+        *_named(row),
+        digits(row["seconds"], 3),
+        f"{whole['seconds'] / row['seconds']:.2f} ×",
+        each(row["peak"], lambda size: digits(size / GIB, 2) if size else "–"),
+        digits(row["paper"] / GIB, 2),
+        each(row["sent"], lambda size: digits(size / GIB, 3)),
+    ]
+
+
+def spread(done: Iterable[dict]) -> list[list[str]]:
+    """A line for each prefill on all ranks: attention of each, and what uneven shares cost."""
+    return [
+        [
+            *_named(row),
+            each(row["attention_ms"], number),
+            f"{busiest(row['attention_ms']):.3f}",
+            each(row["waits_ms"], number),
+            percent(_mean(row["waits_ms"]) / (1e3 * row["seconds"])),
+            each(row["exchange_ms"], number),
+        ]
+        for row in done
+        if row["mode"] != "one" and row["tail"] != 0
+    ]
+
+
+def tails(done: list[dict]) -> list[list[str]]:
+    """A line for each prefill of AnchorAttention: what attention with a tail takes more."""
+    without = {(*_case(row), row["mode"]): row for row in done if row["tail"] == 0}
+    found = []
+    for row in done:
+        other = without.get((*_case(row), row["mode"]))
+        if row["tail"] and other:
+            pairs = zip(row["attention_ms"], other["attention_ms"], strict=True)
+            added = [one - none for one, none in pairs]
+            found.append(
+                [
+                    row["model"],
+                    spaced(row["tokens"]),
+                    NAMES[row["mode"]],
+                    each(other["attention_ms"], number),
+                    each(added, lambda ms: digits(ms, 2)),
+                    digits(1e3 * (row["seconds"] - other["seconds"]), 1),
+                ]
+            )
+    return found
+
+
+def in_short(results: dict) -> str:
+    """The table of the how-to page: of each way seconds, and what the widest rank held."""
+    done, refused = prefills(results["rows"])
+    found: dict[tuple, dict[str, dict]] = {}
+    for row in done:
+        if row["tail"] != 0:
+            found.setdefault(_case(row), {})[row["mode"]] = row
+    lines = [
+        [
+            model,
+            spaced(tokens),
+            way,
+            *(
+                f"{digits(modes[mode]['seconds'], 3)} s, {_held(modes[mode])}"
+                if mode in modes
+                else "refused"
+                for mode in NAMES
+            ),
+        ]
+        for (model, tokens, way), modes in found.items()
+    ]
+    settings = results["settings"]
+    return render(
+        "parallel/in_short.md.j2",
+        settings=settings,
+        date=results["runs"][-1]["date"],
+        lines=lines,
+        heads=["model", "tokens", "attention", "1 GPU"]
+        + [f"{settings['ranks']} GPUs, {mode} parallel" for mode in ("sequence", "tensor")],
+        refused=sorted({(row["model"], row["refused"]) for row in refused}),
+    )
+
+
+def beyond_paper(results: dict) -> str:
+    """A sentence: the memory that was held at most over that of the formulas; empty without."""
+    done, _ = prefills(results["rows"])
+    found = [max(row["peak"]) / row["paper"] for row in done if max(row["peak"])]
+    if not found:
+        return ""
+    return (
+        f"The memory that they held at most was {min(found):.1f} to {max(found):.1f} times the\n"
+        "sum of the formulas, which name what has to be there, not what a framework holds beside\n"
+        "it.\n"
+    )
+
+
+def busiest(taken: list[float]) -> float:
+    """The longest share over the mean one: 1 where the work is even."""
+    return max(taken) / _mean(taken)
+
+
+def each(found: Iterable | None, shown: Callable) -> str:
+    """The numbers of all ranks, rank 0's first; a dash for what was not measured."""
+    return " / ".join("–" if x is None else shown(x) for x in found or [None])
+
+
+def _held(row: dict) -> str:
+    return f"{max(row['peak']) / GIB:.1f} GiB" if max(row["peak"]) else "–"
+
+
+def _mean(found: list[float]) -> float:
+    return sum(found) / len(found)
+
+
+def _case(row: dict) -> tuple:
+    return row["model"], row["tokens"], row["attention"]
+
+
+def _named(row: dict) -> list[str]:
+    mode = NAMES.get(row["mode"], row["mode"])
+    return [row["model"], spaced(row["tokens"]), row["attention"], mode]
 
 
 EXPERIMENT = Experiment(

@@ -309,11 +309,11 @@ def test_equal_thresholds_of_a_layer_count_as_one_for_a_rank_with_some_of_its_he
     thetas = {0: (math.inf, 1.0, 1.0, 1.0), 1: (THETA,) * 4}
     with options(theta=calibration(thetas=thetas)) as chosen:
         assert chosen.theta(0, 4) == thetas[0]
-        assert [chosen.theta(1, n) for n in (4, 2, 1)] == [THETA] * 3
+        assert [chosen.theta(1, n) for n in (4, 3, 2, 1)] == [THETA] * 4
         with pytest.raises(ValueError, match="2 query heads of layer 0, got 4; where ranks share"):
             chosen.theta(0, 2)
-        with pytest.raises(ValueError, match="3 query heads of layer 1, got 4"):
-            chosen.theta(1, 3)
+        with pytest.raises(ValueError, match="5 query heads of layer 1, got 4"):
+            chosen.theta(1, 5)
     # A model with half of the heads is what a rank of two holds.
     half = {"num_attention_heads": 2, "num_key_value_heads": 1}
     with options(theta=calibration(thetas={0: (1.0,) * 4, 1: (THETA,) * 4})):

@@ -1,4 +1,4 @@
-"""Two processes of `torchrun` for the tests here, started once for all that `worker.py` does."""
+"""Processes of `torchrun` for the tests here, started once for all that `worker.py` does."""
 
 import json
 import os
@@ -10,16 +10,15 @@ import pytest
 
 from tests.tree import ROOT
 
-TWO = ("--standalone", "--nproc-per-node", "2")
-
 
 @pytest.fixture(scope="session")
 def torchrun():
-    """Run a command under torchrun with two gloo processes; its output, or why it failed."""
+    """Run a command under torchrun with gloo processes; its output, or why it failed."""
 
-    def run(*command: str) -> str:
+    def run(*command: str, ranks: int = 2) -> str:
+        start = ("--standalone", "--nproc-per-node", str(ranks))
         done = subprocess.run(
-            [sys.executable, "-m", "torch.distributed.run", *TWO, *command],
+            [sys.executable, "-m", "torch.distributed.run", *start, *command],
             cwd=ROOT,
             env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)},
             capture_output=True,
@@ -37,4 +36,12 @@ def found_by_ranks(torchrun, tmp_path_factory):
     """What the ranks of `worker.py` found out: one entry for each rank."""
     folder = tmp_path_factory.mktemp("ranks")
     torchrun(str(Path(__file__).parent / "worker.py"), str(folder))
+    return json.loads((folder / "found.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def found_by_three(torchrun, tmp_path_factory):
+    """What three ranks found out about attention alone."""
+    folder = tmp_path_factory.mktemp("three")
+    torchrun(str(Path(__file__).parent / "worker.py"), str(folder), "exchange", ranks=3)
     return json.loads((folder / "found.json").read_text())

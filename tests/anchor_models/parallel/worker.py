@@ -1,6 +1,6 @@
 """What each rank of `torchrun` finds out; `test_sequence.py` and `test_tensor.py` read it.
 
-torchrun --nproc-per-node 2 tests/anchor_models/parallel/worker.py FOLDER
+torchrun --nproc-per-node 2 tests/anchor_models/parallel/worker.py FOLDER [PART ...]
 """
 
 import json
@@ -28,7 +28,9 @@ from anchor_ref import anchor_attention as reference
 SMALL = AnchorConfig(block_size=8, step=2, theta=1.0)
 PROMPT = 301  # odd: the ranks' shares differ
 TAILS = (0, 20, 100)  # none; on the last rank; on both
-HEADS = ((4, 2, 150), (6, 1, 67), (2, 2, 2))  # query heads, kv heads, tokens
+# Query heads, kv heads, tokens. The last are SmolLM2's heads, and shares of two lengths of a kv
+# head's query heads, which repeat its keys by twos.
+HEADS = ((4, 2, 150), (6, 1, 67), (3, 3, 3), (9, 3, 67), (12, 2, 40))
 
 JAMBA = {"num_key_value_heads": 2, "attn_layer_period": 2, "attn_layer_offset": 1}
 JAMBA |= {"use_mamba_kernels": False, "expert_layer_period": 4, "expert_layer_offset": 3}
@@ -95,6 +97,11 @@ def attention_bytes() -> list[int]:
     return found
 
 
+def exchange() -> dict:
+    """Attention alone, at any number of ranks."""
+    return {"attention": attention_errors(), "bytes": attention_bytes()}
+
+
 def refusals() -> dict[str, str]:
     rank = dist.get_rank()
     q, k, v = (mine(x, 40) for x in qkv(4, 2, 40))
@@ -116,6 +123,7 @@ def tiny(kind: str, **more):
 
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 99}
     heads = {"num_attention_heads": 4, "head_dim": 8, **more}
+    sizes["hidden_size"] = max(32, 8 * heads["num_attention_heads"])
     torch.manual_seed(0)
     config = getattr(transformers, f"{kind}Config")(**sizes, **heads)
     return transformers.AutoModelForCausalLM.from_config(config).eval().double()
@@ -128,6 +136,19 @@ def logits_error(model, tokens) -> float:
     rows, output = sequence_parallel_prefill(model, tokens)
     assert output.logits.shape[1] == len(rows)
     return float((output.logits - whole[:, rows.start : rows.stop]).abs().max())
+
+
+def agreements(model, tokens) -> int:
+    """How often a prompt makes the ranks ask each other for their lengths."""
+    asked = []
+    with patch.object(
+        dist, "all_gather_object", lambda *args, **kw: asked.append(GATHER(*args, **kw))
+    ):
+        sequence_parallel_prefill(model, tokens, check=False)
+    return len(asked)
+
+
+GATHER = dist.all_gather_object
 
 
 def sequence() -> dict:
@@ -149,6 +170,12 @@ def sequence() -> dict:
         found["one kv head"] = logits_error(shared, tokens % 99)
         shared.set_attn_implementation("anchor_attention")
         found["one kv head, anchor"] = logits_error(shared, tokens % 99)
+        # Heads that do not divide: 5 and 4 of 9, as SmolLM2 has them.
+        nine = tiny("Llama", num_attention_heads=9, num_key_value_heads=3)
+        found["9 / 3 heads"] = logits_error(nine, tokens % 99)
+        nine.set_attn_implementation("anchor_attention")
+        found["9 / 3 heads, anchor"] = logits_error(nine, tokens % 99)
+        found["agreements"] = agreements(nine, tokens % 99)
     # Heads so wide that transformers repeats keys for the query heads instead of sharing them.
     found["one kv head, repeated"] = logits_error(
         tiny("Llama", num_key_value_heads=1, head_dim=264), tokens % 99
@@ -163,8 +190,6 @@ def sequence() -> dict:
         "logits": found,
         "model bytes": sent.bytes,
         "example": run_example(arguments(["--length", "301", "--check"]), torch.device("cpu")),
-        "attention": attention_errors(),
-        "bytes": attention_bytes(),
         "refusals": {
             **refusals(),
             "window": message(run, window, tokens % 99),
@@ -241,7 +266,8 @@ def main() -> None:
     torch.set_num_threads(1)
     if not dist.is_initialized():
         dist.init_process_group("gloo")
-    found = {"sequence": sequence(), "tensor": tensor(folder)}
+    parts = {"sequence": sequence, "tensor": lambda: tensor(folder), "exchange": exchange}
+    found = {name: parts[name]() for name in sys.argv[2:] or ("sequence", "tensor", "exchange")}
     everyone = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, found)
     if dist.get_rank() == 0:

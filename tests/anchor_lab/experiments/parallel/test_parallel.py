@@ -2,18 +2,23 @@
 
 import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 
 from anchor_lab.experiments.parallel import measure as parallel
+from anchor_lab.experiments.parallel import page
 from anchor_lab.experiments.parallel.page import EXPERIMENT
-from anchor_lab.experiments.store import read
-from anchor_models.parallel.cost import memory
+from anchor_lab.experiments.parallel.whole_models import MODES, WAYS
+from anchor_lab.experiments.store import Store, read
+from anchor_models.parallel.cost import LLAMA_8B, ModelShape, bytes_sent, memory
 from tests.tree import RESULTS
 
 COMMITTED = RESULTS / "parallel" / "parallel.json"
+BUNDLED = ModelShape(8, 256, 704, 8, 2, 64, 4096, tied=True)
+RUN = {"date": "2026-01-01", "command": "python -m anchor_lab parallel"}
 
 
 @pytest.fixture
@@ -23,86 +28,181 @@ def one_rank(tmp_path):
     dist.destroy_process_group()
 
 
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    """The file that a quick run on two processes writes."""
+    out = tmp_path_factory.mktemp("quick") / "new" / "parallel.json"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("OMP_NUM_THREADS", "1")
+        assert EXPERIMENT.run(["--quick", "--out", str(out)]) == 0
+    return out
+
+
 def part(rows: list[dict], name: str) -> list[dict]:
     return [row for row in rows if row["part"] == name]
 
 
-@pytest.mark.usefixtures("one_rank")
-def test_every_part_runs_and_one_rank_is_one_process(tmp_path):
-    sizes = replace(parallel.QUICK, check=300, lengths=(140,))
-    rows = parallel.collect(sizes, torch.device("cpu"))
-    cases = [(row["attention"], row["mode"]) for row in part(rows, "check")]
-    assert len(set(cases)) == 4
-    for row in part(rows, "check"):
-        assert row["difference"] < 1e-3
-        assert row["same token"] == 1
-    assert part(rows, "attention")[0]["difference"] == 0
-    assert [row["mode"] for row in part(rows, "prefill")] == [
-        mode for mode in ("one", "sequence", "tensor") for _ in range(2)
-    ]
-    paper = memory(sizes.shape, "tensor", 140, 1, 0.0)
-    kept = paper["at once"] - paper["keys and values of all layers"]
-    assert rows[-1]["paper"] == kept
-    results = {
-        "settings": {"ranks": 1, "differences": "all ranks"},
-        "runs": [{"date": "2026-01-01", "device": "CPU", "torch": "2"}],
-        "rows": rows,
+def one(rows: list[dict], **fields) -> dict:
+    (found,) = [row for row in rows if fields.items() <= row.items()]
+    return found
+
+
+def prefill(mode: str, seconds: float, attention_ms: list[float], **more) -> dict:
+    """A made-up row of AnchorAttention."""
+    return {
+        "part": "prefill",
+        "model": "m",
+        "tokens": 4096,
+        "mode": mode,
+        "attention": "anchor_attention",
+        "tail": 512,
+        "refused": None,
+        "seconds": seconds,
+        "checks": 0.5 if mode == "sequence" else None,
+        "peak": [3 * 2**30, 2**30],
+        "paper": 2.0**31,
+        "sent": [2.0**30, 2.0**29],
+        "attention_ms": attention_ms,
+        "waits_ms": [0.0, 20.0],
+        "exchange_ms": [None, None],
+        **more,
     }
-    lines = EXPERIMENT.page(results, tmp_path / "parallel.md").splitlines()
-    assert sum(line.startswith("| sdpa") for line in lines) == 2 + 3
-    assert "| 140 | torch |" in "\n".join(lines)
 
 
-def test_times_are_medians_without_the_first_and_ranks_wait(monkeypatch):
-    ticks = iter([0.0, 100.0, 101.0, 200.0, 205.0, 300.0, 302.0])
-    waits = []
-    monkeypatch.setattr(dist, "barrier", lambda: waits.append(1))
-    monkeypatch.setattr(parallel.time, "perf_counter", lambda: next(ticks))
-    seconds, peak = parallel.timed(lambda: None, torch.device("cpu"))
-    assert (seconds, peak, len(waits)) == (2.0, 0.0, 8)
+def results(*rows: dict) -> dict:
+    settings = {"ranks": 2, "repeats": 3, "device": "GPU", "torch": "2"}
+    return {"settings": settings, "runs": [RUN], "rows": list(rows)}
 
 
-def test_differences_are_those_of_the_rank_that_is_farthest_off(monkeypatch):
-    def another_rank(mine, op=dist.ReduceOp.SUM):
-        """One with a difference of 7, and no token of 10 the same."""
-        if op is dist.ReduceOp.MAX:
-            mine.clamp_(min=7.0)
-        else:
-            mine += torch.tensor([0, 10])
+@pytest.mark.usefixtures("one_rank")
+def test_one_rank_is_one_process_and_a_run_goes_on_where_it_was_cut_off(tmp_path, monkeypatch):
+    sizes = replace(parallel.QUICK, check=140, lengths=(), text=(), random=(150,))
+    out, cpu = tmp_path / "a.json", torch.device("cpu")
+    store = Store(out, parallel.KEY, {}, RUN)
+    parallel.collect(store, sizes, cpu)
+    found = part(store.rows, "logits")
+    assert {(row["model"], row["mode"]) for row in found} >= {
+        (model, mode)
+        for model in ("bundled, float32", "random")
+        for mode in ("sequence", "tensor")
+    }
+    for row in found:
+        assert row["difference"][0] < 1e-3
+        assert row["same token"] == [1]
+    for row in part(store.rows, "prefill"):
+        assert row["sent"] == [0]
+        assert row["waits_ms"] == [0]
+    paper = memory(sizes.shape, "tensor", 150, 1, 0.0, element=4)
+    row = one(store.rows, part="prefill", mode="tensor", attention="sdpa")
+    assert row["paper"] == paper["at once"] - paper["keys and values of all layers"]
+    for name in ("check", "of_model"):  # what is there is not measured again
+        monkeypatch.setattr(parallel, name, lambda *_: pytest.fail("measured again"))
+    again = Store(out, parallel.KEY, {}, RUN)
+    parallel.collect(again, replace(sizes, lengths=(140,)), cpu)
+    assert [row["part"] for row in again.rows[len(store.rows) :]] == ["attention"]
+    assert again.rows[-1]["difference"] == [0]
 
-    monkeypatch.setattr(dist, "all_reduce", another_rank)
-    logits = torch.eye(10)
-    assert parallel.largest_difference(logits, logits - 3) == 7
-    assert parallel.largest_difference(logits, logits - 9) == 9
-    assert parallel.share_of_same_token(logits, logits) == 0.5
+
+def test_a_quick_run_measures_every_field_on_two_processes(quick):
+    found = read(quick)
+    rows = found["rows"]
+    assert found["settings"]["ranks"] == 2
+    cases = [(row["mode"], row["attention"], row["tail"]) for row in part(rows, "prefill")]
+    every = [
+        (mode, way, tail) for mode in MODES for way, tail in zip(WAYS, (None, 40), strict=True)
+    ]
+    every += [(mode, WAYS[1], 0) for mode in MODES]
+    assert sorted(cases, key=str) == sorted(
+        every + [x for x in every if x[0] != "tensor"] + [("tensor", "any", None)], key=str
+    )
+    for row in part(rows, "prefill"):
+        for name in ("sent", "attention_ms", "waits_ms", "exchange_ms", "peak"):
+            assert row["refused"] or len(row[name]) == 2
+        assert row["refused"] or (row["checks"] is not None) == (row["mode"] == "sequence")
+        timed = not row["refused"] and None not in row["exchange_ms"]
+        assert timed == (row["mode"] == "sequence")
+
+
+def test_both_ranks_have_the_logits_of_one_process(quick):
+    for row in part(read(quick)["rows"], "logits"):
+        assert len(row["difference"]) == 2
+        assert max(row["difference"]) < 1e-3
+        assert row["same token"] == [1, 1]
+
+
+def test_heads_that_two_ranks_cannot_split_are_refused_in_words_and_run_by_tokens(quick):
+    rows = part(read(quick)["rows"], "prefill")
+    refused = one(rows, model="random", mode="tensor")
+    assert refused["refused"] == (
+        "query heads must be a multiple of the 2 ranks that share them, got 9"
+    )
+    assert one(rows, model="random", mode="sequence", attention="sdpa")["seconds"] > 0
+    assert refused["refused"] in quick.with_suffix(".md").read_text()
+
+
+def test_bytes_are_those_of_the_formulas(quick):
+    rows = part(read(quick)["rows"], "prefill")
+    n = parallel.QUICK.text[0]
+    told = 5000  # what the ranks say about their shapes, in bytes
+    for mode in ("sequence", "tensor"):
+        row = one(rows, model="bundled", mode=mode, attention="sdpa")
+        layers = n * BUNDLED.layers * bytes_sent(BUNDLED, mode, 2, element=4)
+        # Beside the layers of tensor parallel: a sum of embeddings, and logits of one token.
+        more = 2 * 4 * n * 256 + 4 * 4096 if mode == "tensor" else 0
+        assert layers + more <= sum(row["sent"]) < layers + more + told
+    assert one(rows, model="bundled", mode="one", attention="sdpa")["sent"] == [0, 0]
+
+
+def test_answers_of_all_ways_are_those_of_one_process(quick):
+    written = {(row["mode"], row["written"]) for row in part(read(quick)["rows"], "answers")}
+    assert {mode for mode, _ in written} == set(MODES)
+    assert len({words for _, words in written}) == 1
 
 
 def test_the_committed_page_is_that_of_the_committed_numbers():
-    page = COMMITTED.with_suffix(".md")
-    assert page.read_text() == EXPERIMENT.page(read(COMMITTED), page)
+    committed = COMMITTED.with_suffix(".md")
+    assert committed.read_text() == EXPERIMENT.page(read(COMMITTED), committed)
 
 
-def test_the_page_says_whose_differences_they_are():
-    found = read(COMMITTED)
-    assert "differences are those of rank 0" in EXPERIMENT.page(found, COMMITTED)
-    found["settings"]["differences"] = "all ranks"
-    assert "differences are the largest of all ranks" in EXPERIMENT.page(found, COMMITTED)
-
-
-def test_a_quick_run_measures_on_two_processes_and_writes_its_page(tmp_path, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    out = tmp_path / "new" / "parallel.json"
-    assert EXPERIMENT.run(["--quick", "--out", str(out)]) == 0
-    found = read(out)
-    assert found["settings"] == {"ranks": 2, "differences": "all ranks"}
-    assert [len(part(found["rows"], name)) for name in ("check", "attention", "prefill")] == [
-        4,
-        1,
-        6,
+def test_the_page_sets_each_way_beside_one_gpu_with_the_same_tail():
+    rows = [
+        prefill("one", 8.0, [100.0, 100.0]),
+        prefill("one", 1.0, [90.0, 90.0], tail=0),
+        prefill("sequence", 4.0, [60.0, 40.0]),
+        prefill("sequence", 0.5, [55.0, 38.0], tail=0),
     ]
-    assert all(row["difference"] < 1e-3 for row in part(found["rows"], "check"))
-    assert all(row["same token"] == 1 for row in part(found["rows"], "check"))
-    assert "| tokens | backend | 1 rank | 2 ranks |" in out.with_suffix(".md").read_text()
+    found = page.values(results(*rows))
+    assert [line[5] for line in found["prefills"]] == ["1.00 ×", "2.00 ×"]
+    assert found["prefills"][1][6:] == ["3.00 / 1.00", "2.00", "1.000 / 0.500"]
+    # 60 over 50 on average; a mean wait of 10 ms in 4 s.
+    assert found["spread"][0][4:8] == ["60 / 40", "1.200", "0 / 20", "0.25 %"]
+    assert found["tails"][1][3:] == ["55 / 38", "5.00 / 2.00", "3500.0"]
+    assert found["checks"] == [("m", "4\u202f096", "500")]
+
+
+def test_other_pages_get_seconds_memory_and_what_was_refused():
+    refused = prefill("tensor", 0.0, [], attention="any", tail=None, refused="no such heads")
+    rows = [prefill("one", 8.0, []), prefill("sequence", 4.0, []), refused]
+    said = page.in_short(results(*rows))
+    assert "| 8.000 s, 3.0 GiB | 4.000 s, 3.0 GiB | refused |" in said
+    assert 'Tensor parallel refuses m: "no such heads".' in said
+    assert "1.5 to 1.5 times" in page.beyond_paper(results(*rows))
+    assert page.beyond_paper(results()) == ""
+    assert "not measured" in page.in_short(results())
+
+
+def test_a_page_of_half_a_run_leaves_out_what_is_not_there():
+    said = EXPERIMENT.page(results(prefill("one", 8.0, [1.0, 1.0])), Path())
+    assert "## Prefills" in said
+    assert "## Logits" not in said
+
+
+def test_paper_knows_the_rank_with_the_most_heads():
+    nine = ModelShape(1, 72, 96, 9, 3, 8, 99)
+    even = ModelShape(1, 72, 96, 10, 10, 8, 99)
+    name = "anchors, and sums of weights"
+    assert memory(nine, "sequence", 64, 2, 0.0)[name] == memory(even, "sequence", 64, 2, 0.0)[name]
+    assert memory(LLAMA_8B, "sequence", 64, 2, 0.0)[name] == 8 * 64 * 16
 
 
 def test_what_goes_wrong_on_a_rank_is_the_exit_status_and_no_page_is_written(
