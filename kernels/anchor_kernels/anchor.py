@@ -5,8 +5,7 @@ Mirrors `anchor_ref.anchor`. The state that the reference keeps as (max, sum, ac
 may write the result over it.
 """
 
-from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -26,6 +25,7 @@ from anchor_kernels.launch import (
 from anchor_kernels.online_softmax import (
     LN2,
     LOG2E,
+    any_flag,
     exponent_origin,
     load_queries,
     load_rows,
@@ -35,7 +35,7 @@ from anchor_kernels.online_softmax import (
     weight_limit,
 )
 from anchor_kernels.prepared import Prepared
-from anchor_kernels.support import check_call, multiprocessors
+from anchor_kernels.support import again_programs, check_call, multiprocessors
 from anchor_kernels.tables import (
     FIRST_BLOCK,
     GROUP_FIELDS,
@@ -138,6 +138,7 @@ class AnchorRuns:
         pools: whether they leave mean queries and anchors of the blocks as well.
         described: on Hopper GPUs the inputs as the copy engine knows them, but for their
             addresses.
+        counters: of the tiles that are taken there, one for each stream, 0 between launches.
     """
 
     first: Prepared
@@ -145,6 +146,7 @@ class AnchorRuns:
     programs: int
     pools: bool
     described: "tuple[TensorDescriptor, ...] | None" = None
+    counters: dict[int, Tensor] = field(default_factory=dict)
 
     def __call__(
         self,
@@ -158,14 +160,24 @@ class AnchorRuns:
         else:
             pairs = zip(self.described, inputs, strict=True)
             descriptors = (replace_base(described, tensor) for described, tensor in pairs)
-            counter = torch.zeros(1, dtype=torch.int32, device=inputs[0].device)
+            counter = self._counter(inputs[0].device, stream)
             self.first(*descriptors, *places[1:], counter, stream=stream)
         self.again(*places, stream=stream)
+
+    def _counter(self, device: torch.device, stream: int | None) -> Tensor:
+        """One that no launch beside this one counts with."""
+        # Two replays of what is captured may run beside each other: each sets its own to 0.
+        if stream is None or torch.cuda.is_current_stream_capturing():
+            return torch.zeros(1, dtype=torch.int32, device=device)
+        if stream not in self.counters:
+            self.counters[stream] = torch.zeros(1, dtype=torch.int32, device=device)
+        return self.counters[stream]
 
 
 def replace_base(described: "TensorDescriptor", x: Tensor | None) -> "TensorDescriptor":
     """A descriptor of another tensor of the same sizes, strides and dtype, not checked again."""
-    found = copy(described)
+    found = object.__new__(type(described))  # `copy.copy` takes five times as long
+    found.__dict__.update(described.__dict__)
     found.base = x
     return found
 
@@ -203,30 +215,34 @@ def prepare_anchor(
         "POOL": pool,
     }
 
+    sizes = n_queries, tables.n_groups, tables.n_blocks, tiles, programs
+    hopper = isinstance(launch, AnchorHopperLaunch)
+
     def prepare(launch: AttentionLaunch, online: bool) -> Prepared:
-        """`anchor_kernel`, a program for each tile."""
+        """`anchor_kernel`, a program for each tile, or fewer that look for flags."""
+        grid = again_programs(q, programs, hopper) if online else programs
         return Prepared(
             anchor_kernel,
-            (programs,),
-            (factor, *chain(*strides), n_queries, tables.n_groups, tables.n_blocks, tiles),
+            (grid,),
+            (factor, *chain(*strides), *sizes),
             {
                 **constants,
                 "BLOCK_D": padded_head_dim(head_dim),
                 "BLOCK_M": launch.block_m,
                 "BLOCK_N": launch.block_n,
                 "ONLINE": online,
+                "SPAN": triton.next_power_of_2(triton.cdiv(programs, grid)),
             },
             launch.options(online),
         )
 
-    if isinstance(launch, AttentionLaunch):
+    if not hopper:
         return AnchorRuns(prepare(launch, False), prepare(launch, True), programs, pool)
 
     # Gluon is Triton's youngest part: only Hopper GPUs depend on it.
     from anchor_kernels.anchor_hopper import WARPS, anchor_hopper_kernel, tiles_of
 
     rows = HOPPER_ROWS, launch.block_n, launch.block_n
-    sizes = n_queries, tables.n_groups, tables.n_blocks, tiles, programs
     first = Prepared(
         anchor_hopper_kernel,
         (min(programs, multiprocessors(q)),),  # each stays for many tiles
@@ -278,6 +294,80 @@ def anchor_kernel(
     n_groups,
     n_blocks,
     tiles,
+    works,
+    SIGN: tl.constexpr,
+    Q_HEADS: tl.constexpr,
+    HEADS_PER_KV: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    LIMIT: tl.constexpr,
+    ONLINE: tl.constexpr,
+    POOL: tl.constexpr,
+    SPAN: tl.constexpr,
+):
+    """One program: one of `works` tiles, BLOCK_M rows of one group and query head.
+
+    With ONLINE a tile is done again if it is flagged. A few programs may look at all flags then,
+    SPAN each. With
+    POOL a tile is a query block, and its mean query and anchor are left for stage 2.
+    """
+    tensors = q, k, v, out, row_anchor, lse, redo, pooled_q, pooled_anchor, groups
+    q_strides, k_strides = (q_b, q_h, q_n, q_d), (k_b, k_h, k_n, k_d)
+    strides = q_strides, k_strides, (v_b, v_h, v_n, v_d), (out_b, out_h, out_n, out_d)
+    sizes = n_queries, n_groups, n_blocks, tiles
+    pid = tl.program_id(0)
+    if SPAN == 1:
+        if ONLINE:
+            if tl.load(redo + pid) == 0:
+                return
+        anchor_tile(
+            pid,
+            tensors,
+            strides,
+            sizes,
+            scale,
+            SIGN,
+            Q_HEADS,
+            HEADS_PER_KV,
+            D,
+            BLOCK_D,
+            BLOCK_M,
+            BLOCK_N,
+            LIMIT,
+            ONLINE,
+            POOL,
+        )
+    elif any_flag(redo, works, SPAN):
+        for mine in range(pid, works, tl.num_programs(0)):
+            if tl.load(redo + mine) != 0:
+                anchor_tile(
+                    mine,
+                    tensors,
+                    strides,
+                    sizes,
+                    scale,
+                    SIGN,
+                    Q_HEADS,
+                    HEADS_PER_KV,
+                    D,
+                    BLOCK_D,
+                    BLOCK_M,
+                    BLOCK_N,
+                    LIMIT,
+                    ONLINE,
+                    POOL,
+                )
+
+
+@triton.jit
+def anchor_tile(
+    pid,
+    tensors,
+    strides,
+    sizes,
+    scale,
     SIGN: tl.constexpr,
     Q_HEADS: tl.constexpr,
     HEADS_PER_KV: tl.constexpr,
@@ -289,14 +379,14 @@ def anchor_kernel(
     ONLINE: tl.constexpr,
     POOL: tl.constexpr,
 ):
-    """One program: one query head, one tile of BLOCK_M rows of one group.
-
-    With POOL the tile is a query block, and its mean query and anchor are left for stage 2.
-    """
-    pid = tl.program_id(0)
-    if ONLINE:
-        if tl.load(redo + pid) == 0:
-            return
+    """Tile `pid`: BLOCK_M rows of one group and query head."""
+    q, k, v, out, row_anchor, lse, redo, pooled_q, pooled_anchor, groups = tensors
+    q_strides, k_strides, v_strides, out_strides = strides
+    q_b, q_h, q_n, q_d = q_strides
+    k_b, k_h, k_n, k_d = k_strides
+    v_b, v_h, v_n, v_d = v_strides
+    out_b, out_h, out_n, out_d = out_strides
+    n_queries, n_groups, n_blocks, tiles = sizes
     # Heads that share keys are neighbours, then the tiles of a group, its longest first.
     KV_HEADS: tl.constexpr = Q_HEADS // HEADS_PER_KV
     head = pid % HEADS_PER_KV
@@ -310,68 +400,68 @@ def anchor_kernel(
     group = groups + g * GROUP_FIELDS
     rows_end = tl.load(group + ROWS_END)
     row_start = tl.load(group + ROWS_START) + tile * BLOCK_M
-    if row_start >= rows_end:
+    if row_start < rows_end:
+        shift = tl.load(group + SHIFT)
+        init_start = tl.load(group + INIT_START)
+        init_end = tl.load(group + INIT_END)
+        window_start = tl.load(group + WINDOW_START)
+
+        rows = row_start + tl.arange(0, BLOCK_M)  # [M]
+        dims = tl.arange(0, BLOCK_D).to(tl.int64)  # [D]
+        real_row = rows < rows_end
+        real_dim = dims < D
+        long_rows = rows.to(tl.int64)[:, None]
+        q_at = q + b * q_b + q_head * q_h + long_rows * q_n + dims[None, :] * q_d
+        q_tile = load_queries(q_at, real_row, real_dim, SIGN)  # [M, D]
+        if POOL and not ONLINE:
+            block = (b * Q_HEADS + q_head) * n_blocks + tl.load(group + FIRST_BLOCK) + tile
+            length = tl.minimum(rows_end - row_start, BLOCK_M).to(tl.float32)
+            mean = tl.sum(q_tile.to(tl.float32), 0) / length
+            tl.store(pooled_q + block * D + dims, mean, mask=real_dim)
+
+        row_max, origin, row_sum, acc = attend_regions(
+            q_tile,
+            k + b * k_b + kv_head * k_h + dims[None, :] * k_d,  # [1, D]
+            v + b * v_b + kv_head * v_h + dims[None, :] * v_d,  # [1, D]
+            k_n,
+            v_n,
+            rows + shift,
+            row_start + shift,
+            rows_end + shift,
+            init_start,
+            init_end,
+            window_start,
+            scale * LOG2E,
+            real_dim,
+            D,
+            BLOCK_D,
+            BLOCK_M,
+            BLOCK_N,
+            ONLINE,
+        )
         if not ONLINE:
-            tl.store(redo + pid, 0)
-        return
-    shift = tl.load(group + SHIFT)
-    init_start = tl.load(group + INIT_START)
-    init_end = tl.load(group + INIT_END)
-    window_start = tl.load(group + WINDOW_START)
+            tl.store(redo + pid, unsound(row_sum, origin, LIMIT))
 
-    rows = row_start + tl.arange(0, BLOCK_M)  # [M]
-    dims = tl.arange(0, BLOCK_D).to(tl.int64)  # [D]
-    real_row = rows < rows_end
-    real_dim = dims < D
-    q += b * q_b + q_head * q_h + rows.to(tl.int64)[:, None] * q_n + dims[None, :] * q_d
-    q_tile = load_queries(q, real_row, real_dim, SIGN)  # [M, D]
-    if POOL and not ONLINE:
-        block = (b * Q_HEADS + q_head) * n_blocks + tl.load(group + FIRST_BLOCK) + tile
-        length = tl.minimum(rows_end - row_start, BLOCK_M).to(tl.float32)
-        mean = tl.sum(q_tile.to(tl.float32), 0) / length
-        tl.store(pooled_q + block * D + dims, mean, mask=real_dim)
-
-    k += b * k_b + kv_head * k_h + dims[None, :] * k_d  # [1, D]
-    v += b * v_b + kv_head * v_h + dims[None, :] * v_d  # [1, D]
-    row_max, origin, row_sum, acc = attend_regions(
-        q_tile,
-        k,
-        v,
-        k_n,
-        v_n,
-        rows + shift,
-        row_start + shift,
-        rows_end + shift,
-        init_start,
-        init_end,
-        window_start,
-        scale * LOG2E,
-        real_dim,
-        D,
-        BLOCK_D,
-        BLOCK_M,
-        BLOCK_N,
-        ONLINE,
-    )
-    if not ONLINE:
-        tl.store(redo + pid, unsound(row_sum, origin, LIMIT))
-
-    # row_sum is NaN when a score was; the maximum alone would hide it.
-    anchor = tl.where(
-        (row_sum != row_sum) & (tl.abs(row_max) < float("inf")), float("nan"), row_max * scale
-    )
-    row = (b * Q_HEADS + q_head) * n_queries + rows
-    tl.store(row_anchor + row, anchor, mask=real_row)
-    if POOL:
-        block = (b * Q_HEADS + q_head) * n_blocks + tl.load(group + FIRST_BLOCK) + tile
-        length = tl.minimum(rows_end - row_start, BLOCK_M).to(tl.float32)
-        tl.store(pooled_anchor + block, tl.sum(tl.where(real_row, anchor, 0.0), 0) / length)
-    log2_sum = exponent_origin(origin, scale * LOG2E) + tl.log2(row_sum)
-    tl.store(lse + row, log2_sum * LN2, mask=real_row)
-    out += b * out_b + q_head * out_h + rows.to(tl.int64)[:, None] * out_n + dims[None, :] * out_d
-    # A row that saw no finite score has no output yet; stage 3 may still find it one.
-    result = acc * tl.where(row_sum == 0, 0.0, 1 / row_sum)[:, None]
-    tl.store(out, result.to(out.dtype.element_ty), mask=real_row[:, None] & real_dim[None, :])
+        # row_sum is NaN when a score was; the maximum alone would hide it.
+        anchor = tl.where(
+            (row_sum != row_sum) & (tl.abs(row_max) < float("inf")), float("nan"), row_max * scale
+        )
+        row = (b * Q_HEADS + q_head) * n_queries + rows
+        tl.store(row_anchor + row, anchor, mask=real_row)
+        if POOL:
+            block = (b * Q_HEADS + q_head) * n_blocks + tl.load(group + FIRST_BLOCK) + tile
+            length = tl.minimum(rows_end - row_start, BLOCK_M).to(tl.float32)
+            tl.store(pooled_anchor + block, tl.sum(tl.where(real_row, anchor, 0.0), 0) / length)
+        log2_sum = exponent_origin(origin, scale * LOG2E) + tl.log2(row_sum)
+        tl.store(lse + row, log2_sum * LN2, mask=real_row)
+        out_at = out + b * out_b + q_head * out_h + long_rows * out_n + dims[None, :] * out_d
+        # A row that saw no finite score has no output yet; stage 3 may still find it one.
+        result = acc * tl.where(row_sum == 0, 0.0, 1 / row_sum)[:, None]
+        tl.store(
+            out_at, result.to(out.dtype.element_ty), mask=real_row[:, None] & real_dim[None, :]
+        )
+    elif not ONLINE:
+        tl.store(redo + pid, 0)
 
 
 @triton.jit
@@ -407,14 +497,18 @@ def attend_regions(
 
     # The tiles that need a mask: the initial region, and the window's end, the diagonal.
     # The diagonal holds the first row's own key at least, so that every row has an origin.
-    whole = (first_own - window_start) // BLOCK_N
+    # Where a sequence begins, its first keys are both (`tables.first_keys`).
+    whole = tl.maximum(first_own - window_start, 0) // BLOCK_N
     diagonal = window_start + whole * BLOCK_N
     last = tl.minimum(first_own + BLOCK_M, end)  # after the last row's own key
+    init_end = tl.minimum(init_end, last)
     init_tiles = tl.cdiv(init_end - init_start, BLOCK_N)
-    for i in range(init_tiles + tl.cdiv(last - diagonal, BLOCK_N)):
+    for i in range(init_tiles + tl.cdiv(tl.maximum(last - diagonal, 0), BLOCK_N)):
         in_init = i < init_tiles
         start = tl.where(in_init, init_start + i * BLOCK_N, diagonal + (i - init_tiles) * BLOCK_N)
-        seen = tl.where(in_init, init_end, own_key + 1)  # [M], keys before it are
+        seen = tl.minimum(
+            own_key + 1, tl.where(in_init, init_end, last)
+        )  # [M], keys before it are
         # Beyond the end stands its last key once more, hidden.
         at = start + keys
         key = tl.minimum(at, tl.where(in_init, init_end, last) - 1).to(tl.int64)

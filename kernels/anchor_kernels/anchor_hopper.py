@@ -107,7 +107,8 @@ def anchor_hopper_kernel(
 ):
     """One program: tiles of 2 x 64 rows, one after the other, until `counter` has given out all.
 
-    `works` tiles in all, in the order and with the numbers of `anchor_kernel`'s programs.
+    It is 0 before and after. `works` tiles in all, in the order and with the numbers of
+    `anchor_kernel`'s programs.
     """
     dtype: gl.constexpr = k.dtype.element_ty
     swizzled: gl.constexpr = gl.NVMMASharedLayout(128, 16, 4)
@@ -202,7 +203,7 @@ def fetch(
             window_start = gl.load(group + WINDOW_START)
             first_own = row_start + shift
             last = gl.minimum(first_own + M, rows_end + shift)  # after the last row's own key
-            whole = (first_own - window_start) // BLOCK_N
+            whole = gl.maximum(first_own - window_start, 0) // BLOCK_N  # see `attend_regions`
             diagonal = window_start + whole * BLOCK_N
             init_tiles = gl.cdiv(init_end - init_start, BLOCK_N)
             masked = init_tiles + gl.cdiv(last - diagonal, BLOCK_N)
@@ -261,12 +262,12 @@ def fetch(
                     copy_rows(v_head, v_n, start, stop - 1, v_buffer)
                     mbarrier.arrive(v_ready.index(stage), count=1)
                 if i == 0:  # here is time for it
-                    next_pid = gl.num_programs(0) + gl.atomic_add(counter, 1, sem="relaxed")
+                    next_pid = take_tile(counter, works)
             at += masked + whole
             n += 1
         else:
             gl.store(redo + pid, 0)
-            next_pid = gl.num_programs(0) + gl.atomic_add(counter, 1, sem="relaxed")
+            next_pid = take_tile(counter, works)
         pid = next_pid
     for i in gl.static_range(Q_STAGES):
         slot = n % Q_STAGES
@@ -277,6 +278,15 @@ def fetch(
             tell(work, slot * FIELDS + PID, -1, 1)
             mbarrier.arrive(q_ready.index(slot), count=1)
         n += 1
+
+
+@gluon.jit
+def take_tile(counter, works):
+    """The number of a tile that nobody else has; `works` and more when there is none left."""
+    taken = gl.atomic_add(counter, 1, sem="relaxed")
+    if taken == works - 1:  # each tile was followed by one call: nobody counts after this
+        gl.store(counter, 0)  # for the next launch
+    return gl.num_programs(0) + taken
 
 
 @gluon.jit
@@ -403,8 +413,8 @@ def attend(
         products = warpgroup_mma_wait(0, deps=(products,))
         mbarrier.arrive(k_free.index(stage), count=1)
         seen = own_key + 1 - diagonal
-        if init_tiles > 0:
-            seen = gl.zeros_like(own_key) + init_length
+        if init_tiles > 0:  # ends before the diagonal, or holds it
+            seen = init_length + gl.minimum(seen, 0)
         products = hide(signed(products, SIGN), seen)
         origin = gl.convert_layout(gl.max(fold_max(products), 1), rows_layout)
         weights = gl.exp2(products * scale_log2 - origin_of(origin, scale_log2)[:, None])

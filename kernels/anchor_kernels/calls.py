@@ -19,10 +19,12 @@ from anchor_kernels.launch import select_launch
 from anchor_kernels.sparse import prepare_sparse
 from anchor_kernels.stripes import (
     WORD,
+    cuts,
     lists_of,
     prepare_compact,
     prepare_pool,
     prepare_select,
+    stack_rows,
 )
 from anchor_kernels.support import check_call, interpreted
 from anchor_kernels.tables import Tables, chunks_of, tables_of
@@ -76,13 +78,14 @@ class Call:
         found = groups(config, q.shape[2], k.shape[2], cu_seqlens)
         self._tables = tables = tables_of(found, q.device)
         launch = select_launch(q)
-        self._chunks = chunks = chunks_of(tables, launch.chunk)
+        stack = stack_rows(config, q.shape[1] // k.shape[1], tables.n_groups, launch.rows)
+        self._chunks = chunks = chunks_of(*cuts(q, k, tables, stack, launch))
         out = torch.empty_like(q)
         # An output takes the place of stage 1's part of it.
         self._anchor = prepare_anchor(q, k, v, out, tables, scale, pool=True)
         self._pool = None if self.pools_in_stage_1 else prepare_pool(q, tables)
-        self._select = prepare_select(q, k, tables, chunks, scale, config, launch)
-        self._compact = prepare_compact(q, tables, chunks, launch)
+        self._select = prepare_select(q, k, tables, chunks, stack, scale, config, launch)
+        self._compact = prepare_compact(q, tables, chunks)
         self._sparse = prepare_sparse(q, k, v, out, out, tables, scale)
         self._tail = prepare_tail(q, k, v, out, out, found, scale)
 
@@ -95,7 +98,7 @@ class Call:
             redo_anchor=((self._anchor.programs,), torch.int8),
             pooled_q=((heads, tables.n_blocks, q.shape[3]), torch.float32),
             pooled_anchor=((heads, tables.n_blocks), torch.float32),
-            words=((heads, chunks.n_slots, launch.chunk // WORD.value), torch.int32),
+            words=((heads, chunks.n_slots, chunks.length // WORD.value), torch.int32),
             slot_counts=((*q.shape[:2], chunks.n_slots), torch.int32),
             counts=((*q.shape[:2], tables.n_groups), torch.int32),
             redo_sparse=((self._sparse.programs,), torch.int8),

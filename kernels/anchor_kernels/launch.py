@@ -94,8 +94,8 @@ class HopperLaunch:
 class SelectLaunch:
     """Stage 2: `rows` pooled queries times `block_n` keys, over `chunk` keys by one program.
 
-    `rows`, a power of two and at least 16: query heads that share keys, each with the blocks of a
-    group.
+    `rows`, a power of two and at least 16: groups, times query heads that share keys, times
+    blocks. The candidates of short prompts are cut into shorter chunks (`tables.chunks_of`).
     """
 
     rows: int

@@ -85,3 +85,10 @@ def unsound(row_sum, origin, LIMIT: tl.constexpr):
     """
     bad = ~(row_sum <= LIMIT) | (origin == float("-inf"))
     return tl.max(bad.to(tl.int32), 0)
+
+
+@triton.jit
+def any_flag(redo, works, SPAN: tl.constexpr):
+    """Is one of this program's tiles flagged: its own number, and each `num_programs` further?"""
+    tile = tl.program_id(0) + tl.arange(0, SPAN) * tl.num_programs(0)
+    return tl.max(tl.load(redo + tile, mask=tile < works, other=0).to(tl.int32), 0) != 0

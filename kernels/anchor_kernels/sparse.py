@@ -19,6 +19,7 @@ from anchor_kernels.launch import (
 )
 from anchor_kernels.online_softmax import (
     LOG2E,
+    any_flag,
     load_queries,
     load_rows,
     rescale,
@@ -28,7 +29,7 @@ from anchor_kernels.online_softmax import (
     weight_limit,
 )
 from anchor_kernels.prepared import Prepared
-from anchor_kernels.support import check_call
+from anchor_kernels.support import again_programs, check_call
 from anchor_kernels.tables import (
     GROUP_FIELDS,
     ROWS_END,
@@ -163,12 +164,14 @@ def prepare_sparse(
     lists = q.shape[0] * q.shape[1] * tables.n_groups
 
     def prepare(launch: AttentionLaunch, online: bool) -> Prepared:
-        """`sparse_kernel`, a program for each tile of each list."""
+        """`sparse_kernel`, a program for each tile of each list, or fewer that look for flags."""
         factor, sign = score_factor(scale)
-        sizes = q.shape[2], q.shape[0] * q.shape[1], tables.n_groups, tiles
+        works = lists * tiles
+        programs = again_programs(q, works, hopper) if online else works
+        sizes = q.shape[2], q.shape[0] * q.shape[1], tables.n_groups, tiles, works
         return Prepared(
             sparse_kernel,
-            (lists * tiles,),
+            (programs,),
             (factor, *chain(*strides), *sizes),
             {
                 "SIGN": sign,
@@ -180,6 +183,7 @@ def prepare_sparse(
                 "BLOCK_N": launch.block_n,
                 "LIMIT": weight_limit(q.dtype),
                 "ONLINE": online,
+                "SPAN": triton.next_power_of_2(triton.cdiv(works, programs)),
             },
             launch.options(online),
         )
@@ -251,6 +255,77 @@ def sparse_kernel(
     n_heads,
     n_groups,
     tiles,
+    works,
+    SIGN: tl.constexpr,
+    Q_HEADS: tl.constexpr,
+    HEADS_PER_KV: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    LIMIT: tl.constexpr,
+    ONLINE: tl.constexpr,
+    SPAN: tl.constexpr,
+):
+    """One program: one of `works` tiles, BLOCK_M rows of one group and query head, all stripes.
+
+    With ONLINE a tile is done again if it is flagged. A few programs may look at all flags then,
+    SPAN each.
+    """
+    tensors = q, k, v, first_out, first_lse, out, indices, offsets, counts, by_work, redo, groups
+    q_strides, k_strides = (q_b, q_h, q_n, q_d), (k_b, k_h, k_n, k_d)
+    first_strides, out_strides = (first_b, first_h, first_n, first_d), (out_b, out_h, out_n, out_d)
+    strides = q_strides, k_strides, (v_b, v_h, v_n, v_d), first_strides, out_strides
+    sizes = n_queries, n_heads, n_groups, tiles
+    pid = tl.program_id(0)
+    if SPAN == 1:
+        if ONLINE:
+            if tl.load(redo + pid) == 0:
+                return
+        sparse_tile(
+            pid,
+            tensors,
+            strides,
+            sizes,
+            scale,
+            SIGN,
+            Q_HEADS,
+            HEADS_PER_KV,
+            D,
+            BLOCK_D,
+            BLOCK_M,
+            BLOCK_N,
+            LIMIT,
+            ONLINE,
+        )
+    elif any_flag(redo, works, SPAN):
+        for mine in range(pid, works, tl.num_programs(0)):
+            if tl.load(redo + mine) != 0:
+                sparse_tile(
+                    mine,
+                    tensors,
+                    strides,
+                    sizes,
+                    scale,
+                    SIGN,
+                    Q_HEADS,
+                    HEADS_PER_KV,
+                    D,
+                    BLOCK_D,
+                    BLOCK_M,
+                    BLOCK_N,
+                    LIMIT,
+                    ONLINE,
+                )
+
+
+@triton.jit
+def sparse_tile(
+    pid,
+    tensors,
+    strides,
+    sizes,
+    scale,
     SIGN: tl.constexpr,
     Q_HEADS: tl.constexpr,
     HEADS_PER_KV: tl.constexpr,
@@ -261,11 +336,15 @@ def sparse_kernel(
     LIMIT: tl.constexpr,
     ONLINE: tl.constexpr,
 ):
-    """One program: one tile of BLOCK_M rows of one group and query head, all stripes of it."""
-    pid = tl.program_id(0)
-    if ONLINE:
-        if tl.load(redo + pid) == 0:
-            return
+    """Tile `pid`: BLOCK_M rows of one group and query head."""
+    q, k, v, first_out, first_lse, out, indices, offsets, counts, by_work, redo, groups = tensors
+    q_strides, k_strides, v_strides, first_strides, out_strides = strides
+    q_b, q_h, q_n, q_d = q_strides
+    k_b, k_h, k_n, k_d = k_strides
+    v_b, v_h, v_n, v_d = v_strides
+    first_b, first_h, first_n, first_d = first_strides
+    out_b, out_h, out_n, out_d = out_strides
+    n_queries, n_heads, n_groups, tiles = sizes
     # Tiles of a list are neighbours: they read the same stripes at the same time.
     tile = pid % tiles
     head = (pid // tiles % n_heads).to(tl.int64)  # of all heads of the batch
@@ -277,56 +356,57 @@ def sparse_kernel(
     group = groups + g * GROUP_FIELDS
     rows_end = tl.load(group + ROWS_END)
     row_start = tl.load(group + ROWS_START) + tile * BLOCK_M
-    if row_start >= tl.load(group + SPARSE_END):
-        if not ONLINE:
-            tl.store(redo + pid, 0)
-        return
-    stripes = indices + tl.load(offsets + bhg)
-    count = tl.load(counts + bhg)
+    if row_start < tl.load(group + SPARSE_END):
+        stripes = indices + tl.load(offsets + bhg)
+        count = tl.load(counts + bhg)
 
-    rows = row_start + tl.arange(0, BLOCK_M)  # [M]
-    dims = tl.arange(0, BLOCK_D).to(tl.int64)  # [D]
-    real_dim = dims < D
-    real = (rows < rows_end)[:, None] & real_dim[None, :]
-    long_rows = rows.to(tl.int64)[:, None]
-    q += b * q_b + q_head * q_h + long_rows * q_n + dims[None, :] * q_d
-    q_tile = load_queries(q, rows < rows_end, real_dim, SIGN)  # [M, D]
-    k += b * k_b + q_head // HEADS_PER_KV * k_h + dims[None, :] * k_d  # [1, D]
-    v += b * v_b + q_head // HEADS_PER_KV * v_h + dims[None, :] * v_d  # [1, D]
+        rows = row_start + tl.arange(0, BLOCK_M)  # [M]
+        dims = tl.arange(0, BLOCK_D).to(tl.int64)  # [D]
+        real_dim = dims < D
+        real = (rows < rows_end)[:, None] & real_dim[None, :]
+        long_rows = rows.to(tl.int64)[:, None]
+        q_at = q + b * q_b + q_head * q_h + long_rows * q_n + dims[None, :] * q_d
+        q_tile = load_queries(q_at, rows < rows_end, real_dim, SIGN)  # [M, D]
+        k_at = k + b * k_b + q_head // HEADS_PER_KV * k_h + dims[None, :] * k_d  # [1, D]
+        v_at = v + b * v_b + q_head // HEADS_PER_KV * v_h + dims[None, :] * v_d  # [1, D]
 
-    # What stage 1 left is (max, sum, acc) = (lse, 1, out): a state like any other. Its acc waits
-    # in memory until the end.
-    first_lse += (b * Q_HEADS + q_head) * n_queries + rows
-    lse = tl.load(first_lse, mask=rows < rows_end, other=float("inf"))  # inf: weights of 0
-    first_max = lse / scale  # in units of q·k
-    first_sum = tl.where(lse == float("-inf"), 0.0, 1.0)
-    row_max, row_sum, acc = attend_list(
-        q_tile,
-        (k, v, k_n, v_n, real_dim),
-        stripes,
-        count,
-        first_max,
-        first_sum,
-        scale * LOG2E,
-        D,
-        BLOCK_M,
-        BLOCK_D,
-        BLOCK_N,
-        ONLINE,
-    )
-    first_out += b * first_b + q_head * first_h + long_rows * first_n + dims[None, :] * first_d
-    first_acc = tl.load(first_out, mask=real, other=0.0).to(tl.float32)  # [M, D]
-    if ONLINE:
-        acc += first_acc * rescale(first_max, row_max, scale * LOG2E)[:, None]
-    else:  # the origin is still where stage 1 put it
-        acc += first_acc
-        again = unsound(row_sum, lse, LIMIT)
-        tl.store(redo + pid, again)
-        real = real & (again == 0)  # what is there is needed once more
-    # The tail's rows were computed with their tile, so that no other row of it depends on them.
-    real = real & (rows < tl.load(group + SPARSE_END))[:, None]
-    out += b * out_b + q_head * out_h + long_rows * out_n + dims[None, :] * out_d
-    tl.store(out, (acc * (1 / row_sum)[:, None]).to(out.dtype.element_ty), mask=real)
+        # What stage 1 left is (max, sum, acc) = (lse, 1, out): a state like any other. Its acc
+        # waits in memory until the end.
+        lse_at = first_lse + (b * Q_HEADS + q_head) * n_queries + rows
+        lse = tl.load(lse_at, mask=rows < rows_end, other=float("inf"))  # inf: weights of 0
+        first_max = lse / scale  # in units of q·k
+        first_sum = tl.where(lse == float("-inf"), 0.0, 1.0)
+        row_max, row_sum, acc = attend_list(
+            q_tile,
+            (k_at, v_at, k_n, v_n, real_dim),
+            stripes,
+            count,
+            first_max,
+            first_sum,
+            scale * LOG2E,
+            D,
+            BLOCK_M,
+            BLOCK_D,
+            BLOCK_N,
+            ONLINE,
+        )
+        first_at = first_out + b * first_b + q_head * first_h
+        first_at += long_rows * first_n + dims[None, :] * first_d
+        first_acc = tl.load(first_at, mask=real, other=0.0).to(tl.float32)  # [M, D]
+        if ONLINE:
+            acc += first_acc * rescale(first_max, row_max, scale * LOG2E)[:, None]
+        else:  # the origin is still where stage 1 put it
+            acc += first_acc
+            again = unsound(row_sum, lse, LIMIT)
+            tl.store(redo + pid, again)
+            real = real & (again == 0)  # what is there is needed once more
+        # The tail's rows were computed with their tile, so that no other row of it depends on
+        # them.
+        real = real & (rows < tl.load(group + SPARSE_END))[:, None]
+        out_at = out + b * out_b + q_head * out_h + long_rows * out_n + dims[None, :] * out_d
+        tl.store(out_at, (acc * (1 / row_sum)[:, None]).to(out.dtype.element_ty), mask=real)
+    elif not ONLINE:
+        tl.store(redo + pid, 0)
 
 
 @triton.jit

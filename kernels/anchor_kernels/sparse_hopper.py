@@ -84,12 +84,13 @@ def sparse_hopper_kernel(
     rows_end = gl.load(group + ROWS_END)
     sparse_end = gl.load(group + SPARSE_END)
     row_start = gl.load(group + ROWS_START) + pid % tiles * (CONSUMERS * ROWS)
+    # Before it is known whether they are needed: nobody waits for one load after the other.
+    stripes = indices + gl.load(offsets + bhg)
+    count = gl.load(counts + bhg)
     if row_start >= sparse_end:
         for part in gl.static_range(CONSUMERS):
             gl.store(redo + pid * CONSUMERS + part, gl.to_tensor(0).to(gl.int8))
     else:
-        stripes = indices + gl.load(offsets + bhg)
-        count = gl.load(counts + bhg)
         q += b * q_b + q_head * q_h
         k += b * k_b + q_head // HEADS_PER_KV * k_h
         v += b * v_b + q_head // HEADS_PER_KV * v_h
@@ -138,9 +139,15 @@ def gather(k, v, k_n, v_n, stripes, count, ring):
     at = gl.arange(0, BLOCK_N, gl.SliceLayout(1, layout))
     dims = gl.arange(0, D, gl.SliceLayout(0, layout))[None, :]
     tiles = gl.cdiv(count, BLOCK_N)
+    # The first tile is the one that need not be full: what comes after it needs no mask. In its
+    # empty places stands the first stripe once more; consumers hide it.
+    at -= tiles * BLOCK_N - count
+    next_key = gl.load(stripes + gl.maximum(at, 0), mask=(at * 0 + count) > 0, other=0)
     for i in range(tiles):
-        # Beyond the end stands the last stripe once more; consumers hide it.
-        key = gl.load(stripes + gl.minimum(i * BLOCK_N + at, count - 1)).to(gl.int64)[:, None]
+        key = next_key.to(gl.int64)[:, None]
+        # A tile ahead: to read them takes longer than to start the copies.
+        ahead = gl.minimum(i + 1, tiles - 1) * BLOCK_N + at
+        next_key = gl.load(stripes + gl.maximum(ahead, 0))
         stage = i % STAGES
         phase = i // STAGES & 1
         mbarrier.wait(k_free.index(stage), phase ^ 1)  # the first round waits for nobody
@@ -155,6 +162,25 @@ def gather(k, v, k_n, v_n, stripes, count, ring):
 def attend(PART: gl.constexpr, rows, places, scale, q_tiles, ring, LIMIT: gl.constexpr):
     """A consumer: 64 rows over all stripes, from stage 1's state to the output."""
     row_start, rows_end, sparse_end, count = rows
+    row_start += PART * ROWS
+    if row_start < sparse_end:
+        rows = (row_start, rows_end, sparse_end, count)
+        attend_rows(PART, rows, places, scale, q_tiles.index(PART), ring, LIMIT)
+    else:  # the last tile of a group, which has no rows for this consumer
+        gl.store(places[4] + PART, gl.to_tensor(0).to(gl.int8))
+        k_ring, _, k_ready, v_ready, k_free, v_free = ring
+        STAGES: gl.constexpr = k_ring.shape[0]
+        for i in range(gl.cdiv(count, k_ring.shape[1])):
+            mbarrier.wait(k_ready.index(i % STAGES), i // STAGES & 1)
+            mbarrier.arrive(k_free.index(i % STAGES), count=1)
+            mbarrier.wait(v_ready.index(i % STAGES), i // STAGES & 1)
+            mbarrier.arrive(v_free.index(i % STAGES), count=1)
+
+
+@gluon.jit
+def attend_rows(PART: gl.constexpr, rows, places, scale, q_tile, ring, LIMIT: gl.constexpr):
+    """The rows of a consumer, some of which are real."""
+    row_start, rows_end, sparse_end, count = rows
     q, first_out, first_lse, out, redo, q_n, first_n, out_n = places
     k_ring, v_ring, k_ready, v_ready, k_free, v_free = ring
     STAGES: gl.constexpr = k_ring.shape[0]
@@ -164,12 +190,10 @@ def attend(PART: gl.constexpr, rows, places, scale, q_tiles, ring, LIMIT: gl.con
     scores_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, BLOCK_N, 16])
     out_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, D, 16])
 
-    row_start += PART * ROWS
     wide: gl.constexpr = rows_of(D)
     row = row_start + gl.arange(0, ROWS, gl.SliceLayout(1, wide))
     dims = gl.arange(0, D, gl.SliceLayout(0, wide))
     q_at = q + row.to(gl.int64)[:, None] * q_n + dims[None, :]
-    q_tile = q_tiles.index(PART)
     q_tile.store(gl.load(q_at, mask=(row < rows_end)[:, None], other=0.0))
     fence_async_shared()  # see `take`
 
@@ -190,7 +214,10 @@ def attend(PART: gl.constexpr, rows, places, scale, q_tiles, ring, LIMIT: gl.con
         products = warpgroup_mma(q_tile, keys, nothing, use_acc=False, is_async=True)
         products = warpgroup_mma_wait(0, deps=(products,))
         mbarrier.arrive(k_free.index(0), count=1)
-        weights, row_sum = weigh(products, origin, row_sum, scale_log2, count, out_layout, dtype)
+        hidden = tiles * BLOCK_N - count
+        weights, row_sum = weigh(
+            products, origin, row_sum, scale_log2, hidden, True, out_layout, dtype
+        )
         for i in range(1, tiles):
             stage = i % STAGES
             before = (i - 1) % STAGES
@@ -201,10 +228,9 @@ def attend(PART: gl.constexpr, rows, places, scale, q_tiles, ring, LIMIT: gl.con
             acc = warpgroup_mma(weights, v_ring.index(before), acc, is_async=True)
             products = warpgroup_mma_wait(1, deps=(products,))  # all but the last: acc goes on
             mbarrier.arrive(k_free.index(stage), count=1)
-            left = count - i * BLOCK_N
             # A new name: the running product still reads the old weights.
             next_weights, row_sum = weigh(
-                products, origin, row_sum, scale_log2, left, out_layout, dtype
+                products, origin, row_sum, scale_log2, 0, False, out_layout, dtype
             )
             acc = warpgroup_mma_wait(0, deps=(acc,))
             mbarrier.arrive(v_free.index(before), count=1)
@@ -240,17 +266,19 @@ def weigh(
     origin,
     row_sum,
     scale_log2,
-    left,
+    hidden,
+    HIDES: gl.constexpr,
     out_layout: gl.constexpr,
     dtype: gl.constexpr,
 ):
     """Weights of one tile as an operand of the next product, and the sum they are added to.
 
-    Of the keys only the first `left` are real.
+    With HIDES the first `hidden` keys are none.
     """
     weights = gl.exp2(products * scale_log2 - origin[:, None])
-    keys = gl.arange(0, products.shape[1], gl.SliceLayout(0, products.type.layout))
-    weights = gl.where((keys < left)[None, :], weights, 0.0)
+    if HIDES:
+        keys = gl.arange(0, products.shape[1], gl.SliceLayout(0, products.type.layout))
+        weights = gl.where((keys >= hidden)[None, :], weights, 0.0)
     row_sum += gl.sum(weights, 1)
     operand: gl.constexpr = gl.DotOperandLayout(0, out_layout, 2)
     return gl.convert_layout(weights.to(dtype), operand), row_sum

@@ -8,6 +8,8 @@ Four steps, none with a buffer wider than one bit per candidate:
     compact   words to key positions, and the length of each list
 """
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from anchor_kernels.launch import SelectLaunch, padded_head_dim, select_launch
 from anchor_kernels.prepared import Prepared
-from anchor_kernels.support import check_call
+from anchor_kernels.support import check_call, multiprocessors
 from anchor_kernels.tables import (
     FIRST_BLOCK,
     GROUP_FIELDS,
@@ -36,6 +38,7 @@ from anchor_ref.inputs import check_tensor
 from anchor_ref.plan import StripePlan
 
 WORD = tl.constexpr(32)  # decisions in a word
+SHORTEST = 4  # tiles of a chunk
 
 
 def identify_stripes(
@@ -79,8 +82,9 @@ def identify_stripes(
     check_tensor("row_anchor", row_anchor, q.shape[:3], (torch.float32,), q.device)
     launch = launch or select_launch(q)
     tables = make_tables(config, q.shape[2], k.shape[2], cu_seqlens, q.device)
-    chunks = make_chunks(tables, launch.chunk)
     batch, q_heads, _, head_dim = q.shape
+    stack = stack_rows(config, q_heads // k.shape[1], tables.n_groups, launch.rows)
+    chunks = make_chunks(*cuts(q, k, tables, stack, launch))
     row_anchor = row_anchor.contiguous()
 
     def empty(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -90,9 +94,9 @@ def identify_stripes(
         pooled_q = empty(tables.n_blocks, head_dim, dtype=torch.float32)
         pooled_anchor = empty(tables.n_blocks, dtype=torch.float32)
         prepare_pool(q, tables)(q, row_anchor, pooled_q, pooled_anchor, tables.blocks)
-        words = empty(chunks.n_slots, launch.chunk // WORD.value, dtype=torch.int32)
+        words = empty(chunks.n_slots, chunks.length // WORD.value, dtype=torch.int32)
         slot_counts = empty(chunks.n_slots, dtype=torch.int32)
-        prepare_select(q, k, tables, chunks, scale, config, launch)(
+        prepare_select(q, k, tables, chunks, stack, scale, config, launch)(
             pooled_q,
             pooled_anchor,
             k,
@@ -105,7 +109,7 @@ def identify_stripes(
         offsets, total = lists_of(slot_counts, chunks)
         counts = torch.empty(offsets.shape, dtype=torch.int32, device=q.device)
         indices = torch.empty(total, dtype=torch.int32, device=q.device)
-        prepare_compact(q, tables, chunks, launch)(
+        prepare_compact(q, tables, chunks)(
             words, slot_counts, offsets, indices, counts, chunks.slots
         )
     return StripePlan(counts, offsets, indices)
@@ -174,39 +178,64 @@ def pool_kernel(
     tl.store(pooled_anchor + head * n_blocks + block, tl.sum(anchor_sum, 0) / length)
 
 
+class Stack(NamedTuple):
+    """The rows of a tile of stage 2: groups, times query heads that share keys, times blocks."""
+
+    groups: int
+    heads: int
+    blocks: int
+
+
+def stack_rows(config: AnchorConfig, heads_per_kv: int, n_groups: int, rows: int) -> Stack:
+    """How to fill `rows` with what needs the same keys, so that a key is read once for all of it.
+
+    All three are powers of two. Blocks come first, then heads, then groups.
+    """
+    blocks = min(triton.next_power_of_2(config.step), rows)
+    heads = min(triton.next_power_of_2(heads_per_kv), rows // blocks)
+    groups = min(triton.next_power_of_2(n_groups), rows // blocks // heads)
+    # Matrix instructions take 16 rows or more.
+    return Stack(groups, heads, max(blocks, 16 // heads // groups))
+
+
+def cuts(
+    q: Tensor, k: Tensor, tables: Tables, stack: Stack, launch: SelectLaunch
+) -> tuple[Tables, int, int, int, int]:
+    """How to cut the candidates, see `chunks_of`: a program takes a chunk for each kv head."""
+    wanted = triton.cdiv(4 * multiprocessors(q), k.shape[0] * k.shape[1])
+    return tables, stack.groups, launch.chunk, SHORTEST * launch.block_n, wanted
+
+
 def prepare_select(
     q: Tensor,
     k: Tensor,
     tables: Tables,
     chunks: Chunks,
+    stack: Stack,
     scale: float,
     config: AnchorConfig,
     launch: SelectLaunch,
 ) -> Prepared:
     """Decisions `[B, Hq, slots, chunk / 32]` int32, bit by bit, and their number by slot."""
     heads_per_kv = q.shape[1] // k.shape[1]
-    # Query heads that share keys and blocks that share a group are stacked to one tile of rows,
-    # so that a key is read once for all of them.
-    step_tile = min(triton.next_power_of_2(config.step), launch.rows)
-    heads = min(triton.next_power_of_2(heads_per_kv), launch.rows // step_tile)
-    # Matrix instructions take 16 rows or more.
-    step_tile = max(step_tile, 16 // heads)
-    head_tiles = triton.cdiv(heads_per_kv, heads)
+    head_tiles = triton.cdiv(heads_per_kv, stack.heads)
+    visits = len(chunks.order)
     return Prepared(
         select_kernel,
-        (k.shape[0] * k.shape[1] * chunks.n_slots * head_tiles,),
-        (scale, config.theta, *k.stride(), tables.n_blocks, chunks.n_slots),
+        (k.shape[0] * k.shape[1] * visits * head_tiles,),
+        (scale, config.theta, *k.stride(), tables.n_blocks, chunks.n_slots, visits),
         {
             "Q_HEADS": q.shape[1],
             "HEADS_PER_KV": heads_per_kv,
             "D": k.shape[3],
             "BLOCK_D": padded_head_dim(k.shape[3]),
-            "HEADS": heads,
-            "STEP_TILE": step_tile,
-            "ONE_TILE": config.step <= step_tile,
+            "GROUPS": stack.groups,
+            "HEADS": stack.heads,
+            "STEP_TILE": stack.blocks,
+            "ONE_TILE": config.step <= stack.blocks,
             "SPLIT": k.dtype != torch.float32,
             "BLOCK_N": launch.block_n,
-            "CHUNK": launch.chunk,
+            "CHUNK": chunks.length,
         },
         {"num_warps": launch.num_warps, "num_stages": launch.num_stages},
     )
@@ -230,10 +259,12 @@ def select_kernel(
     k_d,
     n_blocks,
     n_slots,
+    visits,
     Q_HEADS: tl.constexpr,
     HEADS_PER_KV: tl.constexpr,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    GROUPS: tl.constexpr,
     HEADS: tl.constexpr,
     STEP_TILE: tl.constexpr,
     ONE_TILE: tl.constexpr,
@@ -241,54 +272,66 @@ def select_kernel(
     BLOCK_N: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """One program: HEADS query heads of one kv head, one group, one chunk of its candidates."""
+    """One program: HEADS query heads of one kv head, GROUPS groups, one chunk of their keys."""
     HEAD_TILES: tl.constexpr = (HEADS_PER_KV + HEADS - 1) // HEADS
     KV_HEADS: tl.constexpr = Q_HEADS // HEADS_PER_KV
+    LISTS: tl.constexpr = GROUPS * HEADS
     pid = tl.program_id(0)
-    slot = tl.load(order + pid // HEAD_TILES % n_slots)
-    kv = pid // HEAD_TILES // n_slots
+    order += pid // HEAD_TILES % visits * GROUPS
+    kv = pid // HEAD_TILES // visits
     b = (kv // KV_HEADS).to(tl.int64)
     kv_head = (kv % KV_HEADS).to(tl.int64)
-    slots += slot * SLOT_FIELDS
-    g = tl.load(slots + SLOT_GROUP)
-    first = tl.load(slots + SLOT_START)
-    end = tl.load(slots + SLOT_END)
-    blocks_start = tl.load(groups + g * GROUP_FIELDS + FIRST_BLOCK)
-    group_blocks = tl.load(groups + g * GROUP_FIELDS + N_BLOCKS)
+    first_head = b * Q_HEADS + kv_head * HEADS_PER_KV  # of all heads of the batch
+    head_tile = pid % HEAD_TILES * HEADS
 
-    head_in_kv = pid % HEAD_TILES * HEADS + tl.arange(0, HEADS)
-    real_head = head_in_kv < HEADS_PER_KV
-    head = b * Q_HEADS + kv_head * HEADS_PER_KV + head_in_kv  # [HEADS], of all heads of the batch
-    # Rows of the tile: the blocks of one head, then those of the next.
-    row_head = tl.arange(0, HEADS * STEP_TILE) // STEP_TILE
-    row_block = tl.arange(0, HEADS * STEP_TILE) % STEP_TILE
-    row_head = pid % HEAD_TILES * HEADS + row_head
-    row_first = (b * Q_HEADS + kv_head * HEADS_PER_KV + row_head) * n_blocks + blocks_start
+    # Lists are those of the heads of one group, then those of the next.
+    of_list = tl.arange(0, LISTS)
+    slot = tl.load(order + of_list // HEADS)  # [LISTS], -1 for none
+    head = head_tile + of_list % HEADS
+    real_list = (slot >= 0) & (head < HEADS_PER_KV)
+    end = tl.load(slots + slot * SLOT_FIELDS + SLOT_END, mask=slot >= 0, other=0)
+    last = tl.max(end, 0)
+    start_of_all = tl.load(slots + tl.load(order) * SLOT_FIELDS + SLOT_START)
+    place = (first_head + head) * n_slots + slot  # [LISTS]
+    words += (place * (CHUNK // WORD))[:, None]
+    found = tl.zeros([LISTS, BLOCK_N // WORD], tl.int32)
+
+    # Rows of the tile: the blocks of one list, then those of the next.
+    row = tl.arange(0, LISTS * STEP_TILE)
+    row_block = row % STEP_TILE
+    row_head = head_tile + row // STEP_TILE % HEADS
+    row_slot = tl.load(order + row // STEP_TILE // HEADS)
+    g = tl.load(slots + row_slot * SLOT_FIELDS + SLOT_GROUP, mask=row_slot >= 0, other=0)
+    group = groups + g * GROUP_FIELDS
+    # A row of no group or no head has no blocks.
+    real_row = (row_slot >= 0) & (row_head < HEADS_PER_KV)
+    group_blocks = tl.load(group + N_BLOCKS, mask=real_row, other=0)  # [M]
+    most_blocks = tl.max(group_blocks, 0)
+    blocks_start = tl.load(group + FIRST_BLOCK, mask=real_row, other=0)
+    row_first = (first_head + row_head) * n_blocks + blocks_start
+
     dims = tl.arange(0, BLOCK_D).to(tl.int64)
     keys = tl.arange(0, BLOCK_N)
     k += b * k_b + kv_head * k_h + dims[:, None] * k_d
-    words += ((head * n_slots + slot) * (CHUNK // WORD))[:, None]
-    found = tl.zeros([HEADS, BLOCK_N // WORD], tl.int32)
-
-    real_row = (row_head < HEADS_PER_KV) & (row_block < group_blocks)
+    real_row = row_block < group_blocks
     if ONE_TILE:  # the pooled queries stay where they are
         high, low, anchor = load_pooled(
             pooled_q, pooled_anchor, row_first + row_block, real_row, dims, D, k.dtype.element_ty
         )
-    for start in range(first, end, BLOCK_N):
-        real_key = start + keys < end
+    for start in range(start_of_all, last, BLOCK_N):
+        real_key = start + keys < last
         k_mask = real_key[None, :] & (dims < D)[:, None]
         k_part = tl.load(
             k + (start + keys).to(tl.int64)[None, :] * k_n, mask=k_mask, other=0.0
         )  # [D, N]
         if ONE_TILE:
             kept = any_block_keeps(
-                high, low, anchor, k_part, real_row, scale, theta, HEADS, STEP_TILE, SPLIT
-            )  # [HEADS, N / 32]
+                high, low, anchor, k_part, real_row, scale, theta, LISTS, STEP_TILE, SPLIT
+            )  # [LISTS, N / 32]
         else:
-            kept = tl.zeros([HEADS, BLOCK_N // WORD], tl.int32)
-            for t in range(0, group_blocks, STEP_TILE):
-                real_row = (row_head < HEADS_PER_KV) & (t + row_block < group_blocks)
+            kept = tl.zeros([LISTS, BLOCK_N // WORD], tl.int32)
+            for t in range(0, most_blocks, STEP_TILE):
+                real_row = t + row_block < group_blocks
                 high, low, anchor = load_pooled(
                     pooled_q,
                     pooled_anchor,
@@ -299,13 +342,13 @@ def select_kernel(
                     k.dtype.element_ty,
                 )
                 kept |= any_block_keeps(
-                    high, low, anchor, k_part, real_row, scale, theta, HEADS, STEP_TILE, SPLIT
+                    high, low, anchor, k_part, real_row, scale, theta, LISTS, STEP_TILE, SPLIT
                 )
-        word = tl.arange(0, BLOCK_N // WORD)
-        kept &= first_bits(end - start - word * WORD)[None, :]
+        word = start + tl.arange(0, BLOCK_N // WORD) * WORD  # its first key
+        kept &= first_bits(end[:, None] - word[None, :])
         found += count_bits(kept)
-        tl.store(words + (start - first) // WORD + word[None, :], kept, mask=real_head[:, None])
-    tl.store(counts + head * n_slots + slot, tl.sum(found, 1), mask=real_head)
+        tl.store(words + ((word - start_of_all) // WORD)[None, :], kept, mask=real_list[:, None])
+    tl.store(counts + place, tl.sum(found, 1), mask=real_list)
 
 
 @triton.jit
@@ -328,11 +371,11 @@ def any_block_keeps(
     real_row,
     scale,
     theta,
-    HEADS: tl.constexpr,
+    LISTS: tl.constexpr,
     STEP_TILE: tl.constexpr,
     SPLIT: tl.constexpr,
 ):
-    """Does any block of a head keep the key? A bit of `[HEADS, N / 32]` int32."""
+    """Does any block of a list keep the key? A bit of `[LISTS, N / 32]` int32."""
     products = tl.dot(high, k_part, input_precision="ieee")  # [M, N]
     if SPLIT:
         products = tl.dot(low, k_part, products)
@@ -342,7 +385,7 @@ def any_block_keeps(
     # Words first, then blocks: threads exchange 32 decisions at a time.
     N: tl.constexpr = k_part.shape[1]
     bit = 1 << (tl.arange(0, N) % WORD)
-    bits = tl.reshape(tl.where(keep, bit[None, :], 0), [HEADS, STEP_TILE, N // WORD, WORD])
+    bits = tl.reshape(tl.where(keep, bit[None, :], 0), [LISTS, STEP_TILE, N // WORD, WORD])
     return tl.reduce_or(tl.sum(bits, 3), 1)
 
 
@@ -365,7 +408,7 @@ def count_bits(words):
     return (x & 63).to(tl.int32)
 
 
-def prepare_compact(q: Tensor, tables: Tables, chunks: Chunks, launch: SelectLaunch) -> Prepared:
+def prepare_compact(q: Tensor, tables: Tables, chunks: Chunks) -> Prepared:
     """The words as lists of keys, each from its offset on, and the lists' lengths."""
     return Prepared(
         compact_kernel,
@@ -373,7 +416,7 @@ def prepare_compact(q: Tensor, tables: Tables, chunks: Chunks, launch: SelectLau
         (chunks.n_slots, tables.n_groups),
         {
             "MOST_SLOTS": triton.next_power_of_2(chunks.most),
-            "WORDS": launch.chunk // WORD.value,
+            "WORDS": chunks.length // WORD.value,
         },
         {"num_warps": 4},
     )

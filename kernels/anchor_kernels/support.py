@@ -80,3 +80,13 @@ def target_of(q: Tensor) -> GPUTarget:
 def multiprocessors(q: Tensor) -> int:
     """How many programs can run beside each other on q's GPU, if each fills a multiprocessor."""
     return torch.cuda.get_device_properties(q.device).multi_processor_count if q.is_cuda else 1
+
+
+def again_programs(q: Tensor, tiles: int, hopper: bool) -> int:
+    """How many programs look for tiles that are to be done again; most often there are none.
+
+    To start a program for each of tens of thousands of tiles takes 0.1 ms. But a program that
+    goes from tile to tile needs more registers, and there is room for them on Hopper GPUs alone,
+    where the tiles of this rare way are small.
+    """
+    return min(tiles, 4 * multiprocessors(q)) if hopper else tiles

@@ -8,6 +8,7 @@ are no special cases.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import groupby
 
 import torch
 import triton.language as tl
@@ -37,6 +38,11 @@ SLOT_LAST = tl.constexpr(4)
 SLOT_FIELDS = tl.constexpr(5)
 
 
+# In place of an initial region: not more than the rows and keys of a tile of the fast way on
+# Hopper GPUs, where only the rows of a first tile may end before these keys do.
+FIRST_KEYS = 128
+
+
 @dataclass(frozen=True, eq=False)
 class Tables:
     """Groups and query blocks of one call.
@@ -45,7 +51,7 @@ class Tables:
         n_groups: G.
         n_blocks: number of query blocks in all groups.
         longest: rows of the longest group.
-        groups: `[G, 9]` int32, one `Group` a row; columns as named above.
+        groups: `[G, 9]` int32, one `Group` a row, with `first_keys`; columns as named above.
         blocks: `[n_blocks, 2]` int32: first row of each query block and the row after its last.
         by_work: `[G]` int32: groups, those with the most candidates first. A long list that
             started last would leave most of the device idle; what starts last here is short,
@@ -73,16 +79,18 @@ class Chunks:
     only an empty one.
 
     Attributes:
+        length: of a chunk, in keys.
         n_slots: W.
         most: slots of the group that has most.
         slots: `[W, 5]` int32: group, first key, key after the last, how many slots of its group
             stand before it, and whether it is the last of them.
-        order: `[W]` int32: slots in the order in which to visit them. Chunks of the same keys
-            follow each other, whatever their group, so that a key is read from memory once and
-            from the cache by all other groups.
+        order: `[P, S]` int32: slots that begin with the same key, up to S of them together, -1
+            where there are fewer. Whoever takes them together reads a key once for S groups. Those
+            of the same keys follow each other, so that the next ones find them in the cache.
         first_slot: `[G]` int64, of each group.
     """
 
+    length: int
     n_slots: int
     most: int
     slots: Tensor
@@ -115,14 +123,15 @@ def tables_of(found: Sequence[Group], device: torch.device) -> Tables:
     """Tables of these groups of queries."""
     rows, blocks = [], []
     for group in found:
+        init, window_start = first_keys(group)
         rows.append(
             (
                 group.rows.start,
                 group.rows.stop,
                 group.shift,
-                group.init.start,
-                group.init.stop,
-                group.window_start,
+                init.start,
+                init.stop,
+                window_start,
                 len(blocks),
                 len(group.blocks),
                 group.sparse_rows.stop,
@@ -142,6 +151,19 @@ def tables_of(found: Sequence[Group], device: torch.device) -> Tables:
     )
 
 
+def first_keys(group: Group) -> tuple[range, int]:
+    """What stage 1 looks at first, and where the rest of its keys begins.
+
+    That is the initial region. A window without one before it begins where its sequence does, and
+    the first keys of the window take the place: to them many heads give most of their weight, and
+    weights measured from the others would overflow.
+    """
+    if len(group.init):
+        return group.init, group.window_start
+    stop = min(group.window_start + FIRST_KEYS, group.rows.stop + group.shift)
+    return range(group.window_start, stop), stop
+
+
 def _common_tile(found: Sequence[Group]) -> int:
     """Rows of a tile that is a block in every group, see `Tables.tile`."""
     tile = max(len(block) for group in found for block in group.blocks)
@@ -150,14 +172,25 @@ def _common_tile(found: Sequence[Group]) -> int:
     return tile if whole else 0
 
 
+def chunks_of(tables: Tables, together: int, longest: int, shortest: int, wanted: int) -> Chunks:
+    """The candidates of `tables` in chunks, visited `together` at a time.
+
+    They are `longest` keys long, or that halved until there are `wanted` visits, but not below
+    `shortest`: the candidates of a short prompt in long chunks would leave most of a GPU idle.
+    """
+    chunks = _chunks(tables, longest, together)
+    while len(chunks.order) < wanted and chunks.length // 2 >= shortest:
+        chunks = _chunks(tables, chunks.length // 2, together)
+    return chunks
+
+
 @lru_cache(maxsize=32)
-def make_chunks(tables: Tables, chunk: int) -> Chunks:
+def make_chunks(tables: Tables, together: int, longest: int, shortest: int, wanted: int) -> Chunks:
     """`chunks_of`; the same tables give the same chunks without new work."""
-    return chunks_of(tables, chunk)
+    return chunks_of(tables, together, longest, shortest, wanted)
 
 
-def chunks_of(tables: Tables, chunk: int) -> Chunks:
-    """The candidates of `tables` in chunks of `chunk` keys."""
+def _chunks(tables: Tables, chunk: int, together: int) -> Chunks:
     slots, first, last = [], [], []
     for g, candidates in enumerate(tables.candidates):
         first.append(len(slots))
@@ -167,9 +200,16 @@ def chunks_of(tables: Tables, chunk: int) -> Chunks:
             end = min(start + chunk, candidates.stop)
             slots.append((g, start, end, n, n == len(starts) - 1))
         last.append(len(slots) - 1)
-    order = sorted(range(len(slots)), key=lambda slot: (slots[slot][1], slots[slot][0]))
+    order = []
+    in_order = sorted(range(len(slots)), key=lambda slot: (slots[slot][1], slots[slot][0]))
+    for _, same_keys in groupby(in_order, key=lambda slot: slots[slot][1]):
+        same_keys = list(same_keys)
+        for first_taken in range(0, len(same_keys), together):
+            taken = same_keys[first_taken : first_taken + together]
+            order.append([*taken, *[-1] * (together - len(taken))])
     device = tables.groups.device
     return Chunks(
+        length=chunk,
         n_slots=len(slots),
         most=max(b - a for a, b in zip(first, last, strict=True)) + 1,
         slots=torch.tensor(slots, dtype=torch.int32, device=device),

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 import anchor_kernels
 import anchor_ref
+from anchor_kernels import anchor, calls, sparse
 from anchor_kernels.calls import Call
 from anchor_kernels.launch import AttentionLaunch, SelectLaunch
 from anchor_kernels.tables import make_chunks, tables_of
@@ -284,24 +285,40 @@ def test_a_common_tile_cuts_every_group_into_its_blocks(block, step, n_k, data):
     assert cuts(tile) if tile else not any(map(cuts, range(1, block + 1)))
 
 
+@pytest.mark.parametrize("together", [1, 2, 8])
 @pytest.mark.parametrize("chunk", [1, 8, 32])
-def test_slots_hold_each_candidate_once_and_the_longest_lists_are_visited_first(chunk):
+def test_slots_hold_each_candidate_once_and_the_longest_lists_are_visited_first(chunk, together):
     found = groups(AnchorConfig(4, 2, init_blocks=1), 130, 130, torch.tensor([0, 37, 130]))
     tables = tables_of(found, torch.device("cpu"))
     lengths = [len(found[g].candidates) for g in tables.by_work.tolist()]
     assert lengths == sorted((len(group.candidates) for group in found), reverse=True)
     assert sorted(tables.by_work.tolist()) == list(range(len(found)))
-    chunks = make_chunks(tables, chunk)
+    chunks = make_chunks(tables, together, chunk, chunk, wanted=1)
     for g, group in enumerate(found):
         own = [slot[1:] for slot in chunks.slots.tolist() if slot[0] == g]
         assert [key for a, b, _, _ in own for key in range(a, b)] == list(group.candidates)
         assert [before for _, _, before, _ in own] == list(range(len(own)))
         assert [last for *_, last in own] == [0] * (len(own) - 1) + [1]
         assert len(own) <= chunks.most
-    order = chunks.order.tolist()
-    assert sorted(order) == list(range(chunks.n_slots))
-    first_keys = chunks.slots[order, 1].tolist()
-    assert first_keys == sorted(first_keys)  # those of the same keys follow each other
+    visits = [[slot for slot in visit if slot >= 0] for visit in chunks.order.tolist()]
+    assert chunks.order.shape == (len(visits), together)
+    assert sorted(slot for visit in visits for slot in visit) == list(range(chunks.n_slots))
+    first_keys = [{chunks.slots[slot, 1].item() for slot in visit} for visit in visits]
+    assert all(len(keys) == 1 for keys in first_keys)  # what is taken together shares keys
+    assert first_keys == sorted(first_keys, key=min)  # those of the same keys follow each other
+    for visit, keys, next_keys in zip(visits, first_keys, first_keys[1:], strict=False):
+        assert len(visit) == together or keys != next_keys  # no place is given away
+
+
+def test_short_prompts_are_cut_until_there_are_enough_chunks():
+    def cut(n: int, wanted: int):
+        found = groups(AnchorConfig(4, 2, init_blocks=1), n, n, None)
+        return make_chunks(tables_of(found, torch.device("cpu")), 1, 64, 16, wanted)
+
+    assert cut(130, 1).length == 64
+    assert cut(130, 40).length == 32
+    assert len(cut(130, 40).order) >= 40
+    assert cut(130, 10_000).length == 16  # no shorter, however few they are
 
 
 @pytest.mark.parametrize("launch", [(16, 16, 4, 1), (64, 32, 4, 2), (32, 128, 4, 2)])
@@ -350,6 +367,41 @@ def test_rows_whose_window_exceeds_diagonal_and_sink_by_far_are_done_again(dtype
     kept = torch.ones(400, 400, dtype=torch.bool).tril().expand(1, 1, 400, 400)
     assert error_ratio(cpu, out.cpu(), kept) <= 1
     assert trace.row_anchor[0, 0, 399].item() == pytest.approx(400, rel=1e-3)
+
+
+@pytest.mark.parametrize("programs", [1, 3])
+def test_few_programs_that_look_for_flags_leave_none_out(monkeypatch, programs):
+    """Hopper's own kernels have it so; each stage has flagged tiles between others."""
+    config = AnchorConfig(16, 2, theta=math.inf)
+    case = random_case(160, 160, (1, 3, 1), 16, config)
+    case.k[:, :, 21, 0], case.q[:, 1, 120:122, 0] = 40, 40  # a stripe, for rows of one tile
+    case.k[:, :, 70, 0], case.q[:, 2, 90, 0] = 40, 40  # in the window of another
+    expected, _ = run(case)
+    for module in (anchor, sparse):
+        monkeypatch.setattr(module, "again_programs", lambda q, tiles, hopper: programs)
+    calls._calls.clear()
+    out, _ = run(case)
+    calls._calls.clear()  # not for other tests
+    assert torch.equal(out, expected)
+    assert torch.isfinite(out).all()
+
+
+@pytest.mark.parametrize("n", [200, 700])
+@pytest.mark.parametrize("init_blocks", [0, 1])
+def test_a_heavy_first_key_alone_makes_no_tile_be_done_again(n, init_blocks):
+    """The first group has no initial region before its window, and a sink in many heads."""
+    config = AnchorConfig(128, 2, init_blocks=init_blocks)
+    case = random_case(n, n, (1, 2, 1), 64, config, dtype=torch.float16)
+    q, k, v = case.q, case.k, case.v
+    q[..., 0], k[..., 0] = 20, 0
+    k[:, :, :: config.group_size, 0] = 20  # scores of 50, in half precision 2^72 times those of 0
+    tables = tables_of(groups(config, n, n, None), q.device)
+    out, lse = torch.empty_like(q), torch.empty(q.shape[:3], device=q.device)
+    runs = anchor.prepare_anchor(q, k, v, out, tables, 64**-0.5)
+    redo = torch.ones(runs.programs, dtype=torch.int8, device=q.device)
+    only_first = replace(runs, again=lambda *tensors, stream: None)
+    only_first((q, k, v), q, k, v, out, lse.clone(), lse, redo, lse, lse, tables.groups)
+    assert not redo.any()
 
 
 def test_strides_of_any_kind_give_the_same_bits():
