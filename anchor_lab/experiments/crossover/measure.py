@@ -24,7 +24,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -37,11 +37,13 @@ from anchor_lab.experiments.attention.instruments import CudaInstruments, quanti
 from anchor_lab.experiments.crossover.fit import kept_law, write_cost
 from anchor_lab.experiments.environment import cuda_facts, kernels_version
 from anchor_lab.experiments.experiment import progress
+from anchor_lab.experiments.random_model import random_llama, scale_queries
 from anchor_lab.experiments.smollm2.prompts import needle, repository_text
 from anchor_lab.experiments.store import Store
 from anchor_models import load_pretrained, planted_stripes
 from anchor_models.backend import TAIL
 from anchor_models.integration import cost
+from anchor_models.parallel.cost import ModelShape
 from anchor_models.smollm2 import NAME, stretch
 
 KEY = (
@@ -68,7 +70,7 @@ class Sizes:
         models: (name, longest prefill).
         lengths: of the prefills.
         short: length of the prefill that the host bounds.
-        model: hidden size, inner size, layers, Hq, Hkv, D of the model with random weights.
+        shape: of the model with random weights.
         cell_s: seconds of repeats of one number.
     """
 
@@ -80,7 +82,7 @@ class Sizes:
     tails: tuple[int, ...]
     lengths: tuple[int, ...]
     short: int
-    model: tuple[int, ...]
+    shape: ModelShape
     cell_s: float
 
 
@@ -94,7 +96,7 @@ FULL = Sizes(
     tails=(0, TAIL),
     lengths=tuple(n for n in POWERS if n <= 65_536),
     short=256,
-    model=(4096, 14_336, 4, 32, 8, 128),
+    shape=ModelShape(4, 4096, 14_336, 32, 8, 128, 32_000),
     cell_s=0.1,
 )
 QUICK = Sizes(
@@ -106,7 +108,7 @@ QUICK = Sizes(
     tails=(0, 64),
     lengths=(256, 2304),
     short=64,
-    model=(32, 48, 2, 4, 2, 8),
+    shape=ModelShape(2, 32, 48, 4, 2, 8, 32_000),
     cell_s=0.0,
 )
 
@@ -152,16 +154,27 @@ class Instruments(CudaInstruments):
         torch.cuda.synchronize()
         return taken / ISSUED * 1e3
 
-    def whole(self, run: Callable[[], object]) -> list[float]:
-        """Milliseconds of the wall, from a device that has nothing to do until it has no more."""
-        run()
-        taken: list[float] = []
-        while len(taken) < 3 or (sum(taken) < 1e3 * 4 * self.budget_s and len(taken) < 50):
-            torch.cuda.synchronize()
-            started = time.perf_counter()
-            run()
-            torch.cuda.synchronize()
-            taken.append((time.perf_counter() - started) * 1e3)
+    def whole(self, ways: Sequence[Callable[[], AbstractContextManager]]) -> list[list[float]]:
+        """Milliseconds of the wall for each way, until the device has no more to do.
+
+        Args:
+            ways: each makes a context that gives what to run. They take turns: the machine may be
+                slower for seconds at a time, and is so for all of them then.
+        """
+        taken: list[list[float]] = [[] for _ in ways]
+        for way in ways:
+            with way() as run:
+                run()
+        while len(taken[0]) < 3 or (
+            sum(map(sum, taken)) < 1e3 * 6 * len(ways) * self.budget_s and len(taken[0]) < 50
+        ):
+            for mine, way in zip(taken, ways, strict=True):
+                with way() as run:
+                    torch.cuda.synchronize()
+                    started = time.perf_counter()
+                    run()
+                    torch.cuda.synchronize()
+                    mine.append((time.perf_counter() - started) * 1e3)
         return taken
 
 
@@ -209,7 +222,8 @@ def collect(
         # A prompt need not say anything here: a text of so few tokens is dense in any case.
         model.set_attn_implementation("sdpa")
         tokens = torch.arange(sizes.short, device=device)[None]
-        taken = instruments.whole(lambda: model(tokens, logits_to_keep=1))
+        run = partial(model, tokens, logits_to_keep=1)
+        (taken,) = instruments.whole([lambda: nullcontext(run)])
         layers = model.config.num_hidden_layers
         store.add([{"part": "layer", "keys": sizes.short, "layers": layers, **_ms(taken)}])
     if "prefill" in parts:
@@ -219,7 +233,7 @@ def collect(
         del model
         prefills(
             store,
-            random_llama(sizes, dtype, device),
+            random_llama(sizes.shape, max(sizes.lengths), dtype, device),
             "random",
             sizes.lengths,
             lambda n: torch.randint(3, 1000, (1, n), device=device),
@@ -338,71 +352,24 @@ def prefills(store: Store, model, name: str, lengths, text, instruments) -> None
         tokens = text(n)
         with stretch(model, n) if name == NAME else nullcontext():
             if name != NAME:
-                scale_queries(model, tokens, cost.kept_share(law, THETA, n))
-            for way in left:
-                model.set_attn_implementation("sdpa" if way == "sdpa" else "anchor_attention")
-                run = partial(model, tokens, logits_to_keep=1)
-                with anchor.options(theta=THETA, when=WAYS[way]):
-                    taken = instruments.whole(run)
-                    with anchor.record() as stats:
-                        run()
+                scale_queries(model, tokens, cost.kept_share(law, THETA, n), THETA)
+            ready = [partial(_ready, model, tokens, way) for way in left]
+            for way, taken, context in zip(left, instruments.whole(ready), ready, strict=True):
+                with context() as run, anchor.record() as stats:
+                    run()
                 ran = sum(call.ran == "anchor" for call in stats.calls)
                 row = {"part": "prefill", "way": way, "model": name, "queries": n, "keys": n}
                 store.add([row | _ms(taken) | {"sparse_layers": ran}])
 
 
-def random_llama(sizes: Sizes, dtype: torch.dtype, device: str):
-    """Layers of an 8B model, random."""
-    from transformers import AutoModelForCausalLM, LlamaConfig
-
-    hidden, inner, layers, q_heads, kv_heads, head_dim = sizes.model
-    config = LlamaConfig(
-        hidden_size=hidden,
-        intermediate_size=inner,
-        num_hidden_layers=layers,
-        num_attention_heads=q_heads,
-        num_key_value_heads=kv_heads,
-        head_dim=head_dim,
-        vocab_size=32_000,
-        max_position_embeddings=max(sizes.lengths),
-    )
-    torch.manual_seed(0)
-    with torch.device(device):
-        model = AutoModelForCausalLM.from_config(config)
-    return model.to(dtype).eval()
-
-
-def scale_queries(model, tokens: torch.Tensor, wanted: float, steps: int = 12) -> None:
-    """Scale the queries of all layers until about this share of the candidates is kept.
-
-    Random queries and keys have no heavy ones: as they are, every key lies within θ of the anchor.
-    The larger the scores, the fewer do.
-    """
+@contextmanager
+def _ready(model, tokens: torch.Tensor, way: str) -> Iterator[Callable[[], object]]:
+    """Inside the `with`, the prefill by this way."""
     import anchor_models.transformers as anchor
 
-    n = tokens.shape[1]
-    if n <= 2048:
-        return  # one group, and no candidates
-    model.set_attn_implementation("anchor_attention")
-    projections = [layer.self_attn.q_proj.weight for layer in model.model.layers]
-    before = [weight.clone() for weight in projections]
-    low, high = -2.0, 12.0  # powers of two
-    always, candidates = _pairs(n)
-    for _ in range(steps):
-        middle = (low + high) / 2
-        for weight, original in zip(projections, before, strict=True):
-            weight.copy_(original * 2**middle)
-        with anchor.options(theta=THETA, tail=0, when="always"), anchor.record() as stats:
-            model(tokens, logits_to_keep=1)
-        share = (stats.density * n * (n + 1) / 2 - always) / candidates
-        low, high = (middle, high) if share > wanted else (low, middle)
-
-
-def _pairs(n: int) -> tuple[int, int]:
-    from anchor_ref.config import AnchorConfig
-
-    always, candidates, _, _ = cost.method_pairs(AnchorConfig(), n, n)
-    return always, candidates
+    model.set_attn_implementation("sdpa" if way == "sdpa" else "anchor_attention")
+    with anchor.options(theta=THETA, when=WAYS[way]):
+        yield partial(model, tokens, logits_to_keep=1)
 
 
 def _ms(taken: list[float]) -> dict:

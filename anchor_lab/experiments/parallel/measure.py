@@ -15,14 +15,16 @@ prefill    SmolLM2 on a stretch of this repository, its positions stretched by Y
            AnchorAttention with the tail that models have: time, peak memory beside that of
            `anchor_models.parallel.cost`, bytes sent, what attention takes on each rank, and what
            the ranks wait for the slowest; without a tail too, which shows what a tail adds where
-answers    the first tokens that SmolLM2 writes of a number hidden in its prompt
+answers    the first tokens that SmolLM2 writes of a number hidden in its prompt; the prompt is the
+           first that it answers with dense attention on one GPU, if there is one
 
-Times are medians of three, ranks wait for each other. The same command goes on where a run was cut
+Times are medians of five, ranks wait for each other. The same command goes on where a run was cut
 off.
 """
 
 import argparse
 import os
+import random
 import subprocess
 import sys
 import time
@@ -35,7 +37,6 @@ import torch
 import torch.distributed as dist
 
 from anchor_lab.experiments.crossover.fit import kept_law
-from anchor_lab.experiments.crossover.measure import scale_queries
 from anchor_lab.experiments.environment import (
     cuda_facts,
     environment,
@@ -43,7 +44,13 @@ from anchor_lab.experiments.environment import (
     lacks_cuda,
 )
 from anchor_lab.experiments.parallel.ranks import compared, of_ranks, timed
-from anchor_lab.experiments.parallel.whole_models import Prompt, logits, whole_model
+from anchor_lab.experiments.parallel.whole_models import (
+    Prompt,
+    answer_is_written,
+    logits,
+    whole_model,
+)
+from anchor_lab.experiments.random_model import random_llama, scale_queries
 from anchor_lab.experiments.smollm2.prompts import needle, repository_text
 from anchor_lab.experiments.store import Store
 from anchor_models import anchor_attention, choose_backend, load_bundled, planted_stripes
@@ -77,6 +84,7 @@ class Sizes:
         shape: of that model; its heads are those of the planted stripes too.
         config: of AnchorAttention in all but the check.
         written: tokens of an answer.
+        tried: prompts of a length, until one is answered.
         repeats: of what is timed.
     """
 
@@ -88,6 +96,7 @@ class Sizes:
     shape: ModelShape
     config: AnchorConfig
     written: int
+    tried: int
     repeats: int
 
 
@@ -101,7 +110,8 @@ FULL = Sizes(
     ModelShape(4, 4096, 14_336, 32, 8, 128, 32_000),
     AnchorConfig(tail=TAIL),
     6,
-    3,
+    24,
+    5,
 )
 # Heads that two ranks cannot share evenly, as those of SmolLM2.
 QUICK = Sizes(
@@ -112,6 +122,7 @@ QUICK = Sizes(
     (280,),
     ModelShape(2, 72, 96, 9, 3, 8, 99),
     AnchorConfig(block_size=32, step=4, tail=40),
+    2,
     2,
     1,
 )
@@ -238,56 +249,47 @@ def of_model(name: str, n: int, sizes: Sizes, device: torch.device) -> list[dict
 
 
 def text_prompt(n: int, sizes: Sizes, device: torch.device) -> Prompt:
-    """A chat that hides a number in this repository's text, and has begun to answer."""
+    """A chat that hides a number in this repository's text, and has begun to answer.
+
+    Of several prompts the first whose number the model writes with dense attention on one rank;
+    where it writes none, the first.
+    """
     model, tokenizer = load_pretrained(sizes.model, _dtype(device), device)
     body = tokenizer(repository_text(Path()), verbose=False).input_ids
-    found = needle(tokenizer, body, n, seed=0, depth=0.35, begun=True)
-    return Prompt(
-        sizes.model,
-        model,
-        found.tokens.to(device),
-        _options(sizes),
-        sizes.config.tail,
-        _kept(n, sizes),
-        sizes.repeats,
-        stretched=True,
-        answer=found.answer,
-        tokenizer=tokenizer,
-    )
+
+    def prompt(seed: int) -> Prompt:
+        depth = random.Random(seed).uniform(0.1, 0.95)
+        found = needle(tokenizer, body, n, seed, depth, begun=True)
+        return Prompt(
+            sizes.model,
+            model,
+            found.tokens.to(device),
+            _options(sizes),
+            sizes.config.tail,
+            _kept(n, sizes),
+            sizes.repeats,
+            stretched=True,
+            answer=found.answer,
+            tokenizer=tokenizer,
+        )
+
+    prompts = map(prompt, range(sizes.tried))
+    return next((x for x in prompts if answer_is_written(x, model, sizes.written)), prompt(0))
 
 
 def random_prompt(n: int, sizes: Sizes, device: torch.device) -> Prompt:
     """Random weights whose queries are as sharp as a real model's, and the same on every rank."""
-    model = random_llama(sizes.shape, n, device)
+    model = random_llama(sizes.shape, n, _dtype(device), device)
     tokens = torch.arange(n, device=device)[None] % sizes.shape.vocabulary
     kept = _kept(n, sizes)
     prompt = Prompt(
         "random", model, tokens, _options(sizes), sizes.config.tail, kept, sizes.repeats
     )
     with torch.no_grad():
-        scale_queries(model, tokens, kept)
+        scale_queries(model, tokens, kept, sizes.config.theta)
         for layer in model.model.layers:  # ranks may have found scales that differ in a rounding
             dist.broadcast(layer.self_attn.q_proj.weight, 0)
     return prompt
-
-
-def random_llama(shape: ModelShape, n: int, device: torch.device):
-    from transformers import AutoModelForCausalLM, LlamaConfig
-
-    config = LlamaConfig(
-        num_hidden_layers=shape.layers,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.intermediate,
-        num_attention_heads=shape.q_heads,
-        num_key_value_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
-        vocab_size=shape.vocabulary,
-        max_position_embeddings=n,
-    )
-    torch.manual_seed(0)  # the same weights on every rank
-    with torch.device(device):
-        model = AutoModelForCausalLM.from_config(config)
-    return model.to(_dtype(device)).eval()
 
 
 def _dtype(device: torch.device) -> torch.dtype:

@@ -225,6 +225,20 @@ def answers(prompt: Prompt, model, modes, written: int) -> Iterator[dict]:
             }
 
 
+def answer_is_written(prompt: Prompt, model, written: int) -> bool:
+    """Whether a rank with dense attention writes it, in at most `written` tokens."""
+    words, asked = "", prompt.tokens
+    with prompt.ready(model, WAYS[0]):
+        for _ in range(written):
+            token = next_token(prompt, model, "one")
+            words += prompt.tokenizer.decode(token)
+            if not prompt.answer.startswith(words.strip()):
+                break
+            prompt.tokens = torch.cat([prompt.tokens, asked.new_tensor([[token]])], 1)
+    prompt.tokens = asked
+    return prompt.answer in words
+
+
 def next_token(prompt: Prompt, model, mode: str) -> int:
     """The most likely one, which all ranks are told by the one that has the last row."""
     last = prefill(prompt, model, mode, logits_to_keep=1).logits[0, -1].argmax()

@@ -9,6 +9,7 @@ import torch
 
 from anchor_lab.experiments.crossover import figure, fit, measure
 from anchor_lab.experiments.crossover.page import EXPERIMENT, coefficients, errors, values
+from anchor_lab.experiments.random_model import random_llama, scale_queries
 from anchor_lab.experiments.store import Store, read
 from anchor_models import load_bundled
 from anchor_models.integration import cost
@@ -40,8 +41,12 @@ class Pretend:
         self.ran += 1
         return [float(self.ran)] * 3
 
-    def whole(self, run):
-        return self.times(run)
+    def whole(self, ways):
+        taken = []
+        for way in ways:
+            with way() as run:
+                taken.append(self.times(run))
+        return taken
 
     def host(self, run):
         return 0.25
@@ -61,7 +66,7 @@ def out(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         patch.setattr(measure, "repository_text", lambda root: "A tale of keys. " * 4000)
-        model = measure.random_llama(measure.QUICK, torch.float32, "cpu")
+        model = random_llama(measure.QUICK.shape, 4096, torch.float32, "cpu")
         patch.setattr(measure, "load_pretrained", lambda *_: (model, load_bundled()[1]))
         patch.setattr(fit, "kept_law", lambda: LAW)
         patch.setattr(measure, "kept_law", lambda: LAW)
@@ -216,9 +221,9 @@ def test_rows_without_what_the_fit_needs_are_refused():
 @torch.no_grad()
 def test_scaled_queries_keep_the_share_that_is_wanted():
     sizes = measure.QUICK
-    model = measure.random_llama(sizes, torch.float32, "cpu")
+    model = random_llama(sizes.shape, 4096, torch.float32, "cpu")
     tokens = torch.randint(3, 1000, (1, 2304))
-    measure.scale_queries(model, tokens, 0.3)
+    scale_queries(model, tokens, 0.3, 12.0)
     import anchor_models.transformers as anchor
 
     model.set_attn_implementation("anchor_attention")
