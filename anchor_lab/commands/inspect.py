@@ -17,7 +17,7 @@ from pathlib import Path
 
 from anchor_lab.commands import common
 from anchor_lab.experiments.experiment import progress
-from anchor_models.calibration import check_target
+from anchor_models.thresholds import check_target
 from anchor_ref.config import AnchorConfig
 
 LENGTH = 8192
