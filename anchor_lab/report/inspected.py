@@ -66,6 +66,16 @@ class InspectedHeads:
         """D of the first layer measured."""
         return self.captured[self.layers[0]].q.shape[-1]
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Query heads, key heads and head size of a layer of the model."""
+        model = self.model
+        return {
+            "q_heads": model["heads"],
+            "kv_heads": model["kv_heads"],
+            "head_dim": self.head_dim,
+        }
+
     def head(self, layer: int, head: int) -> tuple[Tensor, Tensor, float]:
         """Queries `[N, D]`, keys `[N, D]` and scale of one head."""
         x, place = self.captured[layer], self.heads.index(head)
