@@ -126,6 +126,7 @@ class Verdict:
 
 
 ASSUMED = (
+    "ms: a layer's attention, or what the host issues for the layer where that takes longer. "
     f"Densities with a tail of {TAIL} rows, as in models. "
     "*: longer than the text; its share of the candidates continued"
 )
@@ -202,7 +203,8 @@ def prefill_speedup(found: InspectedHeads, expected: Expected, values: dict) -> 
     """Of a whole prefill: all layers that attend, and all linear layers at the rate of a product.
 
     Layers that could not be measured, such as those with a window, are left out on both sides.
-    None where no such rate is known.
+    None where no such rate is known. Where the host is what is waited for, it would issue linear
+    layers meanwhile; they are added all the same, so there the ratio errs towards 1.
     """
     if "matrix_tflops" not in values:
         return None
