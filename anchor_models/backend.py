@@ -10,6 +10,7 @@ import anchor_ref
 from anchor_ref.config import AnchorConfig
 from anchor_ref.inputs import check_inputs, check_type
 from anchor_ref.plan import AnchorTrace
+from anchor_ref.stripes import lowered_anchors
 
 BACKENDS = ("auto", "triton", "torch")
 TAIL = 512  # rows that are exact inside models: a question, and instructions that follow it
@@ -106,16 +107,9 @@ def anchor_attention(
 def _by_head(implementation, q, k, v, config, thetas, scale, cu_seqlens):
     """The three stages, with every head's anchors lowered by its own threshold before the test."""
     check_inputs(q, k, v, scale, cu_seqlens)
-    if len(thetas) != q.shape[1]:
-        raise ValueError(
-            f"theta_by_head must have one value for each of q's {q.shape[1]} heads, "
-            f"got {len(thetas)}"
-        )
-    for theta in thetas:
-        AnchorConfig(theta=theta)  # refuses what is no threshold
     config = replace(config or AnchorConfig(), theta=0.0)
     state = implementation.compute_anchor(q, k, v, config, scale, cu_seqlens)
-    lowered = state.max - state.max.new_tensor(thetas)[:, None]
+    lowered = lowered_anchors(state.max, thetas)
     stripes = implementation.identify_stripes(q, k, lowered, config, scale, cu_seqlens)
     out = implementation.attend_stripes(q, k, v, state, stripes, config, scale, cu_seqlens)
     if config.tail:

@@ -2,6 +2,7 @@
 
 import json
 import operator
+import stat
 from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -254,7 +255,19 @@ def save_capture(captured: dict[int, Captured], path: str | Path) -> None:
         names = _TENSORS if found.texts is None else (*_TENSORS, "texts")
         tensors |= {f"{layer}.{name}": getattr(found, name).contiguous() for name in names}
         about[str(layer)] = json.dumps({name: getattr(found, name) for name in _NUMBERS})
-    save_file(tensors, path, metadata=about)
+    path = Path(path)
+    # safetensors makes files that their owner alone may read. Others get what any new file here
+    # would have, or what the file that is written over has.
+    new = not path.exists()
+    path.touch()
+    mode = stat.S_IMODE(path.stat().st_mode)
+    try:
+        save_file(tensors, path, metadata=about)
+    except BaseException:
+        if new:
+            path.unlink(missing_ok=True)
+        raise
+    path.chmod(mode)
 
 
 def load_capture(path: str | Path) -> dict[int, Captured]:

@@ -1,7 +1,9 @@
 """What a selection keeps and what it costs: one definition for every method.
 
     recall       of a row: dense softmax mass on the keys kept
+    beyond       the same over the rows from the second group on: the first keeps everything
     density      kept causal pairs / all causal pairs, everything kept counted
+    floor        the density that is left at θ = −∞: initial region, windows, tail
     executed     the same with the pairs that whole tiles multiply
     cost         of choosing: pairs scored, x 1/2 where only q·k is formed, / all causal pairs
     error        ‖out − dense‖ / ‖dense‖
@@ -11,7 +13,7 @@ All are streamed over query blocks: no N x N matrix is ever stored.
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
 import torch
@@ -32,6 +34,9 @@ from anchor_ref.inputs import (
 from anchor_ref.online_softmax import normalise
 from anchor_ref.plan import AnchorTrace, StripePlan
 from anchor_ref.regions import Group, groups
+from anchor_ref.sparse import attend_stripes
+from anchor_ref.stripes import identify_stripes, lowered_anchors
+from anchor_ref.tail import attend_tail
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,12 +61,29 @@ class Evaluation:
     identification_cost: Float[Tensor, "B Hq"]
     output_error: Float[Tensor, "B Hq"]
 
-    def recall_summary(self) -> dict[str, Float[Tensor, "B Hq"]]:
-        """Recall over the rows of each head: "mean", "p10" (10th percentile) and "min"."""
+    def recall_summary(
+        self, rows: Bool[Tensor, "Nq"] | None = None
+    ) -> dict[str, Float[Tensor, "B Hq"]]:
+        """Recall over rows of each head: "mean", "p10" (10th percentile) and "min".
+
+        Args:
+            rows: which to look at, such as `rows_beyond`; None means all.
+
+        Raises:
+            ValueError: `rows` names none.
+        """
+        found = self.recall
+        if rows is not None:
+            if not rows.any():
+                raise ValueError(
+                    "rows must name at least one row, got none: no row lies beyond the first "
+                    "group of a text that is no longer than a group"
+                )
+            found = found[..., rows.to(found.device)]
         return {
-            "mean": self.recall.mean(-1),
-            "p10": self.recall.quantile(0.1, dim=-1),
-            "min": self.recall.amin(-1),
+            "mean": found.mean(-1),
+            "p10": found.quantile(0.1, dim=-1),
+            "min": found.amin(-1),
         }
 
 
@@ -87,23 +109,28 @@ def measure(
     cu_seqlens: Int[Tensor, "S"] | None = None,
     *,
     compute_dtype: torch.dtype | None = None,
+    theta_by_head: Sequence[float] | None = None,
 ) -> Measurement:
     """Run AnchorAttention and dense attention on the same tensors and compare them.
 
     Args:
         q, k, v, config, scale, cu_seqlens, compute_dtype: as in `anchor_attention`.
+        theta_by_head: a threshold for each query head, in place of `config.theta`.
 
     Returns:
         A `Measurement`. Costs as much time as dense attention, memory grows linearly in Nk.
 
     Raises:
-        TypeError, ValueError: as in `anchor_attention`.
+        TypeError, ValueError: as in `anchor_attention`; or see `stripes.lowered_anchors`.
     """
     check_inputs(q, k, v, scale, cu_seqlens)
     more = {"scale": scale, "cu_seqlens": cu_seqlens, "compute_dtype": compute_dtype}
     _finish_queued_work(q)
     started = time.perf_counter()
-    out, trace = anchor_attention(q, k, v, config, return_trace=True, **more)
+    if theta_by_head is None:
+        out, trace = anchor_attention(q, k, v, config, return_trace=True, **more)
+    else:
+        out, trace = _by_head(q, k, v, config, theta_by_head, **more)
     _finish_queued_work(q)
     seconds = time.perf_counter() - started
     sizes = (config, q.shape[2], k.shape[2], cu_seqlens)
@@ -116,6 +143,16 @@ def measure(
         seconds=seconds,
         trace=trace,
     )
+
+
+def _by_head(q, k, v, config, theta_by_head, *, scale, cu_seqlens, compute_dtype):
+    state = compute_anchor(q, k, v, config, scale, cu_seqlens, compute_dtype=compute_dtype)
+    lowered = lowered_anchors(state.max, theta_by_head)
+    stripes = identify_stripes(q, k, lowered, replace(config, theta=0.0), scale, cu_seqlens)
+    out = attend_stripes(q, k, v, state, stripes, config, scale, cu_seqlens)
+    if config.tail:
+        out = attend_tail(q, k, v, state, out, config, scale, cu_seqlens)
+    return out, AnchorTrace(state.max, stripes)
 
 
 def dense_attention(
@@ -180,6 +217,46 @@ def recall(
             dense = group.is_dense(torch.arange(rows.start, rows.stop, device=q.device))
             found[:, :, rows] = kept_mass(weights, kept | dense[:, None])
     return found
+
+
+def rows_beyond(
+    config: AnchorConfig,
+    n_queries: int,
+    n_keys: int,
+    cu_seqlens: Int[Tensor, "S"] | None = None,
+) -> Bool[Tensor, "Nq"]:
+    """Which rows lie in the second group of their sequence or later, `[Nq]`, on the CPU.
+
+    The first group keeps all it sees, whatever θ: its recall is 1 by construction. Of a sequence
+    of two groups it is half of all rows.
+
+    Raises:
+        TypeError, ValueError: see `regions.groups`.
+    """
+    found = torch.zeros(n_queries, dtype=torch.bool)
+    for group in groups(config, n_queries, n_keys, cu_seqlens):
+        first_key = group.rows.start + group.shift - group.init.start
+        found[group.rows.start : group.rows.stop] = first_key >= config.group_size
+    return found
+
+
+def density_floor(
+    config: AnchorConfig,
+    n_queries: int,
+    n_keys: int,
+    cu_seqlens: Int[Tensor, "S"] | None = None,
+) -> Float[Tensor, ""]:
+    """The density with no stripe at all, θ = −∞: no threshold keeps less.
+
+    Returns:
+        Share of the causal pairs, a float64 scalar, the same for each head.
+
+    Raises:
+        TypeError, ValueError: see `regions.groups`.
+    """
+    layout = groups(config, n_queries, n_keys, cu_seqlens)
+    always = sum(group.always_pairs for group in layout)
+    return causal_share(torch.tensor(always, dtype=torch.float64), layout)
 
 
 def block_scores(

@@ -59,6 +59,31 @@ def identify_stripes(
     return StripePlan.from_candidates(kept, [group.candidates for group in layout])
 
 
+def lowered_anchors(
+    row_anchor: Float[Tensor, "B Hq Nq"], theta_by_head: Sequence[float]
+) -> Float[Tensor, "B Hq Nq"]:
+    """Anchors whose difference test at θ = 0 is each head's test at its own threshold.
+
+    ā − s <= θ_h is asked as (ā − θ_h) − s <= 0: equal but for the rounding of ā − θ_h.
+
+    Args:
+        row_anchor: a_i from stage 1, natural-log units.
+        theta_by_head: θ_h of each query head; +inf keeps every candidate, -inf none.
+
+    Raises:
+        ValueError: there are more or fewer thresholds than heads, or one is no threshold.
+    """
+    heads = row_anchor.shape[1]
+    if len(theta_by_head) != heads:
+        raise ValueError(
+            f"theta_by_head must have one value for each of q's {heads} heads, "
+            f"got {len(theta_by_head)}"
+        )
+    for theta in theta_by_head:
+        AnchorConfig(theta=theta)  # refuses what is no threshold
+    return row_anchor - row_anchor.new_tensor([float(x) for x in theta_by_head])[:, None]
+
+
 def passes_difference_test(
     difference: Float[Tensor, "*pairs"], theta: float
 ) -> Bool[Tensor, "*pairs"]:

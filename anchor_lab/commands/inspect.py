@@ -11,13 +11,12 @@ examples:
 
 import argparse
 import math
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 from anchor_lab.commands import common
 from anchor_lab.experiments.experiment import progress
-from anchor_models.calibration import check_target
+from anchor_models.thresholds import check_target
 from anchor_ref.config import AnchorConfig
 
 LENGTH = 8192
@@ -36,13 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=0.95,
         metavar="R",
-        help="mean recall that θ is recommended for (default: 0.95)",
+        help="mean recall beyond the first group that θ is recommended for (default: 0.95)",
     )
     add(
         "--rates",
         metavar="FILE",
-        help="what `python -m anchor_lab attention` wrote on your GPU, for the estimated speed-up "
-        "(default: an NVIDIA H100)",
+        help="what `python -m anchor_lab.experiments.crossover.fit` wrote for your GPU, for the "
+        "expected times (default: measured here, in seconds, and the project's own GPU)",
     )
     add("--out", type=Path, default=Path("report"), help="folder (default: ./report)")
 
@@ -52,12 +51,14 @@ def run(options: argparse.Namespace) -> int:
     common.need("inspect", NEEDED)
     from anchor_lab.analysis.curves import THETAS
     from anchor_lab.experiments.environment import peak_memory
-    from anchor_lab.report import cost, inspect, inspected, render
+    from anchor_lab.report import inspect, inspected, rates, render
+    from anchor_lab.report.verdict import verdict
+    from anchor_models.integration.cost import read_values
     from anchor_models.probe import attention_calls
 
     _check(options)
     options.seed = options.seed or 0
-    rates = cost.H100 if options.rates is None else cost.read_rates(options.rates)
+    costs = [] if options.rates is None else [read_values(options.rates)]
     thetas = THETAS if options.theta is None else sorted({*THETAS, options.theta})
     check_target(options.target_recall)
     model, tokenizer, text = common.load_input(options)
@@ -81,6 +82,7 @@ def run(options: argparse.Namespace) -> int:
     recommended = inspected.recommended_theta(found, options.target_recall)
     theta = recommended if options.theta is None else options.theta
     inspected.calibration(found, options.target_recall).save(options.out / "calibration.json")
+    costs = costs or rates.known_here(options.device, **found.sizes)
     page = render.render_report(
         options.out,
         f"AnchorAttention on {options.model}",
@@ -88,13 +90,15 @@ def run(options: argparse.Namespace) -> int:
         FOLDER=folder.name,
         THETA=theta,
         TARGET=options.target_recall,
-        RATES=asdict(rates),
+        COSTS=costs,
     )
     at = found.thetas.index(theta)
+    for values in costs:
+        print("\n" + "\n".join(verdict(found, theta, values).lines()))
     print(
-        f"θ = {theta:g}: recall {found.recall[at].mean():.3f}, "
-        f"density {found.density[at].mean():.3f}; recommended for a recall of "
-        f"{options.target_recall:g}: θ = {recommended:g}"
+        f"\nθ = {theta:g}: recall beyond the first group {found.recall[at].mean():.3f}, "
+        f"density {found.density[at].mean():.3f} with a floor of {found.floor:.3f}; "
+        f"recommended for a recall of {options.target_recall:g}: θ = {recommended:g}"
     )
     print(f"peak memory {_mib(peak_memory())}\n{page}: open it in any browser")
     return 0
@@ -113,7 +117,7 @@ def _check(options: argparse.Namespace) -> None:
     if options.seed is not None and options.text not in common.MADE_UP:
         common.refuse_unused({"seed"}, f"--text {options.text}")
     if options.rates is not None:
-        common.check_file("rates", options.rates, "a file of `python -m anchor_lab attention`")
+        common.check_file("rates", options.rates, "a file of anchor_lab.experiments.crossover.fit")
     common.check_folder("out", options.out)
 
 

@@ -3,11 +3,12 @@
 import json
 import shutil
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from anchor_lab.analysis.curves import THETAS, theta_curve
+from anchor_lab.analysis.curves import THETAS, LayerCurves, layer_curves
 from anchor_lab.experiments.compare.runs import describe
 from anchor_lab.experiments.store import Store, write_whole
 from anchor_lab.sources import read_by_model
@@ -16,7 +17,8 @@ from anchor_models.texts import Text
 from anchor_ref.config import AnchorConfig
 
 LAYERS, MODEL, CAPTURE = "layers.json", "model.json", "capture"
-MEASURES = ("recall", "p10", "least", "density")
+MEASURES = ("recall", "p10", "least", "density")  # of each head
+SHARES = "shares"  # of each group
 
 
 def inspect_layers(
@@ -49,7 +51,36 @@ def inspect_layers(
             text is no longer than a group, or longer than the model's positions; or see
             `capture_qkv`.
     """
-    n, group = text.tokens.shape[1], AnchorConfig().group_size
+    measured_layers(
+        model, name, text, folder, layers=layers, heads=heads, thetas=thetas, progress=progress
+    )
+    if not (folder / MODEL).exists():
+        write_whole(folder / MODEL, json.dumps(describe_model(model, tokenizer, text)))
+
+
+def measured_layers(
+    model,
+    name: str,
+    text: Text,
+    folder: Path,
+    *,
+    layers: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+    thetas: Sequence[float] = THETAS,
+    config: AnchorConfig | None = None,
+    progress: Callable[[list[int]], Iterable[int]] = iter,
+) -> list[dict]:
+    """What `inspect_layers` does, in groups of any size; returns the rows, layer by layer.
+
+    Args:
+        model, name, text, folder, layers, heads, thetas, progress: as in `inspect_layers`.
+        config: block and group sizes; None means the published ones.
+
+    Raises:
+        ValueError: as in `inspect_layers`.
+    """
+    config = replace(config or AnchorConfig(), theta=AnchorConfig().theta, tail=0)
+    n, group = text.tokens.shape[1], config.group_size
     if n <= group:
         raise ValueError(
             f"text must be longer than a group of {group} tokens, of which nothing is skipped: "
@@ -60,52 +91,61 @@ def inspect_layers(
     heads = None if heads is None else sorted(set(heads))
     settings = {
         **describe(source, group),
+        "sizes": [config.block_size, config.step, config.init_blocks, config.window_blocks],
         "layers": layers,
         "heads": heads,
         "thetas": list(thetas),
+        "rows": "beyond the first group",
     }
     store = Store(folder / LAYERS, ["layer"], settings)
     if not store.path.exists():  # it appears when the capture is complete
         shutil.rmtree(folder / CAPTURE, ignore_errors=True)  # of a run that was interrupted
+        (folder / MODEL).unlink(missing_ok=True)
         tokens = text.tokens.to(model.device)
         capture_qkv(model, tokens, layers, heads, dtype=None, save_to=folder / CAPTURE)
-        write_whole(folder / MODEL, json.dumps(describe_model(model, tokenizer, text)))
         store.add([])
-    captured = load_capture(folder / CAPTURE)
-    for layer in progress([layer for layer in layers if not store.holds(layer=layer)]):
-        store.add([{"layer": layer, **measure_layer(captured[layer], thetas, model.device)}])
+    left = [layer for layer in layers if not store.holds(layer=layer)]
+    captured = load_capture(folder / CAPTURE) if left else {}
+    for layer in progress(left):
+        found = measure_layer(captured[layer], thetas, model.device, config)
+        store.add([{"layer": layer, **found}])
+    rows = {row["layer"]: row for row in store.rows}
+    return [rows[layer] for layer in layers]
 
 
 def measure_layer(
-    captured: Captured, thetas: Sequence[float], device: torch.device | str = "cpu"
+    captured: Captured,
+    thetas: Sequence[float],
+    device: torch.device | str = "cpu",
+    config: AnchorConfig | None = None,
 ) -> dict:
     """Recall and density of each head at each θ, one head in memory at a time.
 
     Returns:
-        "heads" and, each `[T][H]`, the mean, 10th percentile and minimum of recall over rows and
-        the density, named as in `MEASURES`; or only "skipped", the reason, for a layer that is
-        not causal softmax attention over all keys.
+        "heads" and, each `[T][H]`, the mean, 10th percentile and minimum of recall over the rows
+        beyond the first group and the density, named as in `MEASURES`; and `[T][G]` "shares" of
+        each group's candidates that are kept, mean over heads. Or only "skipped", the reason, for
+        a layer that is not causal softmax attention over all keys.
     """
     try:
         x = captured.causal()
     except ValueError as reason:
         return {"skipped": str(reason)}
-    config, shared = AnchorConfig(), x.q.shape[1] // x.k.shape[1]
-    found: dict[str, list] = {name: [] for name in MEASURES}
-    for place in range(x.q.shape[1]):
-        q, k = (
-            tensor[:1, at : at + 1].to(device)
-            for tensor, at in ((x.q, place), (x.k, place // shared))
-        )
-        curve = theta_curve(q, k, config, thetas, x.scaling)
-        recall = curve.recall[:, 0, 0].double()  # [T, N]
-        found["recall"].append(recall.mean(-1))
-        # quantile takes at most 2^24 numbers at once.
-        found["p10"].append(torch.stack([row.quantile(0.1) for row in recall]))
-        found["least"].append(recall.amin(-1))
-        found["density"].append(curve.density[:, 0, 0])
-    tables = {name: torch.stack(rows, 1).tolist() for name, rows in found.items()}
-    return {"heads": list(x.query_heads), **tables}
+    curves = layer_curves(x, config or AnchorConfig(), thetas, device)
+    tables = {name: getattr(curves, name).tolist() for name in (*MEASURES, SHARES)}
+    return {"heads": list(x.query_heads), "prompts": curves.prompts, **tables}
+
+
+def curves_of(row: dict, tokens: int) -> LayerCurves:
+    """What `measure_layer` found of a layer, as tensors again.
+
+    Raises:
+        ValueError: the layer could not be measured; the message says why.
+    """
+    if "skipped" in row:
+        raise ValueError(row["skipped"])
+    tables = {name: torch.tensor(row[name], dtype=torch.float64) for name in (*MEASURES, SHARES)}
+    return LayerCurves(**tables, prompts=row["prompts"], tokens=tokens)
 
 
 def working_bytes(n: int, head_dim: int, n_thetas: int = len(THETAS)) -> int:
@@ -129,6 +169,8 @@ def describe_model(model, tokenizer, text: Text) -> dict:
         "class": type(model).__name__,
         "layers": config.num_hidden_layers,
         "heads": config.num_attention_heads,
+        "kv_heads": getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
+        "positions": getattr(config, "max_position_embeddings", None),
         "parameters": sum(p.numel() for p in model.parameters()),
         "linear_parameters": sum(m.weight.numel() for m in linear),
         "words": [tokenizer.decode([token]) for token in text.tokens[0].tolist()],

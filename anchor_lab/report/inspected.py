@@ -11,11 +11,13 @@ from torch import Tensor
 from anchor_lab.analysis.calibration import choose_thetas
 from anchor_lab.analysis.curves import MeanCurves
 from anchor_lab.experiments.store import read
-from anchor_lab.report.inspect import CAPTURE, LAYERS, MEASURES, MODEL
+from anchor_lab.report.inspect import CAPTURE, LAYERS, MEASURES, MODEL, SHARES
 from anchor_models.backend import TAIL
-from anchor_models.calibration import Calibration, check_target
+from anchor_models.calibration import Calibration
 from anchor_models.capture import Captured, load_capture
+from anchor_models.thresholds import check_target
 from anchor_ref.config import AnchorConfig
+from anchor_ref.measure import density_floor
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,8 +31,10 @@ class InspectedHeads:
         heads: the model's indices of the query heads; H of them.
         skipped: by layer, why it could not be measured.
         thetas: thresholds, ascending; T of them.
-        recall, p10, least: mean, 10th percentile and minimum over rows, `[T, L, H]`.
-        density: share of the causal pairs kept, `[T, L, H]`.
+        recall, p10, least: mean, 10th percentile and minimum over the rows beyond the first
+            group, `[T, L, H]`.
+        density: share of the causal pairs kept, without a tail, `[T, L, H]`.
+        shares: of each group's candidates, which share is kept, mean over heads, `[T, L, G]`.
         captured: queries and keys of each layer, mapped from the files.
     """
 
@@ -44,6 +48,7 @@ class InspectedHeads:
     p10: Float[Tensor, "T L H"]
     least: Float[Tensor, "T L H"]
     density: Float[Tensor, "T L H"]
+    shares: Float[Tensor, "T L G"]
     captured: dict[int, Captured]
 
     @property
@@ -52,9 +57,24 @@ class InspectedHeads:
         return self.settings["length"]
 
     @property
+    def floor(self) -> float:
+        """The density that any θ leaves: first group and windows."""
+        return float(density_floor(AnchorConfig(), self.n, self.n))
+
+    @property
     def head_dim(self) -> int:
         """D of the first layer measured."""
         return self.captured[self.layers[0]].q.shape[-1]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Query heads, key heads and head size of a layer of the model."""
+        model = self.model
+        return {
+            "q_heads": model["heads"],
+            "kv_heads": model["kv_heads"],
+            "head_dim": self.head_dim,
+        }
 
     def head(self, layer: int, head: int) -> tuple[Tensor, Tensor, float]:
         """Queries `[N, D]`, keys `[N, D]` and scale of one head."""
@@ -80,8 +100,10 @@ def load_inspected(folder: str | Path) -> InspectedHeads:
             f"layers must be causal attention, none was: {next(iter(skipped.values()))}"
         )
     tables = {
-        name: torch.tensor([row[name] for row in measured.values()]).double().movedim(0, 1)
-        for name in MEASURES
+        name: torch.tensor([row[name] for row in measured.values()], dtype=torch.float64).movedim(
+            0, 1
+        )
+        for name in (*MEASURES, SHARES)
     }
     return InspectedHeads(
         settings=found["settings"],
@@ -98,6 +120,8 @@ def load_inspected(folder: str | Path) -> InspectedHeads:
 def recommended_theta(found: InspectedHeads, target: float) -> float:
     """The smallest θ measured whose mean recall over all heads reaches the target; else the last.
 
+    Recall beyond the first group: with its rows any θ looks good, the more the shorter the text.
+
     Raises:
         ValueError: `target` is not in (0, 1).
     """
@@ -112,9 +136,10 @@ def calibration(found: InspectedHeads, target: float) -> Calibration:
         dict(zip(found.layers, table.unbind(1), strict=True))
         for table in (found.recall, found.density)
     )
-    # Measured without a tail, which makes the thresholds no larger; used with that of models.
+    # Measured without a tail, which changes no selection; used with that of models.
     config = AnchorConfig(tail=TAIL)
-    return choose_thetas(MeanCurves(config, tuple(found.thetas), recall, density), target)
+    lengths = (found.n, found.n)
+    return choose_thetas(MeanCurves(config, tuple(found.thetas), recall, density, lengths), target)
 
 
 def heads_by_density(found: InspectedHeads, theta: float) -> list[dict]:

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
-from anchor_lab.report.cost import Estimate, Rates, estimate
 from anchor_lab.report.far_keys import FarKey
 from anchor_lab.report.inspected import InspectedHeads, calibration
+from anchor_lab.report.verdict import ASSUMED, prefill_speedup, verdict
 from anchor_models.backend import TAIL
 from anchor_ref.config import AnchorConfig
 from anchor_ref.measure import identification_cost
@@ -33,37 +33,68 @@ def html_table(
     return str(_templates().table(heads, rows, marked, words))
 
 
-def cards(found: InspectedHeads, theta: float, target: float, rates: Rates) -> str:
-    """The answer first: five numbers."""
+def verdicts(found: InspectedHeads, theta: float, costs: Sequence[dict]) -> str:
+    """What to do, first on the device asked about, then on others: in words, and by length.
+
+    Args:
+        found: of a model.
+        theta: one that was measured.
+        costs: coefficients of each device, see `verdict.verdict`.
+    """
+    from markupsafe import Markup
+
+    shown = []
+    for values in costs:
+        told = verdict(found, theta, values)
+        rows = [
+            (
+                f"{x.tokens:,}{'' if x.measured else ' *'}",
+                x.density,
+                f"{x.expected.anchor:.3g}",
+                f"{x.expected.dense:.3g}",
+                f"{x.expected.speedup:.2f}×",
+                "faster" if x.expected.gain else "slower" if x.expected.speedup < 1 else "even",
+            )
+            for x in told.table
+        ]
+        heads = ("tokens", "density", "ms a layer", "sdpa, ms", "speed", "")
+        here = [x.tokens for x in told.table].index(found.n)
+        table = Markup(html_table(heads, rows, here, words=(5,)))
+        shown.append((told.device, str(told), told.reasons(), table))
+    return str(_templates().verdicts(shown, ASSUMED))
+
+
+def cards(found: InspectedHeads, theta: float, target: float, values: dict) -> str:
+    """The numbers at the θ shown: recall, density beside its floor, expected speed."""
     at = found.thetas.index(theta)
-    cost = _estimate(found, at, rates)
+    expected = verdict(found, theta, values).here.expected
     reached = float(found.recall[at].mean())
-    shown = (
+    shown = [
         (f"{theta:g}", "θ shown here" if reached >= target else f"θ, short of {target:g}"),
-        (f"{reached:.3f}", "recall, mean over heads"),
+        (f"{reached:.3f}", "recall beyond the first group, mean over heads"),
         (f"{float(found.density[at].mean()):.0%}", "density: pairs computed"),
-        (f"{cost.attention_speedup:.2f}×", f"attention on {rates.device}, estimated"),
-        (f"{cost.prefill_speedup:.2f}×", "whole prefill there, estimated"),
-    )
+        (f"{found.floor:.0%}", "its floor: first group and windows, with any θ"),
+        (f"{expected.speedup:.2f}×", f"attention on {values['device']}, expected"),
+    ]
+    if (whole := prefill_speedup(found, expected, values)) is not None:
+        shown.append((f"{whole:.2f}×", "whole prefill there, expected"))
     return str(_templates().cards(shown))
 
 
-def theta_table(found: InspectedHeads, theta: float, rates: Rates) -> str:
-    """Recall, density and estimated speed-ups at every second θ measured, and at `theta`."""
+def theta_table(found: InspectedHeads, theta: float, values: dict) -> str:
+    """Recall, density and expected speed at every second θ measured, and at `theta`."""
     choosing = float(identification_cost(AnchorConfig(), found.n, found.n))
     shown = [at for at, value in enumerate(found.thetas) if at % 2 == 0 or value == theta]
     rows = []
     for at in shown:
         recall, density = found.recall[at], float(found.density[at].mean())
-        cost = _estimate(found, at, rates)
-        gains = (1 / (density + choosing), cost.attention_speedup, cost.prefill_speedup)
+        speed = verdict(found, found.thetas[at], values).here.expected.speedup
         means = (recall.mean(), found.p10[at].mean(), recall.min())
-        rows.append(
-            (f"{found.thetas[at]:g}", *map(float, means), density, *(f"{x:.2f}×" for x in gains))
-        )
+        gains = (f"{1 / (density + choosing):.2f}×", f"{speed:.2f}×")
+        rows.append((f"{found.thetas[at]:g}", *map(float, means), density, found.floor, *gains))
     heads = (
-        "θ", "recall", "10th pct", "worst head", "density",
-        "fewer FLOP", "attention", "prefill",
+        "θ", "recall beyond", "10th pct", "worst head", "density", "its floor",
+        "fewer FLOP", "attention",
     )  # fmt: skip
     return html_table(heads, rows, shown.index(found.thetas.index(theta)))
 
@@ -85,7 +116,7 @@ def calibration_table(found: InspectedHeads, target: float, theta: float) -> str
             sum(density) / len(density),
         ),
     )
-    return html_table(("threshold", "recall", "worst head", "density"), rows, words=(0,))
+    return html_table(("threshold", "recall beyond", "worst head", "density"), rows, words=(0,))
 
 
 def heads_table(rows: Sequence[dict]) -> str:
@@ -131,8 +162,8 @@ def far_keys_table(
     return html_table(heads, rows, words=(1, 4))
 
 
-def settings_table(found: InspectedHeads, rates: Rates) -> str:
-    """What was run, and which rates the estimate takes."""
+def settings_table(found: InspectedHeads, costs: Sequence[dict]) -> str:
+    """What was run, and how sure the expected times are."""
     settings, model = found.settings, found.model
     rows = [
         ("model", f"{settings['model']} ({model['class']}, {model['parameters'] / 1e6:,.0f} M)"),
@@ -145,32 +176,20 @@ def settings_table(found: InspectedHeads, rates: Rates) -> str:
             f"{model['heads']} heads, θ from {found.thetas[0]:g} to {found.thetas[-1]:g}",
         ),
         *(
-            (f"layer {layer}", f"not measured, not in the estimate: {why}")
+            (f"layer {layer}", f"not measured, on neither side of a prefill: {why}")
             for layer, why in found.skipped.items()
         ),
-        (
-            "estimate for",
-            f"{rates.device}, measured {rates.date}: dense {rates.dense:.0f} TFLOP/s, stages "
-            f"{rates.stage1:.0f}, {rates.stage2:.0f} and {rates.stage3:.0f}, matrix product "
-            f"{rates.matrix:.0f}; overhead {rates.overhead_ms:.1f} ms a call; "
-            f"with a tail of {TAIL} rows, which nothing else here has",
-        ),
+        *((f"times on {values['device']}", _how_sure(values)) for values in costs),
     ]
     return html_table(("", ""), rows, words=(0, 1))
 
 
-def _estimate(found: InspectedHeads, at: int, rates: Rates) -> Estimate:
-    """Of the whole model, as if the heads not looked at were like those that were.
-
-    Layers that could not be measured are left out of attention: a sliding window costs the same
-    with both.
-    """
-    layers = found.model["layers"] - len(found.skipped)
-    return estimate(
-        found.density[at].mean().expand(layers, found.model["heads"]),
-        found.n,
-        found.head_dim,
-        found.model["linear_parameters"],
-        rates,
-        AnchorConfig(tail=TAIL),
+def _how_sure(values: dict) -> str:
+    made = values.get("kernels")
+    told = "measured before by crossover" if made else "measured for this page, in float32 or bf16"
+    error = values.get("error")
+    told += "" if error is None else f"; a side's time may be off by {error:.0%}"
+    return (
+        f"{told}; a gain must be larger than {values['margin']:.0%}; with a tail of {TAIL} rows, "
+        "which nothing else here has"
     )

@@ -12,7 +12,8 @@ falls with the length and with θ.
 
 The coefficients lie in `cost.json`, which `python -m anchor_lab crossover` writes and nobody else.
 They hold for GPUs of one generation and for half precision. For everything else, and where there
-is no such file, nothing is expected.
+is no such file, nothing is expected. The report on a model (`anchor_lab.report.verdict`) asks the
+same model, also with coefficients that were measured on the spot.
 """
 
 import json
@@ -62,6 +63,11 @@ class Expected:
     gain: bool
     device: str
 
+    @property
+    def speedup(self) -> float:
+        """How many times as fast as dense attention."""
+        return self.dense / self.anchor
+
     def __str__(self) -> str:
         return (
             f"a layer is expected to take {self.anchor:.3g} ms with AnchorAttention and "
@@ -101,6 +107,25 @@ def fitted_for(device: torch.device) -> "Coefficients | None":
     return found if generation == found.values["generation"] else None
 
 
+def read_values(path: str | Path | None = None) -> dict:
+    """The coefficients of a file, see `Coefficients`; None means the project's own, `FILE`.
+
+    Raises:
+        OSError: there is no such file.
+        ValueError: it holds something else.
+    """
+    try:
+        found = json.loads((FILE if path is None else Path(path)).read_text(encoding="utf-8"))
+        expected_at(found, Shape(1, 1, 1, 4096, 4096, 64), AnchorConfig(), 0.5)
+        found["dense"]["device_ms"]
+    except (KeyError, TypeError, AttributeError, ValueError) as problem:
+        raise ValueError(
+            "rates must be a file of `python -m anchor_lab.experiments.crossover.fit`, "
+            f"got {path}: {problem!r}"
+        ) from None
+    return found
+
+
 class Coefficients:
     """What `cost.json` holds; equal to itself alone, so that a cache may ask quickly.
 
@@ -109,6 +134,8 @@ class Coefficients:
             host's work for a layer beside attention; `margin`, by how much an expectation may err;
             `kept`, by θ: the `share` of the candidates at `tokens` and the `exponent` of the
             length; and for `anchor`, `dense` and `masked`: `host_ms` and `device_ms`, by work.
+            There may be `error`, the relative one of a side's time that nine of ten calls stay
+            below, and `matrix_tflops`, the rate of a large matrix product.
     """
 
     def __init__(self, values: dict):
@@ -120,11 +147,23 @@ def _expected(
     coefficients: Coefficients, shape: Shape, config: AnchorConfig, thetas: tuple[float, ...]
 ) -> Expected | None:
     values = coefficients.values
+    share = sum(kept_share(values["kept"], theta, shape.keys) for theta in thetas) / len(thetas)
+    return expected_at(values, shape, config, share)
+
+
+def expected_at(values: dict, shape: Shape, config: AnchorConfig, share: float) -> Expected | None:
+    """What to expect of a call that keeps this share of its candidates; None as in `expected`.
+
+    Args:
+        values: see `Coefficients`.
+        shape: of the call.
+        config: sizes and tail; its own θ plays no part.
+        share: from 0 to 1.
+    """
     # Queries that are not all keys, a chunk, need a mask: other kernels.
     way = "dense" if shape.queries == shape.keys else "masked"
     if way not in values:
         return None
-    share = sum(kept_share(values["kept"], theta, shape.keys) for theta in thetas) / len(thetas)
     anchor = layer_ms(values, "anchor", anchor_work(shape, config, share))
     dense = layer_ms(values, way, dense_work(shape))
     return Expected(anchor, dense, anchor * (1 + values["margin"]) < dense, values["device"])

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from anchor_models.backend import TAIL, check_backend
-from anchor_models.calibration import Calibration
+from anchor_models.thresholds import Thresholds
 from anchor_ref.config import AnchorConfig
 
 # A further option is a name here, an argument of `options`, and a field of `Options` that
@@ -39,6 +39,8 @@ class Options:
         backend: "auto", "triton" or "torch", see `choose_backend`.
         when: "auto" or "always", see `options`.
         sizes: block and group sizes, and the tail; its own θ plays no part.
+        longest: tokens of the longest prompt that the thresholds were calibrated for; None where
+            they are of no calibration.
     """
 
     thetas: float | dict[int, float | tuple[float, ...]]
@@ -46,6 +48,7 @@ class Options:
     backend: str
     when: str
     sizes: AnchorConfig
+    longest: int | None = None
 
     @property
     def may_be_dense(self) -> bool:
@@ -112,7 +115,8 @@ def options(
 
     Args:
         theta: one threshold for all; a sequence with one entry for each layer; a mapping from
-            layer to entry; a `Calibration`, or the path of a saved one. An entry is one number or
+            layer to entry; a `Calibration`, or the path of a saved one: prompts longer than it
+            was made for get a warning. An entry is one number or
             a sequence with one for each query head. +inf keeps a head dense.
         dense_layers: layers that keep dense attention.
         backend: "auto", "triton" or "torch", see `choose_backend`.
@@ -213,7 +217,7 @@ def _spelled_out(named: Mapping) -> dict:
     theta = named.get("theta")
     if isinstance(theta, str | PathLike):
         theta = named["theta"] = _load(Path(theta), Path(theta).stat().st_mtime_ns)
-    if isinstance(theta, Calibration):
+    if isinstance(theta, Thresholds):
         _check_sizes(theta, named)
         named |= {field: getattr(theta.config, field) for field in SIZES}
         # The thresholds are for rows before the tail: it may be another one.
@@ -226,7 +230,7 @@ def _spelled_out(named: Mapping) -> dict:
     return named
 
 
-def _check_sizes(calibration: Calibration, named: Mapping) -> None:
+def _check_sizes(calibration: Thresholds, named: Mapping) -> None:
     """Refuse sizes that the thresholds do not hold for."""
     for field in SIZES:
         holds_for = getattr(calibration.config, field)
@@ -239,10 +243,10 @@ def _check_sizes(calibration: Calibration, named: Mapping) -> None:
 
 def _complete(named: Mapping) -> Options:
     """Every choice made; what `_spelled_out` gave for one `with`, and for those around."""
-    theta = named.get("theta", AnchorConfig().theta)
-    if isinstance(theta, Calibration):
+    theta, longest = named.get("theta", AnchorConfig().theta), None
+    if isinstance(theta, Thresholds):
         _check_sizes(theta, named)  # a `with` further in may have named others
-        theta = theta.thetas
+        theta, longest = theta.thetas, theta.lengths[1]
     backend = named.get("backend", "auto")
     check_backend(backend)
     when = named.get("when", "auto")
@@ -251,7 +255,7 @@ def _complete(named: Mapping) -> Options:
     dense = frozenset(_layer("dense_layers", layer) for layer in named.get("dense_layers", ()))
     sizes = {field: named[field] for field in SIZES if field in named}
     sizes["tail"] = named.get("tail", TAIL)
-    return Options(_by_layer(theta), dense, backend, when, AnchorConfig(**sizes))
+    return Options(_by_layer(theta), dense, backend, when, AnchorConfig(**sizes), longest)
 
 
 @lru_cache(maxsize=1024)  # one for each layer of several models
@@ -260,9 +264,9 @@ def _with_theta(sizes: AnchorConfig, theta: float) -> AnchorConfig:
 
 
 @lru_cache(maxsize=4)
-def _load(path: Path, changed: int) -> Calibration:
+def _load(path: Path, changed: int) -> Thresholds:
     """The calibration of a file, read again only when the file has changed."""
-    return Calibration.load(path)
+    return Thresholds.load(path)
 
 
 def _by_layer(theta: object) -> float | dict[int, float | tuple[float, ...]]:

@@ -1,5 +1,6 @@
 """One layer's attention over more than one query: which texts, which method, and the result."""
 
+import warnings
 from dataclasses import replace
 
 import torch
@@ -12,6 +13,7 @@ from anchor_models.integration.packing import texts_of
 from anchor_models.integration.record import Part, call_of, now, running_record
 from anchor_models.integration.sequences import Tokens, is_segments
 from anchor_models.interface import others
+from anchor_models.thresholds import too_long
 from anchor_ref.measure import density
 from anchor_ref.regions import causal_pairs
 
@@ -69,6 +71,7 @@ def prefill(module, query, key, value, mask, given: dict, kwargs: dict) -> Tenso
                 out = _dense_causal(module, q, k, v, given)
                 part = None if stats is None else _dense_part(why, q, k, 1.0)
             else:
+                _warn_if_too_long(chosen, k.shape[2])
                 out, part = _sparse(q, k, v, theta, chosen, given, counted=stats is not None)
                 if part is not None and times is not None:
                     part = replace(part, why=f"{part.why}; {times}")
@@ -123,6 +126,12 @@ def _tokens(x: Tensor, rows: slice, places: slice | Tensor) -> Tensor:
     ):
         return x
     return x[rows][:, :, places]
+
+
+def _warn_if_too_long(chosen: Options, tokens: int) -> None:
+    """Once for each length, as Python shows warnings: thresholds of shorter texts fall short."""
+    if chosen.longest is not None and (why := too_long(chosen.longest, tokens)):
+        warnings.warn(why, stacklevel=2)
 
 
 def _expected(q: Tensor, k: Tensor, theta, chosen: Options) -> Expected | None:

@@ -133,7 +133,8 @@ def test_nothing_heavy_is_imported_for_the_help():
 # -- compare
 
 
-SMALL = ["--length", "300", "--layers", "1", "--heads", "0", "--methods"]
+# Of 300 tokens only smaller groups than a model's leave anything to choose.
+SMALL = ["--length", "300", "--group", "128", "--layers", "1", "--heads", "0", "--methods"]
 
 
 def test_compare_writes_a_table_a_figure_and_what_they_were_made_from(
@@ -170,7 +171,8 @@ def test_compare_refuses_a_folder_of_other_settings(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("more", "group", "tail"), [([], 128, 0), (["--group", "256", "--tail", "50"], 256, 50)]
+    ("more", "group", "tail"),
+    [(["--length", "2304"], 2048, 0), (["--group", "256", "--tail", "50"], 256, 50)],
 )
 def test_compare_hands_on_what_it_was_asked_for(tmp_path, monkeypatch, more, group, tail):
     seen = []
@@ -183,10 +185,11 @@ def test_compare_hands_on_what_it_was_asked_for(tmp_path, monkeypatch, more, gro
     asked = "compare --length 300 --layers 1 2 --heads 0 5 --methods AnchorAttention --seed 4"
     asked = [*asked.split(), "--dtype", "bfloat16", "--out", str(tmp_path), *more]
     assert cli.main(asked) == 2
-    source, results, chosen, layers, heads, _, rows = seen
+    source, results, chosen, layers, heads, _, rows, size = seen
     assert rows == results.settings["tail"] == tail
+    assert size == results.settings["group_size"] == group
     assert (source.about["dtype"], layers, heads) == ("bfloat16", [1, 2], [0, 5])
-    text = read_text("document", load_bundled()[1], 300, 4)
+    text = read_text("document", load_bundled()[1], source.length, 4)
     assert source.about["text_sha256"] == text.sha256
     assert results.path.parent == tmp_path
     assert {method.config.group_size for method in chosen["AnchorAttention"]} == {group}
@@ -218,10 +221,11 @@ def test_compare_takes_a_text_of_ones_own(tmp_path, capsys):
         (["--device", "abacus"], "device must be one that PyTorch has here, got 'abacus'"),
         (["--model", "./nowhere"], "model must be 'bundled', a folder"),
         (["--length", "100"], "prompt must have more tokens than a group, 128, got 100"),
+        (["--group", "2048"], "got 300: one group is dense with any threshold; take a longer"),
     ],
 )
 def test_compare_refuses_in_one_line(tmp_path, capsys, more, message):
-    asked = ["compare", "--length", "300", "--methods", "AnchorAttention", "--heads", "0"]
+    asked = ["compare", *SMALL, "AnchorAttention"]
     assert cli.main([*asked, "--out", str(tmp_path), *more]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
@@ -257,13 +261,16 @@ def test_compare_plants_stripes(tmp_path, capsys, monkeypatch):
     notes = []
     draw = figures.comparison_figure
     monkeypatch.setattr(
-        figures, "comparison_figure", lambda *given: notes.append(given[-1]) or draw(*given)
+        figures, "comparison_figure", lambda *given: notes.append(given[2]) or draw(*given)
     )
     asked = ["compare", "--planted", "--length", "600", "--methods", "AnchorAttention", "Dense"]
-    asked += ["--out", str(tmp_path)]
+    asked += ["--group", "128", "--out", str(tmp_path)]
     assert cli.main(asked) == 0
     said = "planted stripes, 0.03 of the keys, seed 0, 600 tokens, groups of 128, 2 heads"
-    assert f"{said}. Mean recall where" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    floor = compare.least_density(600, 128)
+    assert f"{said}. First group and windows alone are {floor:.3f} of the pairs" in shown
+    assert "Mean recall beyond the first group where 60% of dense" in shown
     assert notes == [said]
     table = pd.read_csv(tmp_path / "compare.csv")
     assert sorted(set(table["head"])) == [0, 4]  # the first of each key head
@@ -312,9 +319,9 @@ def test_compare_hands_on_what_a_capture_or_planted_stripes_are_asked_for(monkey
         ("--planted 1.5", "density must be in [0, 1], got 1.5"),
         ("--planted nan", "density must be in [0, 1], got nan"),
         ("--planted --length 0", "length must be at least 1, got 0"),
-        ("--planted --length 128", "prompt must have more tokens than a group, 128, got 128"),
-        ("--planted --length 300 --layers 1", "layers must be in 0..0, got 1"),
-        ("--planted --length 300 --heads 8", "heads must be in 0..7, got 8"),
+        ("--planted --length 2048", "prompt must have more tokens than a group, 2048, got 2048"),
+        ("--planted --length 2100 --layers 1", "layers must be in 0..0, got 1"),
+        ("--planted --length 2100 --heads 8", "heads must be in 0..7, got 8"),
         ("--planted --device abacus", "device must be one that PyTorch has here, got 'abacus'"),
     ],
 )
@@ -336,7 +343,8 @@ def test_compare_refuses_what_a_source_has_no_use_for_or_has_not(tmp_path, capsy
 )
 def test_compare_refuses_what_a_capture_has_not(tmp_path, capsys, capture, more, message):
     out = str(tmp_path / "out")
-    assert cli.main(["compare", "--capture", capture, "--out", out, *more]) == 2
+    small = ["--group", "128", *more]
+    assert cli.main(["compare", "--capture", capture, "--out", out, *small]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
 
@@ -359,6 +367,14 @@ def test_compare_takes_one_query_head_of_each_key_head_unless_told():
     assert compare.chosen_heads([3, 5], some) == [3, 5]
     assert compare.chosen_heads(None, source(range(3), 3)) == [0, 1, 2]
     assert compare.chosen_heads(None, source((2, 3, 6, 7), 2)) == [2, 6]
+
+
+def test_the_level_of_the_summary_is_one_that_first_group_and_windows_leave_room_for():
+    floors = {n: compare.least_density(n, 2048) for n in (2304, 4096, 8192)}
+    assert floors[4096] == pytest.approx(0.531, abs=5e-4)
+    assert [compare.level_above(x) for x in floors.values()] == [0.9, 0.6, 0.5]
+    assert compare.least_density(4096, 2048, tail=2048) == 1.0
+    assert compare.level_above(1.0) == 1.0
 
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch, capsys):

@@ -52,7 +52,7 @@ def folder(tmp_path):
 def compared(folder, out, *more):
     """Status of `compare`, and the layers in its table."""
     method = ("--methods", "StreamingLLM", "--length", "300", "--out", str(out))
-    status = cli.main(["compare", "--model", folder, *method, *more])
+    status = cli.main(["compare", "--model", folder, *method, "--group", "128", *more])
     if status:
         return status, []
     rows = (out / "compare.csv").read_text().splitlines()

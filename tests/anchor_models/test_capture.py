@@ -1,6 +1,7 @@
 """Captured q, k, v: what the model's own attention was given, and the model left as it was."""
 
 import gc
+import os
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -476,6 +477,33 @@ def test_streamed_layers_are_written_one_by_one(tmp_path):
     for hook in hooks:
         hook.remove()
     assert written == [0, 0, 0, 0, 1, 2]  # two tokens are tried first
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_others_may_read_a_capture_as_they_may_any_new_file(tmp_path, umask):
+    captured = {0: capture_qkv(tiny("Llama"), prompt(), [0])[0]}
+    before = os.umask(umask)
+    try:
+        (tmp_path / "any").write_text("a file")
+        save_capture(captured, tmp_path / "one.safetensors")
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert modes == dict.fromkeys(("any", "one.safetensors"), 0o666 & ~umask)
+    (tmp_path / "one.safetensors").chmod(0o640)
+    save_capture(captured, tmp_path / "one.safetensors")
+    assert (tmp_path / "one.safetensors").stat().st_mode & 0o777 == 0o640, "written over"
+
+
+def test_a_capture_that_cannot_be_written_leaves_no_file(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError("no space")
+
+    monkeypatch.setattr("safetensors.torch.save_file", fail)
+    captured = {0: capture_qkv(tiny("Llama"), prompt(), [0])[0]}
+    with pytest.raises(OSError, match="no space"):
+        save_capture(captured, tmp_path / "one.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_with_a_capture_is_not_written_over(tmp_path):

@@ -1,6 +1,7 @@
 """Every measure against its definition, over the full N x N matrix in float64."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -164,6 +165,74 @@ def test_recall_is_summed_up_over_the_rows_of_each_head():
     assert summary.keys() == expected.keys()
     for name, found in summary.items():
         torch.testing.assert_close(found, torch.tensor([expected[name]]))
+
+
+def test_rows_of_the_first_group_may_be_left_out_of_the_summary():
+    rows = torch.cat([torch.ones(50), torch.arange(50.0) / 100])[None, None]
+    none = torch.zeros(1, 1, dtype=torch.float64)
+    found = module.Evaluation(rows, none, none, none, none)
+    beyond = module.rows_beyond(AnchorConfig(10, 5), 100, 100)
+    summary = found.recall_summary(beyond)
+    expected = {"mean": 0.245, "p10": 0.049, "min": 0.0}
+    assert {name: x.item() for name, x in summary.items()} == pytest.approx(expected)
+    assert found.recall_summary()["mean"].item() == pytest.approx(0.6225)
+    nothing = module.rows_beyond(AnchorConfig(10, 10), 100, 100)
+    with pytest.raises(ValueError, match="rows must name at least one row, got none"):
+        found.recall_summary(nothing)
+
+
+@given(cases(tails=TAILS))
+@settings(max_examples=60)
+def test_rows_beyond_are_those_of_tokens_after_the_first_group(case):
+    q, k, _, config, _ = case
+    beyond = module.rows_beyond(config, q.shape[2], k.shape[2])
+    token = torch.arange(k.shape[2] - q.shape[2], k.shape[2])
+    assert beyond.equal(token >= config.group_size)
+
+
+def test_each_packed_sequence_has_a_first_group():
+    beyond = module.rows_beyond(AnchorConfig(4, 2), 40, 40, torch.tensor([0, 5, 30, 40]))
+    assert beyond.nonzero().flatten().tolist() == [*range(13, 30), 38, 39]
+
+
+@given(cases(tails=TAILS))
+@settings(max_examples=60)
+def test_the_floor_is_the_density_without_stripes(case):
+    q, k, v, config, scale = case
+    floor = module.density_floor(config, q.shape[2], k.shape[2])
+    nothing = replace(config, theta=-math.inf)
+    found = measure(q, k, v, nothing, scale)
+    torch.testing.assert_close(found.density, floor.expand_as(found.density))
+    assert (measure(q, k, v, config, scale).density >= floor - 1e-12).all()
+
+
+def test_the_floor_of_published_sizes_at_4096_tokens():
+    assert float(module.density_floor(AnchorConfig(), 4096, 4096)) == pytest.approx(
+        0.531, abs=5e-4
+    )
+
+
+@given(cases(dtypes=(torch.float64,), tails=TAILS))
+@settings(max_examples=40)
+def test_each_head_is_measured_at_its_own_threshold(case):
+    q, k, v, config, scale = case
+    thetas = [(-1.0, 0.5, 3.0, math.inf, -math.inf)[h % 5] for h in range(q.shape[1])]
+    found = measure(q, k, v, config, scale, theta_by_head=thetas)
+    for h, theta in enumerate(thetas):
+        alone = measure(q, k, v, replace(config, theta=theta), scale)
+        for name in ("recall", "density", "executed_density", "output_error"):
+            one, all_of_them = getattr(found, name)[:, h], getattr(alone, name)[:, h]
+            torch.testing.assert_close(one, all_of_them, atol=1e-10, rtol=0)
+
+
+def test_thresholds_by_head_must_be_as_many_as_heads_and_numbers():
+    q, k, v, _ = packed_inputs((20,))
+    for wrong, said in (
+        ([1.0] * 3, "theta_by_head must have one value for each of q's 4 heads, got 3"),
+        ([1.0, 2.0, math.nan, 3.0], "theta must be"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            measure(q, k, v, AnchorConfig(4, 2), theta_by_head=wrong)
 
 
 def test_recall_follows_the_compute_dtype():

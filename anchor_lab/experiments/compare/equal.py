@@ -31,7 +31,8 @@ def mean_curves(frame):
                 "frame must have the same heads for every configuration, but that of text "
                 f"{text!r} lacks (layer, head) {lacking[0]} for {method} with {configuration}"
             )
-    means = groups[list(MEASURES)].mean()
+    # Tables of before rows beyond the first group were looked at have no such column.
+    means = groups[[name for name in MEASURES if name in frame]].mean()
     means.insert(0, "heads", groups.size())
     return means.reset_index().sort_values(
         ["text", "method", "density"], kind="stable", ignore_index=True
@@ -99,5 +100,5 @@ def _cross(curves, budget: str, x: str, y: str, level: float, left, right):
         best = best.drop_duplicates(x)  # of equal recall the cheapest
         return float(np.interp(level, best[x], best[y], left=left, right=right))
 
-    columns = list(dict.fromkeys(["recall_mean", budget, y]))
+    columns = list(dict.fromkeys(["recall_mean", budget, x, y]))
     return curves.groupby("method", sort=False)[columns].apply(read_off)

@@ -57,12 +57,15 @@ def _place(method: str) -> int:
     return names.index(method) if method in names else len(names)
 
 
-def data_curves(curves, budget: str = "density") -> dict[str, dict[str, list[float]]]:
+def data_curves(
+    curves, budget: str = "density", recall: str = "recall"
+) -> dict[str, dict[str, list[float]]]:
     """Each method's mean recall and its 10th percentile over what it spends.
 
     Args:
         curves: what `mean_curves` returned, of one text.
         budget: one of `BUDGETS`.
+        recall: "recall" of all rows, or "recall_beyond" the first group.
 
     Returns:
         By method, in the order of `METHODS`, "budget", "mean" and "p10", by rising budget.
@@ -72,8 +75,8 @@ def data_curves(curves, budget: str = "density") -> dict[str, dict[str, list[flo
         part = part.sort_values([budget, "recall_mean"], kind="stable")
         found[method] = {
             "budget": part[budget].tolist(),
-            "mean": part["recall_mean"].tolist(),
-            "p10": part["recall_p10"].tolist(),
+            "mean": part[f"{recall}_mean"].tolist(),
+            "p10": part[f"{recall}_p10"].tolist(),
         }
     return found
 
@@ -129,22 +132,25 @@ def draw_kept(kept: Float[Tensor, "C C"], ax) -> None:
     ax.set(xlabel="key", ylabel="query", xticks=[], yticks=[])
 
 
-def data_budgets(curves, level: float) -> dict[str, dict[str, tuple[float, float]]]:
+def data_budgets(
+    curves, level: float, recall: str = "recall"
+) -> dict[str, dict[str, tuple[float, float]]]:
     """Each method's mean recall and 10th percentile at one level of each budget.
 
     Args:
         curves: as in `data_curves`.
         level: share of dense attention.
+        recall: as in `data_curves`.
 
     Returns:
         {budget: {method: (mean, p10)}}, NaN where the method cannot spend so little; all in the
         order of the mean recall at equal density.
     """
-    order = list(at_equal(curves, "density", level).index)
+    order = list(at_equal(curves, "density", level, f"{recall}_mean").index)
     found = {}
     for budget in BUDGETS:
-        mean = at_equal(curves, budget, level)
-        p10 = at_equal(curves, budget, level, "recall_p10")
+        mean = at_equal(curves, budget, level, f"{recall}_mean")
+        p10 = at_equal(curves, budget, level, f"{recall}_p10")
         found[budget] = {name: (float(mean[name]), float(p10[name])) for name in order}
     return found
 
@@ -178,13 +184,14 @@ def draw_budgets(points: dict[str, tuple[float, float]], ax) -> None:
     ax.margins(x=0.04)
 
 
-def comparison_figure(curves, level: float, note: str):
+def comparison_figure(curves, level: float, note: str, recall: str = "recall"):
     """All methods on one page: a panel each, then the budgets.
 
     Args:
         curves: as in `data_curves`.
         level: of each budget, share of dense attention.
         note: small print: what was compared, on how many tokens and heads.
+        recall: as in `data_curves`.
 
     Returns:
         A matplotlib figure.
@@ -192,7 +199,7 @@ def comparison_figure(curves, level: float, note: str):
     from matplotlib import pyplot as plt
 
     use_style()
-    data = data_curves(curves)
+    data = data_curves(curves, recall=recall)
     panels = [name for name, curve in data.items() if len(curve["budget"]) > 1]
     high = 2.1 * ceil(len(panels) / COLUMNS) + 0.4
     low = max(2.2, 1.2 + 0.25 * len(data))
@@ -202,7 +209,7 @@ def comparison_figure(curves, level: float, note: str):
         _draw_panels(data, panels, above)
     else:
         figure = below = plt.figure(figsize=(12, low))
-    points = data_budgets(curves, level)
+    points = data_budgets(curves, level, recall)
     for ax, budget in zip(below.subplots(1, 3, sharex=True, sharey=True), BUDGETS, strict=True):
         draw_budgets(points[budget], ax)
         ax.set_title(f"At {LABELS[budget]} {level:g}", fontsize=9)

@@ -4,6 +4,7 @@ Definitions are those of `anchor_lab.methods.evaluate`; a few heads are looked a
 rows at a time, so memory grows linearly in N.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass, replace
 from itertools import groupby
@@ -15,10 +16,12 @@ from anchor_lab.methods import METHODS, Method, evaluate_all
 from anchor_lab.methods.selection import ROWS
 from anchor_models.capture import Captured
 
+BEYOND = "recall_beyond_mean", "recall_beyond_p10"  # over the rows from the second group on
 MEASURES = (
     "recall_mean",
     "recall_p10",
     "recall_min",
+    *BEYOND,
     "density",
     "executed_density",
     "identification_cost",
@@ -27,6 +30,12 @@ MEASURES = (
 )
 COLUMNS = ("text", "method", "configuration", "layer", "head", "length", *MEASURES)
 GROUP = 2048  # queries that share their stripes, as published
+# Other words for a method, those of the README among them.
+ALIASES = {
+    "MInference": "VerticalSlash",
+    "vertical-slash": "VerticalSlash",
+    "SpargeAttn": "SpargeAttention",
+}
 SCORES = 2**24  # held at once: 64 MiB in float32, and the masks of a sweep beside them
 
 
@@ -46,19 +55,29 @@ def sweeps(
     """The configurations of each method, from its sparsest to its densest.
 
     Args:
-        methods: names of `METHODS`; None for all.
+        methods: names of `METHODS` or `ALIASES`, in any case and punctuation; None for all.
         group_size: queries of a group for those that have groups; a multiple of their block size.
 
     Raises:
         ValueError: a name is unknown, or `group_size` is no multiple of a method's blocks.
     """
-    names = list(METHODS if methods is None else methods)
-    if unknown := [name for name in names if name not in METHODS]:
-        raise ValueError(f"methods must be of {', '.join(METHODS)}, got {', '.join(unknown)}")
+    known = {_plain(name): name for name in METHODS}
+    known |= {_plain(alias): name for alias, name in ALIASES.items()}
+    asked = list(METHODS if methods is None else methods)
+    if unknown := [name for name in asked if _plain(name) not in known]:
+        also = ", ".join(f"{alias} for {name}" for alias, name in ALIASES.items())
+        raise ValueError(
+            f"methods must be of {', '.join(METHODS)} (also {also}), got {', '.join(unknown)}"
+        )
+    names = dict.fromkeys(known[_plain(name)] for name in asked)
     return {
         name: [_with_groups(method, group_size) for method in METHODS[name].sweep()]
         for name in names
     }
+
+
+def _plain(name: str) -> str:
+    return "".join(filter(str.isalnum, name)).lower()
 
 
 def label_configurations(sweep: Sequence[Method]) -> list[str]:
@@ -82,6 +101,7 @@ def compare_heads(
     methods: Sequence[Method],
     scale: float | None = None,
     tail: int = 0,
+    group_size: int = GROUP,
 ) -> list[list[dict[str, float]]]:
     """What every head keeps, loses and pays for each of any number of configurations.
 
@@ -92,10 +112,12 @@ def compare_heads(
         methods: configurations of any methods. Dense attention is computed once for all.
         tail: how many of the last queries keep every key, whatever the method; 0 leaves each
             method as published.
+        group_size: rows of the first group, which are not beyond it, whatever the method.
 
     Returns:
         For each query head, for each method its `MEASURES`: recall over rows (mean, 10th
-        percentile, minimum), and shares of all causal pairs.
+        percentile, minimum; mean and 10th percentile over the rows beyond the first group, NaN
+        where there are none), and shares of all causal pairs.
 
     Raises:
         TypeError, ValueError: see `evaluate_all`.
@@ -105,6 +127,11 @@ def compare_heads(
     for evaluation in evaluate_all(q, k, v, selections, scale):
         summary = evaluation.recall_summary().items()
         measures = {f"recall_{name}": x[0].tolist() for name, x in summary}
+        measures |= dict.fromkeys(BEYOND, [math.nan] * len(found))
+        beyond = evaluation.recall[0, :, group_size:]
+        if beyond.shape[-1]:
+            values = beyond.mean(-1).tolist(), beyond.quantile(0.1, -1).tolist()
+            measures |= zip(BEYOND, values, strict=True)
         for name in ("density", "executed_density", "identification_cost", "output_error"):
             measures[name] = getattr(evaluation, name)[0].tolist()
         for head, rows in enumerate(found):
@@ -121,6 +148,7 @@ def compare_layer(
     heads: Sequence[int] | None = None,
     text: str = "document",
     tail: int = 0,
+    group_size: int = GROUP,
 ) -> list[dict[str, str | int | float]]:
     """One row for each head of a layer and each configuration of a method.
 
@@ -130,7 +158,7 @@ def compare_layer(
         sweep: its configurations.
         heads: the model's indices of query heads; None for all that were captured.
         text: what to call the prompt.
-        tail: as in `compare_heads`.
+        tail, group_size: as in `compare_heads`.
 
     Returns:
         Rows with `COLUMNS`, head by head.
@@ -149,9 +177,10 @@ def compare_layer(
     labels, found = label_configurations(sweep), {}
     for places, keys in _together(x, [there.index(head) for head in wanted]):
         one = (x.q[:, places], x.k[:, keys], x.v[:, keys])
-        found |= zip(places, compare_heads(*one, sweep, x.scaling, tail), strict=True)
+        measures = compare_heads(*one, sweep, x.scaling, tail, group_size)
+        found |= zip(places, measures, strict=True)
     rows = [
-        (text, method, label, x.layer, head, x.q.shape[2], *measures.values())
+        (text, method, label, x.layer, head, x.q.shape[2], *map(measures.get, MEASURES))
         for head in wanted
         for label, measures in zip(labels, found[there.index(head)], strict=True)
     ]

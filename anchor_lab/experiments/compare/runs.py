@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from anchor_lab.experiments.compare.measure import (
+    GROUP,
     compare_layer,
     group_for,
     label_configurations,
@@ -81,6 +82,7 @@ def run_comparison(
     heads: Sequence[int] | None = None,
     watch: Callable[[list], Iterable] = iter,
     tail: int = 0,
+    group_size: int = GROUP,
 ):
     """Measure what the table lacks, and keep it after every layer and method.
 
@@ -90,7 +92,7 @@ def run_comparison(
         sweeps: configurations of each method, as `measure.sweeps` gives them.
         layers, heads: the source's indices; None for all.
         watch: wraps the list of (layer, method) that are left, such as tqdm.
-        tail: as `describe` has it.
+        tail, group_size: as `describe` has them.
 
     Returns:
         The rows asked for as a pandas frame, those of earlier runs included.
@@ -124,7 +126,8 @@ def run_comparison(
             for layer, name in watch(list(left)):
                 x = captured[layer].to(source.device)
                 some = left[layer, name]
-                table.add(compare_layer(x, name, sweeps[name], some, source.name, tail))
+                asked = (x, name, sweeps[name], some, source.name, tail, group_size)
+                table.add(compare_layer(*asked))
     return pd.DataFrame(
         row
         for row in table.rows
@@ -161,6 +164,7 @@ def measure(options: argparse.Namespace) -> int:
             source.layers[:1] if options.quick else None,
             source.first_readers() if few else None,
             shown,
+            group_size=about[source.name]["group_size"],
         )
     return 0
 

@@ -64,6 +64,9 @@ def fit(rows: Sequence[dict], settings: dict, kept: dict) -> dict:
     found["layer_host_ms"] = digits(max(0.0, whole - found["dense"]["host_ms"]))
     found["kept"] = kept
     found["margin"] = digits(margin(calls, found))
+    found["error"] = digits(error(calls, found))
+    if (rate := matrix_tflops(found["device"])) is not None:
+        found["matrix_tflops"] = rate
     return found
 
 
@@ -128,6 +131,28 @@ def margin(calls: Sequence[dict], found: dict) -> float:
     if not ratios:
         return 0.0
     return max(0.0, float(torch.tensor(ratios).double().quantile(0.9)))
+
+
+def error(calls: Sequence[dict], found: dict) -> float:
+    """The 90th percentile of the relative error of a side's time, over held-out whole prompts.
+
+    Over all of them where none is held out.
+    """
+    whole = [row for row in calls if row["queries"] == row["keys"]]
+    wrong = [
+        abs(predicted(row, found) / row["ms"]["median"] - 1)
+        for row in [row for row in whole if held_out(row)] or whole
+    ]
+    return float(torch.tensor(wrong).double().quantile(0.9))
+
+
+def matrix_tflops(device: str, folder: Path = RESULTS / "attention") -> float | None:
+    """The rate of a large matrix product that `attention` measured on such a device, if it did."""
+    for path in sorted(folder.glob("*.json")):
+        measured = read(path)
+        if measured["settings"].get("device") == device:
+            return measured["runs"][-1].get("matrix_tflops")
+    return None
 
 
 def is_dense(row: dict) -> bool:

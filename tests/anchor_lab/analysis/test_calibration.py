@@ -3,8 +3,6 @@
 import json
 import math
 from dataclasses import replace
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,14 +11,13 @@ from hypothesis import given, settings
 from anchor_lab.analysis import (
     MeanCurves,
     average_curves,
-    calibrate,
-    calibration,
     choose_thetas,
     theta_curve,
 )
-from anchor_models import Calibration, Captured, capture_qkv, load_bundled, make_document
+from anchor_models import Calibration, Captured
 from anchor_ref import AnchorConfig, compute_anchor, identify_stripes
 from anchor_ref.measure import density, recall
+from anchor_ref.regions import groups
 from tests.brute_force import TAILS, cases
 
 GRID = (-3.0, -1.0, 0.0, 0.7, 2.0, 5.0, 12.0)
@@ -86,6 +83,17 @@ def test_low_precision_is_judged_in_float32(dtype):
     assert torch.equal(found.density, wanted.density)
 
 
+def test_shares_are_those_of_the_candidates_that_each_group_keeps():
+    x, config = sample(1), AnchorConfig(8, 2)
+    curve = theta_curve(x.q, x.k, config, GRID)
+    anchor = compute_anchor(x.q, x.k, x.v, config).max
+    candidates = [len(group.candidates) for group in groups(config, 90, 90)]
+    for i, theta in enumerate(GRID):
+        counts = identify_stripes(x.q, x.k, anchor, replace(config, theta=theta)).counts
+        wanted = counts.double() / torch.tensor(candidates).clamp(min=1)
+        torch.testing.assert_close(curve.shares[i], wanted)
+
+
 def test_thresholds_out_of_order_are_refused():
     q, k = sample(0).q, sample(0).k
     for thetas in ((), (1.0, 0.0), (1.0, 1.0)):
@@ -105,7 +113,10 @@ def test_the_smallest_threshold_that_reaches_the_recall_is_chosen(per):
             theta_curve(text[layer].q, text[layer].k, config, fine, text[layer].scaling)
             for text in texts
         ]
-        mean = torch.cat([curve.recall for curve in curves], -1).double().mean((1, 3))  # [T, Hq]
+        # The first group, 16 rows, keeps everything.
+        beyond = torch.cat([curve.recall[..., 16:] for curve in curves], -1)
+        assert all((curve.recall[..., :16] == 1).all() for curve in curves)
+        mean = beyond.double().mean((1, 3))  # [T, Hq]
         pairs = [90 * 91 / 2, 60 * 61 / 2]
         kept = sum(n * curve.density[:, 0] for n, curve in zip(pairs, curves, strict=True))
         enough = [
@@ -126,9 +137,11 @@ def test_a_recall_that_is_met_exactly_is_enough():
         (1.0, 2.0, 4.0),
         {3: torch.tensor([[0.5, 0.75], [0.75, 0.875], [1.0, 1.0]])},
         {3: torch.tensor([[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]])},
+        (40, 90),
     )
     found = choose_thetas(curves, 0.75)
     assert (found.thetas, found.reached) == ({3: (2.0, 1.0)}, {3: (0.75, 0.75)})
+    assert found.lengths == (40, 90)
     assert found.density[3] == pytest.approx((0.3, 0.2))
     assert choose_thetas(curves, 0.75, "layer").thetas == {3: (2.0, 2.0)}
 
@@ -149,54 +162,15 @@ def test_what_no_threshold_reaches_gets_the_last_and_says_so():
     assert max(found.reached[0]) < 0.9999
 
 
-def test_a_model_is_calibrated_on_strings_and_tokens_alike():
-    model, tokenizer = load_bundled()
-    config = AnchorConfig(16, 4)
-    texts = [make_document(900, seed=seed).text for seed in (1, 2)]
-    tokens = [tokenizer(text, return_tensors="pt").input_ids for text in texts]
-    found = calibrate(model, iter(texts), 0.9, config, tokenizer=tokenizer)
-    assert list(found.thetas) == list(range(8))
-    assert all(len(heads) == 8 for heads in found.thetas.values())
-    assert found == calibrate(model, [tokens[0], tokens[1][0]], 0.9, config)
-    captures = [capture_qkv(model, ids, dtype=torch.float32) for ids in tokens]
-    assert found == choose_thetas(average_curves(captures, config), 0.9)
-    few = (0.0, 4.0, 9.0)
-    asked = {"per": "layer", "thetas": few}
-    expected = choose_thetas(average_curves(captures[:1], config, few), 0.9, "layer")
-    assert calibrate(model, tokens[:1], 0.9, config, **asked) == expected
-    with pytest.raises(TypeError, match="tokenizer must be given for strings, and text 1 is one"):
-        calibrate(model, [tokens[0], texts[1]], 0.9, config)
-
-
-def test_texts_are_read_one_after_the_other_and_leave_nothing(monkeypatch):
-    """Of two prompts each; the model is never asked, only what it is given is looked at."""
-    read, folders = [], []
-
-    def texts():
-        for seed in (1, 2, 3):
-            read.append(seed)
-            yield torch.full((2, 90), seed)
-
-    def capture(model, tokens, *, dtype, save_to):
-        assert len(read) == len(folders) + 1, "a text was read too early"
-        assert not any(Path(folder).exists() for folder in folders), "one was left behind"
-        assert Path(save_to).is_dir()
-        assert torch.equal(tokens, torch.full((2, 90), read[-1]))
-        folders.append(save_to)
-        return {0: sample(read[-1])}
-
-    monkeypatch.setattr(calibration, "capture_qkv", capture)
-    model = SimpleNamespace(device=torch.device("cpu"))
-    found = calibrate(model, texts(), 0.9, AnchorConfig(8, 2))
-    curves = average_curves([{0: sample(seed)} for seed in (1, 2, 3)], AnchorConfig(8, 2))
-    assert found == choose_thetas(curves, 0.9)
-    assert len(folders) == 3
-    assert not Path(folders[-1]).exists()
-
-
-def test_what_is_no_text_is_refused(unchecked_annotations):
-    with pytest.raises(TypeError, match=r"texts must be strings or token tensors, got int \(0\)"):
-        calibrate(None, [7], 0.9)
+def test_a_tail_changes_no_threshold_and_flatters_no_head():
+    """With 30 of 90 rows exact, and 16 in the first group, half of a mean is made up."""
+    plain, tailed = (
+        choose_thetas(average_curves([{0: sample(1)}], AnchorConfig(8, 2, tail=tail)), 0.9)
+        for tail in (0, 30)
+    )
+    assert (plain.thetas, plain.reached) == (tailed.thetas, tailed.reached)
+    assert tailed.config.tail == 30
+    assert plain.lengths == (90, 90)
 
 
 def test_a_text_that_every_threshold_keeps_whole_is_refused():
@@ -249,6 +223,12 @@ def test_a_calibration_is_read_as_it_was_written(tmp_path):
             lambda text: {**text, "density": {"0": [1.1] * 4}},
             r"density .* numbers in \[0.0, 1.0\]",
         ),
+        (lambda text: {**text, "lengths": [90, 80]}, "lengths must be the tokens of the shortest"),
+        (lambda text: {**text, "lengths": [90]}, "lengths must be the tokens of the shortest"),
+        (
+            lambda text: {n: x for n, x in text.items() if n != "lengths"},
+            "before recall was that of the rows beyond the first group; calibrate again",
+        ),
         (lambda text: {**text, "config": {"block_size": 0}}, "block_size must be an integer"),
         (lambda text: {**text, "config": {"blocks": 8}}, "unexpected keyword argument 'blocks'"),
     ],
@@ -275,15 +255,6 @@ def test_bad_arguments_are_refused(arguments, message):
         choose_thetas(average_curves([{0: sample(1)}], AnchorConfig(8, 2)), **arguments)
     with pytest.raises(ValueError, match="texts must hold at least one captured layer"):
         average_curves([])
-
-
-def test_a_target_out_of_range_is_refused_before_any_text_is_read():
-    def texts():
-        raise AssertionError("a text was read")
-        yield
-
-    with pytest.raises(ValueError, match="target_recall must be in"):
-        calibrate(None, texts(), 1.0)
 
 
 def sample(seed, n=90):

@@ -2,7 +2,8 @@
 
 import json
 import re
-from dataclasses import asdict, replace
+import shutil
+from dataclasses import replace
 
 import nbformat
 import pytest
@@ -11,13 +12,12 @@ import torch
 from anchor_lab import cli
 from anchor_lab.report import figure as figures
 from anchor_lab.report import inspected, page, render, tables
-from anchor_lab.report.cost import H100, read_rates
 from anchor_lab.report.far_keys import FarKey
 from anchor_lab.report.run import NotebookError, with_parameters
+from anchor_lab.report.verdict import prefill_speedup, verdict
 from anchor_models import Calibration, load_bundled
 from anchor_models.texts import read_text
-from anchor_ref import AnchorConfig
-from tests.tree import RESULTS
+from tests.anchor_lab.report.test_verdict import VALUES
 from tools import notebooks
 
 SMALL = ["inspect", "--length", "2304", "--layers", "7", "--heads", "1", "5"]
@@ -61,8 +61,28 @@ def test_the_page_says_what_was_measured(html, found):
     assert f"<b>{recall:.3f}</b>" in html
     assert "bundled (LlamaForCausalLM, 8 M)" in html
     assert "1 of 8 layers, 2 of 8 heads" in html
-    assert H100.device in html
-    assert "An estimate, not a measurement" in html
+    assert f"<b>{found.floor:.0%}</b>" in html
+    assert "An expectation, not a measurement" in html
+
+
+def test_the_verdict_stands_first_on_the_page_and_on_the_terminal(
+    html, out, found, capsys, tmp_path
+):
+    names = {}
+    exec(nbformat.read(out / "report.ipynb", as_version=4).cells[2].source, names)
+    told = str(verdict(found, names["THETA"], names["COSTS"][0]))
+    assert "use sdpa at 2304 tokens" in told, "of 2304 tokens 81 % are kept with any θ"
+    assert html.index(told) < html.index("<b>") + 10, "nothing is told before it"
+    assert html.index("At this length do not use it here.") < html.index('class="cards"')
+    out = shutil.copytree(out, tmp_path / "again")
+    path = tmp_path / "made_up.json"
+    path.write_text(json.dumps(VALUES))
+    assert cli.main([*SMALL, "--out", str(out), "--rates", str(path)]) == 0
+    said = capsys.readouterr().out
+    told = verdict(found, names["THETA"], VALUES)
+    assert "\n".join(told.lines()) in said
+    assert said.index(str(told)) < said.index("recommended for a recall of")
+    assert "a made-up GPU" in (out / "report.html").read_text(encoding="utf-8")
 
 
 def test_the_notebook_beside_it_ran_and_can_be_stepped_through(out):
@@ -81,7 +101,9 @@ def test_its_parameters_are_those_given(out, found):
     exec(cells[2].source, names)
     assert (names["FOLDER"], names["TARGET"]) == ("results", 0.95)
     assert names["THETA"] == inspected.recommended_theta(found, 0.95)
-    assert names["RATES"] == asdict(H100)
+    (values,) = names["COSTS"]
+    assert values["device"].startswith("cpu, ")
+    assert values["margin"] > 0
 
 
 def test_the_notebook_of_the_package_is_sound_and_was_not_run():
@@ -125,7 +147,9 @@ def test_a_second_run_measures_nothing_and_another_length_is_refused(out, capsys
     said = capsys.readouterr().out
     assert re.search(r"memory beside the model: \d+ MiB for a head", said)
     assert re.search(
-        r"θ = 9: recall 0\.\d{3}, density 0\.\d{3}; recommended for a recall of 0.95", said
+        r"θ = 9: recall beyond the first group 0\.\d{3}, density 0\.\d{3} with a floor of "
+        r"0\.\d{3}; recommended for a recall of 0.95",
+        said,
     )
     assert re.search(r"peak memory [\d,]+ MiB", said)
     other = [*SMALL, "--out", str(out)]
@@ -136,7 +160,8 @@ def test_a_second_run_measures_nothing_and_another_length_is_refused(out, capsys
 
 def test_every_option_reaches_what_it_is_for(found, tmp_path, capsys, monkeypatch):
     """Nothing is measured and no page drawn: what was found above stands in for it."""
-    seen, benchmark = {}, RESULTS / "attention" / "attention.json"
+    seen, measured = {}, tmp_path / "made_up.json"
+    measured.write_text(json.dumps(VALUES))
 
     def load(*given):
         seen["model"] = given
@@ -158,7 +183,7 @@ def test_every_option_reaches_what_it_is_for(found, tmp_path, capsys, monkeypatc
     recommended = inspected.recommended_theta(at_half, 0.98)
     assert recommended != inspected.recommended_theta(at_half, 0.95)
     asked = f"--text document --length 2400 --seed 3 --dtype bfloat16 --theta 8.5 --out {tmp_path}"
-    asked += f" --rates {benchmark} --target-recall 0.98"
+    asked += f" --rates {measured} --target-recall 0.98"
     assert cli.main([*SMALL, *asked.split()]) == 0
     assert seen["model"] == ("bundled", torch.bfloat16, "cpu")
     assert seen["text"] == ("document", 2400, 3)
@@ -170,7 +195,7 @@ def test_every_option_reaches_what_it_is_for(found, tmp_path, capsys, monkeypatc
         "FOLDER": "results",
         "THETA": 8.5,
         "TARGET": 0.98,
-        "RATES": asdict(read_rates(benchmark)),
+        "COSTS": [VALUES],
     }
     assert Calibration.load(tmp_path / "calibration.json").target_recall == 0.98
     assert f"recommended for a recall of 0.98: θ = {recommended:g}" in capsys.readouterr().out
@@ -187,7 +212,7 @@ def test_every_option_reaches_what_it_is_for(found, tmp_path, capsys, monkeypatc
         (["--target-recall", "1.5"], "target_recall must be in (0, 1), got 1.5"),
         (
             ["--rates", "nowhere.json"],
-            "rates must be a file of `python -m anchor_lab attention`, got 'nowh",
+            "rates must be a file of anchor_lab.experiments.crossover.fit, got 'nowh",
         ),
         (["--out", __file__], f"out must be a folder, got {__file__!r}, a file"),
         (["--layers", "99"], "layers must be in 0..7, got 99"),
@@ -242,36 +267,21 @@ def test_text_of_the_model_cannot_become_markup():
 
 
 def test_the_table_of_thresholds_marks_the_one_shown(found):
-    shown = tables.theta_table(found, 7.0, H100)
+    shown = tables.theta_table(found, 7.0, VALUES)
     marked = re.findall(r'<tr class="marked"><td>([^<]*)</td><td>([^<]*)</td>', shown)
     assert marked == [("7", f"{float(found.recall[7].mean()):.3f}")]
     assert shown.count("<tr") == 1 + 17 + 1, "heading, every second θ, and the one shown"
-
-
-def test_the_estimate_is_for_the_whole_model(found):
-    part = tables.estimate(
-        found.density[7],
-        found.n,
-        found.head_dim,
-        found.model["linear_parameters"],
-        H100,
-        AnchorConfig(tail=512),
-    )
-    whole = tables._estimate(found, 7, H100)
-    assert whole.dense == pytest.approx(32 * part.dense), "2 of 64 heads were measured"
-    # A head more is work more; the overhead is that of 8 layers, not of 1.
-    work = part.sparse - H100.overhead_ms
-    assert whole.sparse == pytest.approx(32 * work + 8 * H100.overhead_ms)
-    assert whole.linear == part.linear
 
 
 def of_a_model(found, heads: int, skipped: dict[int, str]):
     """Results of a model of 4 layers and 8 heads, so many of each layer measured."""
     layers = [layer for layer in range(4) if layer not in skipped]
     table = torch.full((len(found.thetas), len(layers), heads), 0.3, dtype=torch.float64)
+    shares = torch.full((len(found.thetas), len(layers), 8), 0.1, dtype=torch.float64)
     return replace(
         found,
         **dict.fromkeys(("recall", "p10", "least", "density"), table),
+        shares=shares,
         settings={**found.settings, "length": 16384},
         model={**found.model, "layers": 4, "heads": 8},
         layers=layers,
@@ -281,21 +291,22 @@ def of_a_model(found, heads: int, skipped: dict[int, str]):
     )
 
 
-def test_the_estimate_does_not_hang_on_how_many_heads_were_measured(found):
-    one, all_of_them = (tables._estimate(of_a_model(found, h, {}), 7, H100) for h in (1, 8))
-    assert one.attention_speedup == pytest.approx(all_of_them.attention_speedup)
-    assert one.sparse == pytest.approx(all_of_them.sparse)
+def test_the_verdict_does_not_hang_on_how_many_heads_were_measured(found):
+    one, all_of_them = (verdict(of_a_model(found, h, {}), 7.0, VALUES) for h in (1, 8))
+    assert one == all_of_them
 
 
-def test_layers_not_measured_are_in_no_side_of_the_estimate_and_the_page_says_so(found):
-    some = of_a_model(found, 8, {1: "sees a window", 3: "sees a window"})
-    half, whole = (tables._estimate(x, 7, H100) for x in (some, of_a_model(found, 8, {})))
-    assert 2 * half.dense == pytest.approx(whole.dense)
-    assert 2 * half.sparse == pytest.approx(whole.sparse)
-    assert half.linear == whole.linear
-    shown = tables.settings_table(some, H100)
+def test_layers_not_measured_are_on_no_side_of_a_prefill_and_the_page_says_so(found):
+    some, whole = of_a_model(found, 8, {1: "sees a window", 3: "sees"}), of_a_model(found, 8, {})
+    expected = verdict(whole, 7.0, VALUES).here.expected
+    linear = 2 * found.model["linear_parameters"] * 16384 / VALUES["matrix_tflops"] / 1e9
+    for one, layers in ((some, 2), (whole, 4)):
+        wanted = (layers * expected.dense + linear) / (layers * expected.anchor + linear)
+        assert prefill_speedup(one, expected, VALUES) == pytest.approx(wanted)
+    shown = tables.settings_table(some, [VALUES])
     assert "layer 3</td>" in shown
-    assert shown.count("not measured, not in the estimate: sees a window") == 2
+    assert shown.count("not measured, on neither side of a prefill: sees") == 2
+    assert "a side&#39;s time may be off by 7%" in shown
 
 
 def test_overview_holds_each_head_and_curves_their_means(found):

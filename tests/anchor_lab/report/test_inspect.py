@@ -14,7 +14,7 @@ from anchor_lab.report import far_keys, inspect, inspected
 from anchor_models import Captured, load_bundled
 from anchor_models.texts import read_text
 from anchor_ref import AnchorConfig, anchor_attention
-from anchor_ref.measure import density, recall
+from anchor_ref.measure import density, density_floor, recall
 
 N, LAYERS, HEADS, THETAS = 2304, [4, 7], [1, 5], [0.0, 6.0, 9.0, 12.0]
 
@@ -53,6 +53,7 @@ def test_tables_hold_the_measures_of_each_head(found, theta):
         x = found.captured[layer]
         _, trace = anchor_attention(x.q, x.k, x.v, config, x.scaling, return_trace=True)
         rows = recall(x.q, x.k, trace.stripes, config, x.scaling)[0].double()
+        rows = rows[:, config.group_size :]  # the first group keeps everything
         kept = density(trace.stripes, config, N, N)[0]
         for table, expected in (
             (found.recall, rows.mean(-1)),
@@ -61,6 +62,10 @@ def test_tables_hold_the_measures_of_each_head(found, theta):
             (found.density, kept),
         ):
             torch.testing.assert_close(table[at, i], expected, atol=2e-5, rtol=0)
+        share = trace.stripes.counts.double().mean((0, 1))[1] / (2048 - 128)
+        torch.testing.assert_close(found.shares[at, i], torch.stack([share * 0, share]))
+    assert (found.floor <= found.density[at]).all()
+    assert found.floor == pytest.approx(float(density_floor(config, N, N)))
 
 
 def test_words_and_sizes_of_the_model_are_kept(found, bundled, text):

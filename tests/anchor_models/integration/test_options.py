@@ -6,6 +6,7 @@ import math
 import os
 import sys
 import threading
+import warnings
 from dataclasses import fields, replace
 from inspect import signature
 
@@ -253,6 +254,7 @@ def calibration(**changes):
         "reached": {0: (1.0, 0.9, 0.9, 0.9), 1: (0.9,) * 4},
         "density": {0: (1.0, 0.5, 0.5, 0.5), 1: (0.5,) * 4},
         "config": AnchorConfig(**SIZES),
+        "lengths": (100, 400),
     }
     return Calibration(**(given | changes))
 
@@ -303,6 +305,20 @@ def test_sizes_around_make_way_for_those_of_a_calibration(tmp_path):
     with options(theta=file), record() as stats:
         logits(model, tokens(n=40))
     assert [call.ran for call in stats.calls] == ["anchor", "anchor"]
+
+
+def test_a_prompt_longer_than_the_calibration_texts_gets_a_warning():
+    model = build()
+    with options(theta=calibration(lengths=(40, 60))):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            logits(model, tokens(n=60))
+        said = "calibrated on texts of at most 60 tokens, and a prompt has 61: .*Calibration.check"
+        with pytest.warns(UserWarning, match=said):
+            logits(model, tokens(n=61))
+        with options(theta=THETA), warnings.catch_warnings():  # of no calibration
+            warnings.simplefilter("error")
+            logits(model, tokens(n=61))
 
 
 def test_equal_thresholds_of_a_layer_count_as_one_for_a_rank_with_some_of_its_heads():

@@ -1,6 +1,7 @@
 """The comparison: a row for each head and configuration, none measured twice; equal budgets."""
 
 import json
+import math
 import shutil
 from itertools import pairwise
 
@@ -11,6 +12,7 @@ import torch
 from anchor_lab.experiments.compare import measure as compare
 from anchor_lab.experiments.compare.equal import at_equal, budget_for, mean_curves
 from anchor_lab.experiments.compare.measure import (
+    BEYOND,
     COLUMNS,
     MEASURES,
     compare_heads,
@@ -89,6 +91,12 @@ def test_a_head_is_measured_as_its_selections_are_evaluated():
         assert row["recall_mean"] == pytest.approx(found.recall.mean().item())
         assert row["recall_p10"] == pytest.approx(found.recall.quantile(0.1).item())
         assert row["recall_min"] == found.recall.min().item()
+        assert all(math.isnan(row[name]) for name in BEYOND)  # all rows are of one group
+    (rows,) = compare_heads(*one, small_sweep(), 0.25, group_size=64)
+    for method, row in zip(small_sweep(), rows, strict=True):
+        beyond = evaluate(*one, method.select(*one[:2], 0.25), 0.25).recall[0, 0, 64:]
+        assert row["recall_beyond_mean"] == pytest.approx(beyond.mean().item())
+        assert row["recall_beyond_p10"] == pytest.approx(beyond.quantile(0.1).item())
         for name in ("density", "executed_density", "identification_cost", "output_error"):
             assert row[name] == getattr(found, name).item()
         assert row["total_cost"] == row["executed_density"] + row["identification_cost"]
@@ -186,6 +194,14 @@ def test_unknown_methods_and_groups_are_refused():
         sweeps(["Dense", "Sparse"])
     with pytest.raises(ValueError, match="multiple of the block size 128, got 200"):
         sweeps(["AnchorAttention"], 200)
+
+
+def test_methods_are_known_by_the_words_of_the_readme():
+    names = ["MInference", "vertical-slash", "SpargeAttn", "anchorattention", "Streaming LLM"]
+    found = list(sweeps(names))
+    assert found == ["VerticalSlash", "SpargeAttention", "AnchorAttention", "StreamingLLM"]
+    with pytest.raises(ValueError, match=r"also MInference for VerticalSlash, .*, got Minfer$"):
+        sweeps(["Minfer"])
 
 
 @pytest.mark.parametrize(
@@ -565,7 +581,7 @@ def test_the_committed_table_is_that_of_the_committed_numbers(committed):
 
 def test_the_committed_rows_are_whole_and_plausible(committed):
     frame = pd.DataFrame(committed["rows"])
-    assert tuple(frame.columns) == COLUMNS
+    assert tuple(frame.columns) == tuple(name for name in COLUMNS if name not in BEYOND)
     assert set(frame["text"]) == set(committed["settings"])
     for text, part in frame.groupby("text"):
         chosen = {n: label_configurations(sweep) for n, sweep in sweeps().items()}

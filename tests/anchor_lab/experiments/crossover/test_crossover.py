@@ -169,6 +169,26 @@ def test_the_margin_is_what_held_out_calls_were_slower_than_expected():
     )
 
 
+def test_the_error_is_that_of_either_side_in_held_out_calls():
+    def noise(row):
+        return 0.8 if row["way"] == "dense" and fit.held_out(row) else 1.0
+
+    found = fit.fit(made_up(DEVICE, DENSE, noise), SETTINGS, LAW)
+    assert found["error"] == pytest.approx(0.25, abs=0.01)
+    assert fit.fit(made_up(DEVICE, DENSE), SETTINGS, LAW)["error"] == pytest.approx(0, abs=1e-3)
+
+
+def test_the_rate_of_a_product_is_that_of_the_same_device(tmp_path):
+    for name, device, rate in (("a", "one", 1.0), ("b", "other", 2.0)):
+        found = {"settings": {"device": device}, "runs": [{"matrix_tflops": rate}], "rows": []}
+        (tmp_path / f"{name}.json").write_text(json.dumps(found))
+    assert fit.matrix_tflops("other", tmp_path) == 2.0
+    assert fit.matrix_tflops("third", tmp_path) is None
+    found = fit.fit(made_up(DEVICE, DENSE), SETTINGS | {"device": "NVIDIA H200"}, LAW)
+    assert found["matrix_tflops"] > 100, "attention was measured on one"
+    assert "matrix_tflops" not in fit.fit(made_up(DEVICE, DENSE), SETTINGS, LAW)
+
+
 def test_a_real_models_share_is_counted_among_the_candidates():
     """At 8192 tokens and θ = 12 SmolLM2 keeps 64 % of all pairs, and initial region and windows
     alone are 27 %."""
