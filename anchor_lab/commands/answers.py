@@ -97,7 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Ask what was not asked yet, say what came of it."""
     common.need("answers", ("transformers", "tqdm"))
-    from anchor_lab.experiments.answers import counts, run
+    from anchor_lab.experiments.answers import run
     from anchor_lab.experiments.answers.prompts import PLACEMENTS, TASKS, check_names
     from anchor_lab.experiments.experiment import progress
     from anchor_lab.sources import check_length
@@ -135,21 +135,68 @@ def run(options: argparse.Namespace) -> int:
         store=store,
         progress=partial(progress, desc="answers"),
     )
-    print(f"\n{'task':14}{'question':14}{'dense':>22}{'AnchorAttention':>22}{'lost':>6}{'won':>6}")
-    for (task, placement), one in found.items():
-        ways = (counts.shown(x, one.prompts) for x in (one.dense, one.ours))
-        few = "" if one.says_something else "   dense finds too few"
-        print(
-            f"{task:14}{placement:14}"
-            + "".join(f"{x:>22}" for x in ways)
-            + f"{one.lost:>6}{one.won:>6}{few}"
-        )
-    telling = [one for one in found.values() if one.says_something]
-    all_of_them = counts.together(telling or list(found.values()))
-    print(f"\n{counts.in_words(all_of_them)}")
-    if not telling:
+    header = ("task", "question", "dense", "AnchorAttention", "lost", "won", "")
+    print()
+    for task, place, dense, ours, lost, won, few in (header, *rows(found)):
+        print(f"{task:14}{place:14}{dense:>22}{ours:>22}{lost:>6}{won:>6}   {few}".rstrip())
+    print(f"\n{verdict(found)}")
+    all_of_them = _telling(found)
+    if not all_of_them.says_something:
         return 2
     return 0 if all_of_them.keeps() else 1
+
+
+def ask(model, tokenizer, theta: float, options: argparse.Namespace) -> dict:
+    """`short_answers` for a report: `options.answers` prompts of each task, with this θ.
+
+    What was found lies in the folder of the report, and is not asked again.
+    """
+    from anchor_lab.experiments.answers import run
+    from anchor_lab.experiments.answers.ask import NEW_TOKENS
+    from anchor_lab.experiments.experiment import progress
+
+    asked = {"length": run.LENGTH, "tail": TAIL, "new_tokens": NEW_TOKENS}
+    about = argparse.Namespace(model=options.model, dtype=options.dtype, **asked)
+    return run.short_answers(
+        model,
+        tokenizer,
+        theta=theta,
+        prompts=options.answers,
+        # Another θ, another file: none stands in the way of a report with the next one.
+        store=run.open_store(options.out / f"answers_{theta:g}", _settings(model, theta, about)),
+        progress=partial(progress, desc="answers"),
+        **asked,
+    )
+
+
+def rows(found: dict) -> list[list[str]]:
+    """Of each task and placement what was found, in words; what `short_answers` returned."""
+    from anchor_lab.experiments.answers.counts import shown
+
+    return [
+        [
+            task,
+            placement,
+            *(shown(x, one.prompts) for x in (one.dense, one.ours)),
+            *map(str, (one.lost, one.won)),
+            "" if one.says_something else "dense finds too few",
+        ]
+        for (task, placement), one in found.items()
+    ]
+
+
+def verdict(found: dict) -> str:
+    """All of it in a sentence; tasks that dense attention cannot do play no part."""
+    from anchor_lab.experiments.answers.counts import in_words
+
+    return in_words(_telling(found))
+
+
+def _telling(found: dict):
+    from anchor_lab.experiments.answers.counts import together
+
+    telling = [one for one in found.values() if one.says_something]
+    return together(telling or list(found.values()))
 
 
 def _theta(word: str) -> tuple[object, str]:

@@ -13,7 +13,7 @@ from anchor_ref.config import AnchorConfig
 
 KEY = ("task", "placement", "prompt", "way")
 FILE = "answers.json"
-PROMPTS = 5  # of a task
+PROMPTS = 4  # of a task
 LENGTH = 4096
 
 
