@@ -162,7 +162,7 @@ def _variable(rng: random.Random) -> Asking:
     return Asking(
         tuple(Fact(place, words) for place, words in zip(places, told, strict=True)),
         (0, 1),
-        f"Question: what number is {names[-1]}?",
+        f"Question: according to the lines that begin with Let, what is the value of {names[-1]}?",
         (f"Now {names[-1]}", " is "),
         "Answer with the number alone.",
         value,
