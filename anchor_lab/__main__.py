@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from anchor_lab.cli import print_anything
 from anchor_lab.experiments.ablations import page as ablations
+from anchor_lab.experiments.answers import page as answers
 from anchor_lab.experiments.attention import page as attention
 from anchor_lab.experiments.compare import page as compare
 from anchor_lab.experiments.crossover import page as crossover
@@ -36,6 +37,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         retrieval,
         written,
         smollm2,
+        answers,
         crossover,
     )
 }

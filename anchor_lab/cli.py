@@ -8,10 +8,10 @@ from importlib.metadata import version
 
 import torch
 
-from anchor_lab.commands import compare, inspect
+from anchor_lab.commands import answers, compare, inspect
 
 # The first line of each module's docstring is its help, the rest is shown below the options.
-COMMANDS = {"compare": compare, "inspect": inspect}
+COMMANDS = {"answers": answers, "compare": compare, "inspect": inspect}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -60,11 +60,15 @@ def load_input(options: argparse.Namespace) -> tuple:
 
     if options.text not in (*MADE_UP, "-"):  # before a model is loaded
         check_file("text", options.text, f"{', '.join(MADE_UP)}, - or a text file")
-    dtype = getattr(torch, options.dtype)
-    model, tokenizer = load_pretrained(options.model, dtype, options.device)
+    model, tokenizer = load_pretrained(options.model, dtype_of(options.dtype), options.device)
     check_length(model, options.length or 1)  # before that much is made up
     text = read_text(options.text, tokenizer, options.length, options.seed)
     return model, tokenizer, text
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """What --dtype names."""
+    return getattr(torch, name)
 
 
 def check_file(option: str, path: str | Path, allowed: str) -> None:

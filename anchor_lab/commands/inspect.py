@@ -14,7 +14,7 @@ import math
 from functools import partial
 from pathlib import Path
 
-from anchor_lab.commands import common
+from anchor_lab.commands import answers, common
 from anchor_lab.experiments.experiment import progress
 from anchor_models.thresholds import check_target
 from anchor_ref.config import AnchorConfig
@@ -42,6 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="what `python -m anchor_lab.experiments.crossover.fit` wrote for your GPU, for the "
         "expected times (default: measured here, in seconds, and the project's own GPU)",
+    )
+    add(
+        "--answers",
+        type=int,
+        default=0,
+        metavar="N",
+        help="prompts of each task of `anchor-ref answers` to ask as well (default: 0)",
     )
     add("--out", type=Path, default=Path("report"), help="folder (default: ./report)")
 
@@ -77,10 +84,11 @@ def run(options: argparse.Namespace) -> int:
         layers=options.layers, heads=options.heads, thetas=thetas,
         progress=partial(progress, desc="layers"),
     )  # fmt: skip
-    del model
     found = inspected.load_inspected(folder)
     recommended = inspected.recommended_theta(found, options.target_recall)
     theta = recommended if options.theta is None else options.theta
+    asked = answers.ask(model, tokenizer, theta, options) if options.answers else {}
+    del model
     inspected.calibration(found, options.target_recall).save(options.out / "calibration.json")
     costs = costs or rates.known_here(options.device, **found.sizes)
     page = render.render_report(
@@ -91,6 +99,7 @@ def run(options: argparse.Namespace) -> int:
         THETA=theta,
         TARGET=options.target_recall,
         COSTS=costs,
+        **({"ANSWERS": answers.rows(asked)} if asked else {}),
     )
     at = found.thetas.index(theta)
     for values in costs:
@@ -100,6 +109,8 @@ def run(options: argparse.Namespace) -> int:
         f"density {found.density[at].mean():.3f} with a floor of {found.floor:.3f}; "
         f"recommended for a recall of {options.target_recall:g}: θ = {recommended:g}"
     )
+    if asked:
+        print(answers.verdict(asked))
     print(f"peak memory {_mib(peak_memory())}\n{page}: open it in any browser")
     return 0
 
@@ -118,6 +129,8 @@ def _check(options: argparse.Namespace) -> None:
         common.refuse_unused({"seed"}, f"--text {options.text}")
     if options.rates is not None:
         common.check_file("rates", options.rates, "a file of anchor_lab.experiments.crossover.fit")
+    if options.answers < 0:
+        raise ValueError(f"answers must be at least 0, got {options.answers}")
     common.check_folder("out", options.out)
 
 

@@ -54,20 +54,21 @@ def attend(
 
 
 @contextmanager
-def method_attention(model, method: Method) -> Iterator[list[float]]:
+def method_attention(model, method: Method, *, tail: int = 0) -> Iterator[list[float]]:
     """Inside the `with`, every layer of `model` attends to what `method` keeps and no more.
 
     Args:
         model: a transformers model of plain causal attention, called with whole prompts: no
-            padding, no cache.
+            padding, and no cache that holds earlier tokens.
         method: of `METHODS`.
+        tail: last queries that keep every key besides, see `Method.select`.
 
     Yields:
         A list that gets the density of each layer of each call, mean over batch and heads.
 
     Raises:
         ValueError: see `replaced_attention`; or, when the model is called, a prompt is padded or
-            continues a cache, or a layer is no plain causal attention.
+            continues a cache, a layer is no plain causal attention, or `tail` is out of range.
     """
     densities: list[float] = []
 
@@ -75,7 +76,7 @@ def method_attention(model, method: Method) -> Iterator[list[float]]:
         def attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
             _refuse_other(module, attention_mask, kwargs)
             with torch.no_grad():
-                selection = method.select(query, key, scaling)
+                selection = method.select(query, key, scaling, tail=tail)
             out, density = attend(query, key, value, selection, scaling)
             densities.append(density)
             return out.transpose(1, 2).contiguous(), None  # [B, N, Hq, Dv]

@@ -119,6 +119,12 @@ def calibration_table(found: InspectedHeads, target: float, theta: float) -> str
     return html_table(("threshold", "recall beyond", "worst head", "density"), rows, words=(0,))
 
 
+def answers_table(rows: Sequence[Sequence[str]]) -> str:
+    """Answers found with dense attention and with AnchorAttention, by task."""
+    heads = ("task", "question", "dense", "AnchorAttention", "lost", "won", "")
+    return html_table(heads, rows, words=(0, 1, 6))
+
+
 def heads_table(rows: Sequence[dict]) -> str:
     """The four sparsest heads, then the four least sparse ones."""
     shown = rows if len(rows) <= 8 else [*rows[:4], *rows[-4:]]

@@ -105,7 +105,7 @@ def needle(
     drawn = draw.randrange(len(body) - room + 1)
     start = drawn if start is None else start
     text = list(body[start : start + room])
-    at = _sentence_end(tokenizer, text, draw.random() if depth is None else depth)
+    at = sentence_end(tokenizer, text, draw.random() if depth is None else depth)
     place = range(len(first) + at, len(first) + at + len(fact.input_ids))
     tokens = [*first, *text[:at], *fact.input_ids, *text[at:], *last]
     return Needle(torch.tensor([tokens]), answer, place)
@@ -118,7 +118,7 @@ def _chat(tokenizer, words: str) -> str:
     return tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
 
 
-def _sentence_end(tokenizer, text: list[int], depth: float) -> int:
+def sentence_end(tokenizer, text: list[int], depth: float) -> int:
     """The place behind the first sentence that ends after `depth`, or `depth` itself."""
     wanted = int(depth * len(text))
     for place in range(wanted, len(text) - 1):

@@ -141,12 +141,16 @@ def test_help_of_an_experiment_is_its_own(seen, capsys):
     assert "--count" in shown
 
 
+# Not measured yet; a name goes from here when its results come.
+PENDING = {"answers"}
+
+
 @pytest.mark.parametrize("one", runner.EXPERIMENTS.values(), ids=lambda one: one.name)
 def test_every_experiment_has_a_title_and_committed_results(one):
     from tests.tree import RESULTS as committed
 
     assert one.title.endswith((".", "?"))
-    assert (committed / one.file).exists()
+    assert (committed / one.file).exists() is (one.name not in PENDING)
     assert json.dumps(one.file).count("/") == 1
 
 

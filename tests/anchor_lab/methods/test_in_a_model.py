@@ -104,3 +104,19 @@ def test_a_window_of_the_models_own_is_refused():
         pytest.raises(ValueError, match="plain causal attention, got a sliding window in layer"),
     ):
         logits(model)
+
+
+def test_a_tail_is_kept_whole_beside_what_a_method_keeps():
+    model, method = llama(), StreamingLLM(0, 16)
+    with method_attention(model, method, tail=170) as densities:
+        torch.testing.assert_close(logits(model), logits(llama()))
+    assert densities == [1.0, 1.0]
+    with method_attention(model, method) as few:
+        published = logits(model)
+    with method_attention(model, method, tail=10) as more:
+        tailed = logits(model)
+    assert torch.equal(tailed[:, :160], published[:, :160])
+    assert not torch.allclose(tailed[:, 160:], published[:, 160:], atol=1e-2)
+    pairs = 170 * 171 / 2
+    dropped = sum(row + 1 - 16 for row in range(160, 170))
+    assert more == pytest.approx([x + dropped / pairs for x in few])

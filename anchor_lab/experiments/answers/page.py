@@ -1,0 +1,78 @@
+"""The page about answers: every cell with its interval, and whether as many are found."""
+
+from pathlib import Path
+
+from anchor_lab.experiments.answers import measure
+from anchor_lab.experiments.answers.counts import MARGIN, Counts, count, shown, together
+from anchor_lab.experiments.experiment import Experiment
+from anchor_lab.experiments.page import render, spaced
+
+
+def page(results: dict, _path: Path) -> str:
+    """The numbers as Markdown."""
+    return render("answers/page.md.j2", **values(results))
+
+
+def values(results: dict) -> dict:
+    """What the template is filled with."""
+    cells = data_cells(results["rows"])
+    ways = list(dict.fromkeys(way for found in cells.values() for way in found if way != "dense"))
+    telling = {cell: found for cell, found in cells.items() if found["dense"].says_something}
+    return {
+        "settings": results["settings"],
+        "dates": list(dict.fromkeys(run["date"] for run in results["runs"])),
+        "margin": f"{100 * MARGIN:g}",
+        "few": [
+            f"{task}, {placement}, {spaced(n)} tokens: {shown(x.dense, x.prompts)}"
+            for (n, task, placement), found in cells.items()
+            if not (x := found["dense"]).says_something
+        ],
+        "totals": [
+            [spaced(n), way, *_line(one)] for (n, way), one in data_totals(telling, ways).items()
+        ],
+        "cells": [
+            [spaced(n), task, placement, way, *_line(found[way])]
+            for (n, task, placement), found in telling.items()
+            for way in ways
+            if way in found
+        ],
+    }
+
+
+def _line(one: Counts) -> list[str]:
+    ways = [shown(found, one.prompts) for found in (one.dense, one.ours)]
+    return [*ways, str(one.lost), str(one.won), "yes" if one.keeps() else "**no**"]
+
+
+def data_cells(rows: list[dict]) -> dict[tuple[int, str, str], dict[str, Counts]]:
+    """Counts by cell and way, dense attention against itself among them."""
+    found: dict[tuple[int, str, str], dict[str, list[int]]] = {}
+    for row in rows:
+        cell = row["length"], row["task"], row["placement"]
+        found.setdefault(cell, {})[row["way"]] = row["found"]
+    return {
+        cell: {way: count(ways["dense"], right) for way, right in ways.items()}
+        for cell, ways in sorted(found.items())
+        if "dense" in ways
+    }
+
+
+def data_totals(cells: dict, ways: list[str]) -> dict[tuple[int, str], Counts]:
+    """Counts over the cells of a length, by way; a way counts where it was run."""
+    totals = {}
+    for n in sorted({cell[0] for cell in cells}):
+        for way in ways:
+            ran = [found[way] for cell, found in cells.items() if cell[0] == n and way in found]
+            if ran:
+                totals[n, way] = together(ran)
+    return totals
+
+
+EXPERIMENT = Experiment(
+    name="answers",
+    about=measure.__doc__,
+    measure=measure.measure,
+    page=page,
+    file="answers/answers.json",
+    options=measure.options,
+)
