@@ -19,7 +19,7 @@ from anchor_kernels.anchor import AnchorState
 from anchor_kernels.launch import has_whole_rows
 from anchor_kernels.prepared import Prepared
 from anchor_kernels.sparse import SparseRuns, check_state, prepare_sparse
-from anchor_kernels.support import check_call, interpreted
+from anchor_kernels.support import check_call, interpreted, multiprocessors
 from anchor_kernels.tables import Tables, tables_of
 from anchor_ref.config import AnchorConfig
 from anchor_ref.regions import Group, groups
@@ -27,6 +27,7 @@ from anchor_ref.regions import Group, groups
 # Candidates from which on cuDNN's speed gains more than its call costs the host, 0.1 ms: with
 # fewer the device would wait for it.
 LONG = 8192
+SHORTEST = 2048  # keys of a share, where the keys of a tail are split
 
 
 def attend_tail(
@@ -91,7 +92,8 @@ def prepare_tail(
     if not parts:
         return None
     if _suits_cudnn(q, k, v, parts):
-        return ByCudnn(parts, scale)
+        free = multiprocessors(q)
+        return ByCudnn(parts, scale, [shares_of(q, group, free) for group in parts])
     # Groups of their own, of the tail's rows alone.
     own = [
         replace(
@@ -151,12 +153,16 @@ class ByKernel:
 
 
 class ByCudnn:
-    """Each part as one rectangle without a mask, merged into what stage 1 left of its rows."""
+    """Each part as one rectangle without a mask, merged into what stage 1 left of its rows.
+
+    A few rows of a few heads would leave most of a GPU idle. Their keys are split then, and what
+    comes of each share is merged as well.
+    """
 
     tensors = ()
 
-    def __init__(self, parts: Sequence[Group], scale: float):
-        self._parts = [_slices(group) for group in parts]
+    def __init__(self, parts: Sequence[Group], scale: float, shares: Sequence[int]):
+        self._parts = [(*_slices(group), n) for group, n in zip(parts, shares, strict=True)]
         self._scale = scale
         self._merges: dict[tuple, Prepared] = {}
 
@@ -169,9 +175,15 @@ class ByCudnn:
         lse: Tensor,
         out: Tensor,
     ) -> None:
-        for rows, keys in self._parts:
-            other, other_lse, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
-                q[:, :, rows], k[:, :, keys], v[:, :, keys], None, True, scale=self._scale
+        for rows, keys, shares in self._parts:
+            queries = q[:, :, rows]
+            if shares > 1:
+                queries = queries.expand(shares, *queries.shape[1:]).contiguous()
+            kept = (share_keys(x[:, :, keys], shares) for x in (k, v))
+            other, other_lse = rectangle(queries, *kept, self._scale)
+            # Shares stand where the batch stood; there is one or the other.
+            other, other_lse = (
+                x.unsqueeze(1) if shares > 1 else x.unsqueeze(0) for x in (other, other_lse)
             )
             tensors = first_out[:, :, rows], lse[:, :, rows], other, other_lse, out[:, :, rows]
             # Strides of what cuDNN returns are its own choice.
@@ -179,6 +191,41 @@ class ByCudnn:
             if (run := self._merges.get(key)) is None:
                 run = self._merges[key] = prepare_merge(*tensors)
             run(*tensors)
+
+
+def rectangle(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Attention without a mask by cuDNN: output in q's dtype, and log-sum-exp `[B, H, N, 1]`."""
+    out, lse, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
+        q, k, v, None, True, scale=scale
+    )
+    return out, lse
+
+
+def share_keys(x: Tensor, shares: int) -> Tensor:
+    """Keys or values `[1, H, N, D]` as a batch of `shares` neighbours, `[S, H, N / S, D]`; a view.
+
+    For one share x itself, of any batch.
+    """
+    if shares == 1:
+        return x
+    return x[0].unflatten(1, (shares, -1)).transpose(0, 1)
+
+
+def shares_of(q: Tensor, group: Group, multiprocessors: int) -> int:
+    """Into how many shares to split the keys of a part, so that each multiprocessor has work.
+
+    A power of two that divides them, and leaves SHORTEST or more in each; 1 for a batch.
+    """
+    tiles = q.shape[1] * triton.cdiv(len(group.tail), 128)
+    shares = 1
+    while (
+        q.shape[0] == 1
+        and 2 * shares * tiles <= 2 * multiprocessors
+        and len(group.candidates) % (2 * shares) == 0
+        and len(group.candidates) >= 2 * shares * SHORTEST
+    ):
+        shares *= 2
+    return shares
 
 
 def _slices(group: Group) -> tuple[slice, slice]:
@@ -205,14 +252,15 @@ def _suits_cudnn(q: Tensor, k: Tensor, v: Tensor, parts: Sequence[Group]) -> boo
 
 
 def merge(a: Tensor, a_lse: Tensor, b: Tensor, b_lse: Tensor, out: Tensor) -> None:
-    """Attention over two disjoint sets of keys, from the attention over each.
+    """Attention over disjoint sets of keys, from the attention over each.
 
-    lse = log(e^a_lse + e^b_lse),   out = e^(a_lse − lse) a + e^(b_lse − lse) b
+    lse = log(e^a_lse + Σ_s e^b_lse[s]),   out = e^(a_lse − lse) a + Σ_s e^(b_lse[s] − lse) b[s]
 
     Args:
-        a, b: `[B, H, N, D]`, normalised outputs.
-        a_lse, b_lse: log Σ exp of the scores, float32, natural-log units: `[B, H, N]`, or with a
-            last dimension of 1.
+        a: `[B, H, N, D]`, normalised output.
+        a_lse: log Σ exp of its scores, `[B, H, N]` float32, natural-log units.
+        b, b_lse: of S other sets, `[S, B, H, N, D]` and `[S, B, H, N]`, or with a last dimension
+            of 1.
         out: where the result goes, of a's shape; it may be a.
     """
     with torch.cuda.device_of(a):
@@ -229,14 +277,14 @@ def prepare_merge(a: Tensor, a_lse: Tensor, b: Tensor, b_lse: Tensor, out: Tenso
         (triton.cdiv(n, block), batch * heads),
         (
             *a.stride(),
-            *a_lse.stride()[:3],
+            *a_lse.stride(),
             *b.stride(),
-            *b_lse.stride()[:3],
+            *b_lse.stride()[:4],
             *out.stride(),
             n,
             heads,
         ),
-        {"D": head_dim, "BLOCK_D": width, "BLOCK_N": block},
+        {"SETS": len(b), "D": head_dim, "BLOCK_D": width, "BLOCK_N": block},
         {},
     )
 
@@ -255,10 +303,12 @@ def merge_kernel(
     al_b,
     al_h,
     al_n,
+    b_s,
     b_b,
     b_h,
     b_n,
     b_d,
+    bl_s,
     bl_b,
     bl_h,
     bl_n,
@@ -268,6 +318,7 @@ def merge_kernel(
     out_d,
     n,
     heads,
+    SETS: tl.constexpr,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -281,14 +332,19 @@ def merge_kernel(
     real = real_row[:, None] & (dims < D)[None, :]
     rows = rows.to(tl.int64)
     first = tl.load(a_lse + batch * al_b + head * al_h + rows * al_n, mask=real_row, other=0.0)
-    second = tl.load(b_lse + batch * bl_b + head * bl_h + rows * bl_n, mask=real_row, other=0.0)
-    largest = tl.maximum(first, second)
-    # A row that saw no finite score on either side: measure from 0, as everywhere.
+    b_lse += batch * bl_b + head * bl_h + rows * bl_n
+    largest = first
+    for s in tl.static_range(SETS):
+        largest = tl.maximum(largest, tl.load(b_lse + s * bl_s, mask=real_row, other=0.0))
+    # A row that saw no finite score in any set: measure from 0, as everywhere.
     largest = tl.where(largest == float("-inf"), 0.0, largest)
-    first, second = tl.exp(first - largest), tl.exp(second - largest)
     a += batch * a_b + head * a_h + rows[:, None] * a_n + dims[None, :] * a_d
     b += batch * b_b + head * b_h + rows[:, None] * b_n + dims[None, :] * b_d
-    total = first[:, None] * tl.load(a, mask=real, other=0.0).to(tl.float32)
-    total += second[:, None] * tl.load(b, mask=real, other=0.0).to(tl.float32)
+    weights = tl.exp(first - largest)
+    total = weights[:, None] * tl.load(a, mask=real, other=0.0).to(tl.float32)
+    for s in tl.static_range(SETS):
+        weight = tl.exp(tl.load(b_lse + s * bl_s, mask=real_row, other=0.0) - largest)
+        total += weight[:, None] * tl.load(b + s * b_s, mask=real, other=0.0).to(tl.float32)
+        weights += weight
     out += batch * out_b + head * out_h + rows[:, None] * out_n + dims[None, :] * out_d
-    tl.store(out, (total / (first + second)[:, None]).to(out.dtype.element_ty), mask=real)
+    tl.store(out, (total / weights[:, None]).to(out.dtype.element_ty), mask=real)

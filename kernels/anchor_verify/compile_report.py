@@ -161,7 +161,7 @@ def record_launches(dtype: torch.dtype, head_dim: int, target: GPUTarget) -> lis
             made = tables.make_tables(AnchorConfig(), 4096, 4096, None, q.device)
             stripes.prepare_pool(q, made)(q, lse, q, lse, made.blocks)
         # What comes behind cuDNN on a GPU, which takes the long tails there.
-        tail.merge(q, lse, q, lse.unsqueeze(-1), torch.zeros_like(q))
+        tail.merge(q, lse, q[None], lse[None, ..., None], torch.zeros_like(q))
     return launches
 
 

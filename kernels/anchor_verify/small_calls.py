@@ -81,7 +81,7 @@ def merged() -> Tensor:
     a, b = (x.contiguous() for x in inputs(*USUAL[:3], 4, *USUAL[4:])[:2])
     a_lse, b_lse = (x.float().logsumexp(-1) for x in (a, b))
     out = torch.empty_like(a)
-    merge(a, a_lse, b, b_lse, out)
+    merge(a, a_lse, b[None], b_lse[None], out)
     return out
 
 

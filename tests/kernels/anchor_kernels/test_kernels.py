@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 
 import anchor_kernels
 import anchor_ref
-from anchor_kernels import anchor, calls, sparse
+from anchor_kernels import anchor, calls, sparse, tail
 from anchor_kernels.calls import Call
 from anchor_kernels.launch import AttentionLaunch, SelectLaunch
 from anchor_kernels.tables import make_chunks, tables_of
-from anchor_kernels.tail import merge
+from anchor_kernels.tail import merge, share_keys, shares_of
 from anchor_models.memory import choice_bytes
 from anchor_ref import AnchorConfig, StripePlan
 from anchor_ref.regions import groups
@@ -474,25 +474,82 @@ def test_packed_sequences_have_a_tail_each(tail):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("dim", [24, 64])
-def test_attention_over_two_sets_of_keys_merges_into_that_over_both(dtype, dim):
-    a, b = (
-        random_case(70, 70, (2, 3, 1), dim, AnchorConfig(), seed=i, dtype=dtype).q for i in (0, 1)
+@pytest.mark.parametrize(("dim", "sets"), [(24, 1), (64, 1), (24, 3), (64, 4)])
+def test_attention_over_sets_of_keys_merges_into_that_over_all(dtype, dim, sets):
+    a, *b = (
+        random_case(70, 70, (2, 3, 1), dim, AnchorConfig(), seed=i, dtype=dtype).q
+        for i in range(sets + 1)
     )
     random = torch.Generator().manual_seed(0)
-    a_lse, b_lse = (5 * torch.randn(2, 3, 70, generator=random).to(DEVICE) for _ in range(2))
-    a_lse[:, :, 3] = -torch.inf  # a row that saw nothing on the one side
+    a_lse, *b_lse = (
+        5 * torch.randn(2, 3, 70, generator=random).to(DEVICE) for _ in range(sets + 1)
+    )
+    a_lse[:, :, 3] = -torch.inf  # a row that saw nothing in one set
+    b_lse[0][:, :, 5] = -torch.inf
     out = torch.full_like(a, torch.nan)
-    merge(a, a_lse, b, b_lse.unsqueeze(-1), out)
+    merge(a, a_lse, torch.stack(b), torch.stack(b_lse).unsqueeze(-1), out)
 
     def blend(kind: torch.dtype) -> torch.Tensor:
-        weight = torch.sigmoid(a_lse.to(kind) - b_lse.to(kind)).unsqueeze(-1)
-        return weight * a.to(kind) + (1 - weight) * b.to(kind)
+        shares = torch.stack([a_lse, *b_lse]).to(kind).softmax(0).unsqueeze(-1)
+        return (shares * torch.stack([a, *b]).to(kind)).sum(0)
 
     exact, eager = blend(torch.float64), blend(torch.float32).to(dtype)
     rounding = torch.finfo(dtype).eps / 2 * exact.abs()  # of each number by itself
     allowed = (eager.double() - exact).abs().max() + rounding
     assert ((out.double() - exact).abs() <= allowed).all()
+
+
+def test_shares_of_keys_are_neighbours_in_order_and_no_copies():
+    x = torch.arange(2 * 3 * 12 * 5).view(2, 12, 3, 5).transpose(1, 2)[:1]
+    shares = share_keys(x, 4)
+    assert shares.shape == (4, 3, 3, 5)
+    for s, share in enumerate(shares):
+        assert torch.equal(share, x[0, :, 3 * s : 3 * s + 3])
+    assert shares.data_ptr() == x.data_ptr()
+
+
+@pytest.mark.parametrize(
+    ("batch", "heads", "tail", "candidates", "shares"),
+    [
+        (1, 9, 512, range(128, 30_720), 4),  # 36 tiles for 132 multiprocessors
+        (1, 9, 512, range(128, 6_272), 2),  # no share below 2048
+        (1, 9, 512, range(127, 30_720), 1),  # and none longer than another
+        (1, 32, 512, range(128, 30_720), 2),
+        (1, 128, 512, range(128, 30_720), 1),
+        (2, 9, 512, range(128, 30_720), 1),  # shares stand in the batch's place
+        (1, 1, 40, range(128, 126_976), 32),
+    ],
+)
+def test_keys_of_a_tail_are_split_until_a_gpu_is_full(batch, heads, tail, candidates, shares):
+    q = torch.empty(batch, heads, 1, 64, device="meta")
+    (group,) = groups(AnchorConfig(), 2048, 2048, None)
+    group = replace(group, candidates=candidates, tail=range(2048 - tail, 2048))
+    assert shares_of(q, group, multiprocessors=132) == shares
+
+
+@pytest.mark.parametrize(("heads", "shares"), [((1, 4, 2), 1), ((1, 4, 2), 4), ((2, 2, 1), 1)])
+def test_rectangles_of_a_tail_that_are_merged_are_what_the_kernel_computes(
+    monkeypatch, heads, shares
+):
+    """By eager maths in cuDNN's place, which the tests on a GPU look at."""
+
+    def eager(q, k, v, scale):
+        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+        scores = q @ k.transpose(2, 3) * scale
+        return scores.softmax(-1) @ v, scores.logsumexp(-1, keepdim=True)
+
+    monkeypatch.setattr(tail, "rectangle", eager)
+    config = AnchorConfig(8, 2, theta=2.0, tail=21)  # rows of two groups
+    case = random_case(88, 88, heads, 16, config)
+    q, k, v = case.q, case.k, case.v
+    state = anchor_kernels.compute_anchor(q, k, v, config)
+    parts = [group for group in groups(config, 88, 88, None) if group.tail]
+    assert len(parts) == 2
+    found = torch.zeros_like(q)
+    tail.ByCudnn(parts, 0.25, [shares] * 2)(q, k, v, state.out, state.lse, found)
+    expected = anchor_kernels.attend_tail(q, k, v, state, torch.zeros_like(q), config)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert found[:, :, -21:].abs().amin((0, 1, 3)).all()
 
 
 def test_two_runs_give_identical_bits():
