@@ -188,7 +188,16 @@ def test_ci_runs_what_a_reader_runs():
 
 def sources() -> set[str]:
     """Every file that the wheel must hold, as it is named there."""
-    kinds = ("*.py", "*.j2", "*.css", "*.ipynb", "*.toml", "model/*", "captured/*")
+    kinds = (
+        "*.py",
+        "*.j2",
+        "*.css",
+        "*.ipynb",
+        "*.toml",
+        "model/*",
+        "captured/*",
+        "integration/*.json",
+    )
     return {
         path.relative_to(package.parent).as_posix()
         for package in (*ROOT.glob("anchor_*"), *ROOT.glob("kernels/anchor_*"))
