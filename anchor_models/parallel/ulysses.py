@@ -146,7 +146,8 @@ def exchanged(
     ]
     places = regular(q_heads[mine], q.shape[1] // k.shape[1])
     if len(places) > len(kv_heads[mine]):
-        whole[1:] = (x[:, places] for x in whole[1:])
+        # Not `x[:, places]`: the host would wait for the GPU in every layer, to copy the list.
+        whole[1:] = (torch.stack([x[:, place] for place in places], 1) for x in whole[1:])
     out = attention(*whole)  # [B, Hq / P, N, D]
     shapes = [(len(heads), q.shape[2]) for heads in q_heads]
     return _exchange(out.split(list(lengths), 2), shapes, 1, group)
