@@ -40,8 +40,8 @@ def sequence_parallel_prefill(
             It is tried on the beginning of the prompt.
         input_ids: the whole prompt, the same on every rank, no padding, on the model's device.
         group: the ranks; None means all.
-        check: whether the model is tried first, in a few passes over up to 256 tokens. False is
-            for a model that was tried on a prompt of the same length.
+        check: whether the model is tried first, in a few passes over up to 256 tokens, in every
+            call. False is for a model that was tried on a prompt of the same length.
         **inputs: more for the model's forward, such as `logits_to_keep`, which then counts this
             rank's tokens. None that describes tokens.
 
@@ -53,8 +53,8 @@ def sequence_parallel_prefill(
         ValueError: the prompt is shorter than there are ranks; `use_cache` is asked for; there are
             fewer query heads than ranks; a layer is no plain causal attention, has a window or
             chunks shorter than the prompt, or is recurrent, convolves or otherwise mixes tokens;
-            the model counts positions itself, or looks at how long the prompt is. All ranks raise
-            it, before any of them sends anything.
+            the model counts positions itself, or looks at how long the prompt is; ranks were
+            given prompts of different lengths. All ranks raise it, before any token is sent.
 
     There is no cache: each rank would keep the tokens of its own share, and decoding from that
     would be wrong.
@@ -83,7 +83,7 @@ def sequence_parallel_prefill(
 
             kind = (query.shape, key.shape, query.dtype)
             if kind not in agreed:
-                agreed[kind] = agreed_lengths(query, key, group)
+                agreed[kind] = agreed_lengths(query, key, group, n)
             out = exchanged(whole, query, key, value, agreed[kind], group)
             return out.transpose(1, 2).contiguous(), None  # [B, n, Hq, D]
 

@@ -146,7 +146,8 @@ def exchanged(
     ]
     places = regular(q_heads[mine], q.shape[1] // k.shape[1])
     if len(places) > len(kv_heads[mine]):
-        whole[1:] = (x[:, places] for x in whole[1:])
+        # Not `x[:, places]`: the host would wait for the GPU in every layer, to copy the list.
+        whole[1:] = (torch.stack([x[:, place] for place in places], 1) for x in whole[1:])
     out = attention(*whole)  # [B, Hq / P, N, D]
     shapes = [(len(heads), q.shape[2]) for heads in q_heads]
     return _exchange(out.split(list(lengths), 2), shapes, 1, group)
@@ -181,8 +182,14 @@ def ulysses_attention(
     return ulysses(attention, q, k, v, group)
 
 
-def agreed_lengths(q: Tensor, k: Tensor, group: dist.ProcessGroup | None = None) -> list[int]:
+def agreed_lengths(
+    q: Tensor, k: Tensor, group: dist.ProcessGroup | None = None, prompt: int | None = None
+) -> list[int]:
     """How many tokens each rank holds, which the ranks tell each other.
+
+    Args:
+        q, k, group: as in `ulysses`.
+        prompt: tokens that the rank takes the whole prompt to have, if it knows.
 
     Raises:
         ValueError: on all ranks, where they differ otherwise.
@@ -194,6 +201,7 @@ def agreed_lengths(q: Tensor, k: Tensor, group: dist.ProcessGroup | None = None)
         "excess of keys": k.shape[2] - q.shape[2],
         "head size": q.shape[3],
         "dtype": q.dtype,
+        "prompt length": prompt,
     }
     everyone: list = [None] * dist.get_world_size(group)
     dist.all_gather_object(everyone, (mine, q.shape[2]), group=group)

@@ -7,6 +7,7 @@ from anchor_lab.experiments.experiment import Experiment
 from anchor_lab.experiments.page import digits, number, percent, render, spaced
 from anchor_lab.experiments.parallel import measure
 from anchor_models.parallel.cost import GIB
+from anchor_models.smollm2 import NAME
 
 METHOD = "anchor_attention"
 NAMES = {"one": "1 GPU", "sequence": "sequence", "tensor": "tensor"}
@@ -25,6 +26,7 @@ def values(results: dict) -> dict:
     return {
         "settings": results["settings"],
         "date": results["runs"][-1]["date"],
+        "small": all(row["model"] != NAME for row in done),
         "prefills": [prefill(row, whole[_case(row)]) for row in done if row["tail"] != 0],
         "refused": [(row["model"], spaced(row["tokens"]), row["refused"]) for row in refused],
         "checks": [
@@ -34,6 +36,7 @@ def values(results: dict) -> dict:
         ],
         "spread": spread(done),
         "tails": tails(done),
+        "tail_beside_one": tail_beside_one(done),
         "logits": [
             [
                 *_named(row),
@@ -52,9 +55,14 @@ def values(results: dict) -> dict:
             if row["part"] == "attention"
         ],
         "answers": [
-            [*_named(row), f"`{row['written']}`", row["answer"]]
+            [*_named(row), _code(row["written"]), row["answer"]]
             for row in rows
             if row["part"] == "answers"
+        ],
+        "unanswered": [
+            spaced(row["tokens"])
+            for row in rows
+            if row["part"] == "answers" and not row["found"] and _is_first(row)
         ],
     }
 
@@ -69,7 +77,7 @@ def prefills(rows: Iterable[dict]) -> tuple[list[dict], list[dict]]:
 
 
 def prefill(row: dict, whole: dict) -> list[str]:
-    """A line: seconds beside one GPU's, the most that a rank held, what a rank sent at most."""
+    """A line: seconds beside one GPU's, then what each rank held at most, and what it sent."""
     return [
         *_named(row),
         digits(row["seconds"], 3),
@@ -81,41 +89,75 @@ def prefill(row: dict, whole: dict) -> list[str]:
 
 
 def spread(done: Iterable[dict]) -> list[list[str]]:
-    """A line for each prefill on all ranks: attention of each, and what uneven shares cost."""
+    """A line for each prefill: attention of each rank, and what uneven shares cost.
+
+    Ranks that compute the whole prompt, each by itself, wait for nobody: what their times differ
+    by is what differs without uneven shares.
+    """
     return [
         [
             *_named(row),
             each(row["attention_ms"], number),
             f"{busiest(row['attention_ms']):.3f}",
             each(row["waits_ms"], number),
-            percent(_mean(row["waits_ms"]) / (1e3 * row["seconds"])),
+            "–"
+            if row["mode"] == "one"
+            else percent(_mean(row["waits_ms"]) / (1e3 * row["seconds"])),
             each(row["exchange_ms"], number),
         ]
         for row in done
-        if row["mode"] != "one" and row["tail"] != 0
+        if row["tail"] != 0
     ]
 
 
 def tails(done: list[dict]) -> list[list[str]]:
     """A line for each prefill of AnchorAttention: what attention with a tail takes more."""
-    without = {(*_case(row), row["mode"]): row for row in done if row["tail"] == 0}
+    pairs = _with_and_without_tail(done)
     found = []
-    for row in done:
-        other = without.get((*_case(row), row["mode"]))
-        if row["tail"] and other:
-            pairs = zip(row["attention_ms"], other["attention_ms"], strict=True)
-            added = [one - none for one, none in pairs]
-            found.append(
-                [
-                    row["model"],
-                    spaced(row["tokens"]),
-                    NAMES[row["mode"]],
-                    each(other["attention_ms"], number),
-                    each(added, lambda ms: digits(ms, 2)),
-                    digits(1e3 * (row["seconds"] - other["seconds"]), 1),
-                ]
-            )
+    for (*case, mode), (row, other) in pairs.items():
+        whole = pairs.get((*case, "one"))
+        gains = [
+            f"{alone['seconds'] / shared['seconds']:.2f} ×"
+            for alone, shared in zip(whole or (), (row, other), strict=False)
+        ]
+        found.append(
+            [
+                row["model"],
+                spaced(row["tokens"]),
+                NAMES[mode],
+                each(other["attention_ms"], number),
+                each(_added(row, other), lambda ms: digits(ms, 2)),
+                digits(1e3 * (row["seconds"] - other["seconds"]), 1),
+                *(gains[::-1] or ["–", "–"]),
+            ]
+        )
     return found
+
+
+def tail_beside_one(done: list[dict]) -> list[float]:
+    """What a tail adds to the attention of the busiest rank over what it adds on one GPU, sorted.
+
+    1 / P where heads share it evenly and half of the heads take half of the time.
+    """
+    added = {case: max(_added(*pair)) for case, pair in _with_and_without_tail(done).items()}
+    return sorted(
+        ms / added[*case, "one"]
+        for (*case, mode), ms in added.items()
+        if mode != "one" and added.get((*case, "one"), 0) > 0
+    )
+
+
+def _with_and_without_tail(done: list[dict]) -> dict[tuple, tuple[dict, dict]]:
+    """Prefills that ran both ways, by what else tells them apart."""
+    without = {(*_case(row), row["mode"]): row for row in done if row["tail"] == 0}
+    cases = {(*_case(row), row["mode"]): row for row in done if row["tail"]}
+    return {case: (row, without[case]) for case, row in cases.items() if case in without}
+
+
+def _added(row: dict, other: dict) -> list[float]:
+    """Milliseconds of attention that a rank has more of with a tail, of each rank."""
+    pairs = zip(row["attention_ms"], other["attention_ms"], strict=True)
+    return [one - none for one, none in pairs]
 
 
 def in_short(results: dict) -> str:
@@ -180,6 +222,16 @@ def _held(row: dict) -> str:
 
 def _mean(found: list[float]) -> float:
     return sum(found) / len(found)
+
+
+def _code(words: str) -> str:
+    """What a model wrote, in a cell of a table: a line break or a bar of its own would end it."""
+    return f"`{words}`".replace("\n", "\\n").replace("|", "\\|")
+
+
+def _is_first(row: dict) -> bool:
+    """Dense attention on one GPU, which the prompt was chosen by."""
+    return row["mode"] == "one" and row["attention"] == "sdpa"
 
 
 def _case(row: dict) -> tuple:

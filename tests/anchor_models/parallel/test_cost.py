@@ -77,6 +77,9 @@ def test_bytes_by_hand_where_ranks_share_a_kv_head():
     # Four ranks hold two copies of each of 2 kv heads: 4 heads each of q, k, v and output.
     assert bytes_sent(shape, "sequence", 4, element=4) == 4 * 2 * (4 + 4 + 4 + 4) * 3 / 4
     assert bytes_sent(shape, "tensor", 4, element=4) == 4 * 4 * 8 * 3
+    # Copies are for a layer while it runs: of all layers a rank keeps its own tokens, no copies.
+    kept = memory(shape, "sequence", 4096, 4, 0.5)["keys and values of all layers"]
+    assert kept == 2 * 2 * 2 * 2 * (4096 / 4) * 2
     half, full = (memory(shape, "sequence", 4096, 2, 0.5, element=size) for size in (2, 4))
     for part in ("weights", "keys and values of all layers", "q, k, v and output of one layer"):
         assert full[part] == 2 * half[part]

@@ -8,7 +8,7 @@ import torch
 from anchor_models.parallel import shard_rows
 from anchor_models.parallel.cost import ModelShape, bytes_sent
 from anchor_models.parallel.ulysses import regular, split_heads
-from tests.anchor_models.parallel.worker import HEADS, TAILS
+from tests.anchor_models.parallel.worker import HEADS, PROMPT, TAILS
 
 # float64 but for the norms, which transformers computes in float32: one of its roundings may turn.
 BOUND = 1e-5
@@ -33,11 +33,18 @@ def test_attention_is_that_of_one_process(exchanges):
         assert max(rank["attention"]) < 1e-12
 
 
+def test_ranks_of_a_group_share_a_prompt_without_the_others(exchanges, ranks):
+    for rank in exchanges:
+        assert rank["group"] < 1e-12
+    assert [rank["rows by itself"] for rank in ranks] == [[0, PROMPT], [0, PROMPT]]
+
+
 @pytest.mark.parametrize(
     "case",
     [
         "dense",
         "anchor",
+        "anchor, θ by layer",
         "batch",
         "one kv head",
         "one kv head, anchor",
@@ -93,9 +100,14 @@ def test_what_a_model_sends_is_what_the_formula_says(ranks):
     [
         ("dtype", "one dtype on all ranks, got [torch.float32, torch.float64]"),
         ("heads", "one number of kv heads on all ranks, got [1, 2]"),
+        ("batch", "one batch size on all ranks, got [1, 2]"),
+        ("head size", "one head size on all ranks, got [8, 9]"),
+        ("lengths", "one prompt length on all ranks, got [40, 41]"),
+        ("θ by head", "got 8; where ranks share the heads of a layer, its heads must have equal"),
         ("odd heads", "query heads must be at least one for each of the 2 ranks, got 1"),
         ("chunk", "k must have as many tokens as q on every rank"),
         ("window", "plain causal attention, got a sliding window of 200 tokens in layer 0"),
+        ("window, not tried", "plain causal attention, got a sliding window of 200 tokens"),
         ("recurrent", "model must mix tokens by attention alone, got layers.0.mamba, a JambaM"),
         ("chunks", "plain causal attention, got a window or chunks of 151 tokens in layer 0"),
         ("mask", "attention_mask must be None in layer 0: load the model with"),

@@ -99,7 +99,26 @@ def attention_bytes() -> list[int]:
 
 def exchange() -> dict:
     """Attention alone, at any number of ranks."""
-    return {"attention": attention_errors(), "bytes": attention_bytes()}
+    return {
+        "attention": attention_errors(),
+        "bytes": attention_bytes(),
+        "group": group_error(),
+    }
+
+
+def group_error() -> float:
+    """Largest difference to one process where the last two ranks alone share a prompt."""
+    ranks = dist.get_world_size()
+    group = dist.new_group([ranks - 2, ranks - 1])
+    rank = dist.get_rank() - (ranks - 2)
+    if rank < 0:
+        return 0.0
+    whole = qkv(4, 2, 151)
+    rows = shard_rows(151, rank, 2)
+    parts = (x[:, :, rows.start : rows.stop] for x in whole)
+    out = ulysses_attention(*parts, SMALL, 0.5, group)
+    expected = reference(*whole, SMALL, 0.5)[:, :, rows.start : rows.stop]
+    return float((out - expected).abs().max())
 
 
 def refusals() -> dict[str, str]:
@@ -109,6 +128,8 @@ def refusals() -> dict[str, str]:
     return {
         "dtype": message(ulysses_attention, *(x.to(DTYPES[rank]) for x in (q, k, v))),
         "heads": message(ulysses_attention, q, k[:, : 1 + rank], v[:, : 1 + rank]),
+        "batch": message(ulysses_attention, *(x[: 1 + rank] for x in (q, k, v))),
+        "head size": message(ulysses_attention, *(x[..., : 8 + rank] for x in (q, k, v))),
         "odd heads": message(ulysses_attention, one, one, one),
         "chunk": message(ulysses_attention, q[:, :, 5:], k, v),
     }
@@ -165,6 +186,10 @@ def sequence() -> dict:
         found["anchor"] = logits_error(model, tokens)
         with torch.no_grad():
             found["anchor to dense"] = float((model(tokens).logits - dense).abs().max())
+        with options(theta=[0.5 * layer for layer in range(8)]):
+            found["anchor, θ by layer"] = logits_error(model, tokens)
+        with options(theta=[[1.0] * 7 + [2.0]] * 8):
+            by_head = message(sequence_parallel_prefill, model, tokens)
         found["batch"] = logits_error(model, tokens[:, :300].view(2, 150))
         shared = tiny("Llama", num_key_value_heads=1)
         found["one kv head"] = logits_error(shared, tokens % 99)
@@ -184,15 +209,23 @@ def sequence() -> dict:
     sent = Sent()
     with patch.object(dist, "all_to_all_single", sent.all_to_all_single):
         sequence_parallel_prefill(model, tokens[:, :300])
+    by_itself = [dist.new_group([rank]) for rank in range(2)][dist.get_rank()]
+    rows, _ = sequence_parallel_prefill(nine, tokens % 99, by_itself)
+    longer = tokens[:, : 40 + dist.get_rank()]
+    lengths = message(sequence_parallel_prefill, model, longer)
     model.set_attn_implementation("eager")
     run = sequence_parallel_prefill
     return {
         "logits": found,
         "model bytes": sent.bytes,
+        "rows by itself": [rows.start, rows.stop],
         "example": run_example(arguments(["--length", "301", "--check"]), torch.device("cpu")),
         "refusals": {
             **refusals(),
+            "θ by head": by_head,
+            "lengths": lengths,
             "window": message(run, window, tokens % 99),
+            "window, not tried": message(run, window, tokens % 99, check=False),
             "recurrent": message(run, tiny("Jamba", **JAMBA), tokens % 99),
             "chunks": message(run, tiny("Llama4Text", **LLAMA4), tokens % 99),
             "mask": message(run, model, tokens),

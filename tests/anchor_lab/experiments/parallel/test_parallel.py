@@ -173,10 +173,14 @@ def test_the_page_sets_each_way_beside_one_gpu_with_the_same_tail():
     ]
     found = page.values(results(*rows))
     assert [line[5] for line in found["prefills"]] == ["1.00 ×", "2.00 ×"]
+    # Alone nobody waits, whatever the times differ by.
+    assert found["spread"][0][4:8] == ["100 / 100", "1.000", "0 / 20", "–"]
     assert found["prefills"][1][6:] == ["3.00 / 1.00", "2.00", "1.000 / 0.500"]
     # 60 over 50 on average; a mean wait of 10 ms in 4 s.
-    assert found["spread"][0][4:8] == ["60 / 40", "1.200", "0 / 20", "0.25 %"]
-    assert found["tails"][1][3:] == ["55 / 38", "5.00 / 2.00", "3500.0"]
+    assert found["spread"][1][4:8] == ["60 / 40", "1.200", "0 / 20", "0.25 %"]
+    # One GPU takes 1 s without a tail and 8 s with it, two 0.5 and 4.
+    assert found["tails"][1][3:] == ["55 / 38", "5.00 / 2.00", "3500.0", "2.00 ×", "2.00 ×"]
+    assert found["tail_beside_one"] == [0.5]  # 5 ms on the busiest rank, 10 alone
     assert found["checks"] == [("m", "4\u202f096", "500")]
 
 
@@ -195,6 +199,24 @@ def test_a_page_of_half_a_run_leaves_out_what_is_not_there():
     said = EXPERIMENT.page(results(prefill("one", 8.0, [1.0, 1.0])), Path())
     assert "## Prefills" in said
     assert "## Logits" not in said
+
+
+def test_the_answers_table_holds_whatever_a_model_writes_and_says_what_was_not_answered():
+    row = {"part": "answers", "model": "m", "tokens": 4096, "mode": "one", "attention": "sdpa"}
+    row |= {"tail": None, "answer": "12345", "written": " 1.\n|x|", "found": False}
+    said = EXPERIMENT.page(results(row), Path())
+    assert r"| m | 4 096 | sdpa | 1 GPU | ` 1.\n\|x\|` | 12345 |" in said.splitlines()
+    assert "of 4 096 tokens it answers none of them" in said
+    assert "none of them" not in EXPERIMENT.page(results(row | {"found": True}), Path())
+    other = row | {"attention": "anchor_attention"}  # the prompt was not chosen by it
+    assert "none of them" not in EXPERIMENT.page(results(other), Path())
+
+
+def test_a_quick_page_does_not_speak_of_the_models_of_the_large_one(quick):
+    said = quick.with_suffix(".md").read_text()
+    assert "Small models, to see that it runs." in said
+    assert "SmolLM2" not in said
+    assert "of the 32 layers" not in said
 
 
 def test_paper_knows_the_rank_with_the_most_heads():

@@ -12,11 +12,35 @@ CPU = torch.device("cpu")
 
 def test_times_are_medians_without_the_first_and_ranks_wait(monkeypatch):
     ticks = iter([0.0, 100.0, 101.0, 200.0, 205.0, 300.0, 302.0])
-    waits = []
-    monkeypatch.setattr(dist, "barrier", lambda: waits.append(1))
-    monkeypatch.setattr(ranks.time, "perf_counter", lambda: next(ticks))
-    seconds, peak = ranks.timed(lambda: None, CPU)
-    assert (seconds, peak, len(waits)) == (2.0, 0.0, 8)
+    order = []
+
+    def now() -> float:
+        order.append("time")
+        return next(ticks)
+
+    monkeypatch.setattr(dist, "barrier", lambda: order.append("wait"))
+    monkeypatch.setattr(ranks.time, "perf_counter", now)
+    seconds, peak = ranks.timed(lambda: order.append("run"), CPU)
+    assert (seconds, peak) == (2.0, 0.0)
+    # What is not done yet, here or on another rank, is part of the time.
+    first = ["wait", "time", "run", "wait"]
+    assert order == first + 3 * [*first, "time"]
+
+
+def test_the_peak_is_that_of_a_run_and_not_of_what_was_before(monkeypatch):
+    calls = []
+    monkeypatch.setattr(dist, "barrier", lambda: None)
+    for name in ("synchronize", "reset_peak_memory_stats", "max_memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda _device, name=name: calls.append(name) or 7)
+    _, peak = ranks.timed(lambda: calls.append("run"), torch.device("cuda"), 1)
+    assert peak == 7
+    last = len(calls) - 1 - calls[::-1].index("run")
+    assert calls[last - 1 :] == [
+        "reset_peak_memory_stats",
+        "run",
+        "synchronize",
+        "max_memory_allocated",
+    ]
 
 
 def two_ranks(monkeypatch, theirs):
@@ -56,6 +80,18 @@ def test_waits_are_for_the_slowest_rank_of_each_layer_not_of_the_sum(monkeypatch
     assert found["attention_ms"] == [9, 9]
     assert found["waits_ms"] == [4, 4]  # 6 + 7 − 9
     assert found["exchange_ms"] == [9, 4]
+
+
+def test_the_first_run_which_compiles_is_no_part_of_the_spread(monkeypatch):
+    two_ranks(monkeypatch, ([1.0], None))
+    runs = []
+    monkeypatch.setattr(dist, "barrier", lambda: None)
+    monkeypatch.setattr(ranks.Clock, "ms", lambda _clock: [100.0 if len(runs) == 1 else 2.0])
+    monkeypatch.setattr(ranks, "replaced_attention", lambda _model, _make: torch.no_grad())
+    found = ranks.spread(nn.Identity(), lambda: runs.append(1), CPU, 1)
+    assert len(runs) == 2
+    assert found["attention_ms"] == [2, 1]
+    assert found["exchange_ms"] == [2, None]
 
 
 @pytest.fixture
