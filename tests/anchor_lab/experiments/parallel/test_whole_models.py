@@ -1,5 +1,6 @@
 """What a prompt of a whole model is run with, and what is said of it on paper."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,7 @@ from anchor_models.parallel.cost import LLAMA_8B, memory
 from anchor_models.transformers import options
 
 N = 8192  # enough for candidates
+SHAPE = replace(LLAMA_8B, intermediate=64)  # attention takes more than the MLP
 
 
 class Model(SimpleNamespace):
@@ -47,15 +49,16 @@ def test_each_row_is_run_with_the_attention_and_the_tail_that_it_names(monkeypat
     monkeypatch.setattr(whole_models, "timed", timed)
     monkeypatch.setattr(whole_models, "sent_by", lambda _run: [0.0, 0.0])
     monkeypatch.setattr(whole_models, "spread", lambda *_: {})
-    rows = list(whole_models.prefills(asked, asked.model, "tensor", LLAMA_8B))
+    rows = list(whole_models.prefills(asked, asked.model, "tensor", SHAPE))
     ways = ["sdpa", "anchor_attention", "anchor_attention"]
     assert seen == list(zip(ways, (40, 40, 0), ["always"] * 3, strict=True))
     assert [(row["attention"], row["tail"]) for row in rows] == list(
         zip(ways, (None, 40, 0), strict=True)
     )
     for row, kept in zip(rows, (0.0, 0.25, 0.25), strict=True):
-        paper = memory(LLAMA_8B, "tensor", N, 2, kept)
+        paper = memory(SHAPE, "tensor", N, 2, kept)
         assert row["paper"] == paper["at once"] - paper["keys and values of all layers"]
+    assert rows[0]["paper"] < rows[1]["paper"] == rows[2]["paper"]
 
 
 def test_other_arithmetic_is_other_arithmetic(monkeypatch):
