@@ -22,7 +22,7 @@ ROOMS = {
         "anchor_lab": "",
     }.items()
 }
-OUTSIDE = {"tools", "training", "tests", "notebooks"}
+OUTSIDE = {"tools", "training", "tests", "notebooks", "standalone"}
 LIGHT = {*sys.stdlib_module_names, "torch", "jaxtyping"}
 # The plain data and the rules of the game, which the kernels share with the reference.
 SHARED = {"anchor_ref.config", "anchor_ref.inputs", "anchor_ref.plan", "anchor_ref.regions"}

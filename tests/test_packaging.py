@@ -143,7 +143,7 @@ OWN = {path.name for path in (*ROOT.glob("anchor_*"), *ROOT.glob("kernels/anchor
 def imported() -> set[str]:
     """Distributions of every module that a file of the repository imports, at any depth."""
     known, found = packages_distributions(), set()
-    here = {*sys.stdlib_module_names, *OWN, "tests", "tools", "training"}
+    here = {*sys.stdlib_module_names, *OWN, "tests", "tools", "training", "standalone"}
     files = [path for path in ROOT.rglob("*.py") if path.relative_to(ROOT).parts[0] in TREE]
     for node in (node for path in files for node in ast.walk(ast.parse(path.read_text("utf-8")))):
         if isinstance(node, ast.Import):
@@ -157,7 +157,7 @@ def imported() -> set[str]:
     return found
 
 
-TREE = {*OWN, "kernels", "docs", "tests", "tools", "training"}
+TREE = {*OWN, "kernels", "docs", "tests", "tools", "training", "standalone"}
 
 
 def test_what_is_imported_is_declared_and_what_is_declared_is_imported():

@@ -9,8 +9,8 @@ from hashlib import sha256
 from pathlib import Path
 
 import nbformat
-from docutils.nodes import SkipNode, image
-from sphinx.addnodes import pending_xref
+from docutils.nodes import SkipNode, image, reference
+from sphinx.addnodes import download_reference, pending_xref
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # for an editor or service that runs Sphinx from elsewhere
@@ -45,6 +45,7 @@ suppress_warnings = ["mystnb.unknown_mime_type"]  # the table that `make tour` r
 html_theme = "sphinx_book_theme"
 html_title = project
 html_static_path = ["static"]
+html_extra_path = ["../heads.html"]  # a page of its own, at the root of the site
 html_css_files = ["book.css"]
 html_math_renderer = "mathml"
 html_copy_source = False
@@ -97,6 +98,15 @@ def unlink_folders(app, doctree) -> None:
             link.replace_self(link.children)
 
 
+def open_pages(app, doctree) -> None:
+    """A link to a page that is whole in itself opens it; Sphinx would offer a download."""
+    for link in list(doctree.findall(download_reference)):
+        name = Path(link["reftarget"]).name
+        if name in {Path(path).name for path in app.config.html_extra_path}:
+            up = "../" * app.env.docname.count("/")
+            link.replace_self(reference("", "", *link.children, refuri=f"{up}{name}"))
+
+
 def describe_figures(app, doctree) -> None:
     """Give figures their alternative text and their width, which myst-nb leaves in the notebook.
 
@@ -144,6 +154,7 @@ def visit_block_math(translator, node) -> None:
 def setup(app) -> None:
     app.connect("source-read", add_contents)
     app.connect("doctree-read", unlink_folders)
+    app.connect("doctree-read", open_pages, priority=100)  # before Sphinx copies what it links
     app.connect("doctree-read", describe_figures)
     app.connect("html-page-context", title_once)
     app.connect("build-finished", write_index)

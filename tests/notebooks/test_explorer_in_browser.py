@@ -1,10 +1,8 @@
 """The explorer in JupyterLab in a real browser: it runs, and a slider moved by key changes it."""
 
-import importlib.util
 import json
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -15,21 +13,10 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from tests.browser import CHROMIUM, FLAGS, needs_browser
 from tests.tree import ROOT
 
-NAMES = ("chromium", "chromium-browser", "google-chrome")
-CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update",
-]  # fmt: skip
-
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="needs chromium: apt-get install chromium"),
-    pytest.mark.skipif(
-        importlib.util.find_spec("playwright") is None, reason="needs playwright: pip install"
-    ),
-]
+pytestmark = needs_browser
 
 
 def shorter(folder: Path) -> None:
