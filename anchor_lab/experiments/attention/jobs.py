@@ -3,6 +3,7 @@
 Pairs are counted from the method's own definition, not from what an implementation multiplies.
 """
 
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -292,7 +293,13 @@ def _compiled_flex() -> Callable:
     from torch.nn.attention.flex_attention import flex_attention
 
     if not torch.cuda.is_available():  # small inputs alone: no compiler need be there
-        return flex_attention
+
+        def uncompiled(*inputs, **options) -> Tensor:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "flex_attention called without torch.compile")
+                return flex_attention(*inputs, **options)
+
+        return uncompiled
     # Every length is compiled anew. Beyond this limit fullgraph raises; without it the call would
     # go on uncompiled, with an N x N matrix.
     torch._dynamo.config.recompile_limit = 64
