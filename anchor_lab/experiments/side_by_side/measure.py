@@ -30,8 +30,9 @@ On a CPU `--quick` runs every part at small sizes.
 
 import argparse
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -42,12 +43,7 @@ from anchor_lab.experiments.crossover.measure import Instruments
 from anchor_lab.experiments.environment import cuda_facts, environment, kernels_version
 from anchor_lab.experiments.experiment import progress
 from anchor_lab.experiments.side_by_side import executors
-from anchor_lab.experiments.side_by_side.blocks import (
-    BlockMap,
-    first_that,
-    of_ours,
-    of_selection,
-)
+from anchor_lab.experiments.side_by_side.blocks import BlockMap, of_ours
 from anchor_lab.experiments.side_by_side.ladders import OURS, PUBLISHED, knob_of, ladders
 from anchor_lab.experiments.side_by_side.losses import (
     GOALS,
@@ -55,15 +51,14 @@ from anchor_lab.experiments.side_by_side.losses import (
     losses_of,
     measure_losses,
 )
+from anchor_lab.experiments.side_by_side.rungs import Rungs
 from anchor_lab.experiments.side_by_side.sources import Activations, Reader, nine_heads
 from anchor_lab.experiments.side_by_side.timing import HostInstruments, compute_dtype, timed
 from anchor_lab.experiments.store import Store
-from anchor_lab.methods import Method, evaluate
 from anchor_models import planted_stripes
 from anchor_models.backend import TAIL
 from anchor_models.smollm2 import NAME
 from anchor_ref.config import AnchorConfig
-from anchor_ref.regions import causal_pairs
 
 KEY = (
     "part", "source", "n", "q_heads", "kv_heads", "head_dim", "method", "goal", "way", "setting"
@@ -178,6 +173,8 @@ class Bench:
         device: where.
         wanted: names of executors.
         retry: whether what failed is tried again.
+        long_s: seconds after which a failure is not repeated in this run.
+        broken: such failures, by executor, kind of call and head size.
     """
 
     store: Store
@@ -186,6 +183,8 @@ class Bench:
     device: str
     wanted: Sequence[str]
     retry: bool = False
+    long_s: float = 5.0
+    broken: dict[tuple, dict] = field(default_factory=dict)
 
     @torch.no_grad()
     def collect(self, reader: Reader, parts: Sequence[str]) -> None:
@@ -223,8 +222,15 @@ class Bench:
         return not found or (self.retry and found[0]["status"] == "error")
 
     def add(self, key: dict, measured: Callable[[], dict], **about) -> None:
-        """A row, of what was measured or of what kept it from that."""
-        found = attempt(measured)
+        """A row, of what was measured or of what kept it from that.
+
+        A failure that took long, as a compiler's does, is taken for all heads of that size.
+        """
+        kind = key["way"], key["method"] == DENSE, key["head_dim"]
+        started = time.monotonic()
+        found = self.broken.get(kind) or attempt(measured)
+        if found["status"] == "error" and time.monotonic() - started >= self.long_s:
+            self.broken[kind] = found
         self.store.add([{**key, **about, **found}])
         if found["status"] != "ok":
             self.instruments.settle()
@@ -325,7 +331,7 @@ class Bench:
         key = {**_where(part, x), "method": name, "goal": goal}
         return any(self.is_left({**key, "way": way}) for way in ways)
 
-    def run(self, x, part: str, name: str, goal: str, rungs: "Rungs", place: int | None) -> None:
+    def run(self, x, part: str, name: str, goal: str, rungs: Rungs, place: int | None) -> None:
         """The rows of one configuration; those of one that there is not say so."""
         key = {**_where(part, x), "method": name, "goal": goal}
         if place is None:
@@ -368,61 +374,6 @@ class Bench:
     def no_model(self, part: str, count: int, error: Exception) -> None:
         row = {"part": part, "source": "model", "n": count, "status": "error"}
         self.store.add([{**row, "message": f"{type(error).__name__}: {error}"}])
-
-
-class Rungs:
-    """A ladder on some activations; what a rung keeps is computed when it is asked for, once.
-
-    Args:
-        ladder: configurations.
-        x: activations.
-        group_size: rows of the first group, over which recall is not taken.
-        single_keys: whether recall and density are those of single keys, not of blocks.
-    """
-
-    def __init__(self, ladder: list[Method], x: Activations, group_size: int, single_keys: bool):
-        self.ladder, self.x, self.first = ladder, x, group_size
-        self.single_keys = single_keys
-        self._found: dict[int, dict] = {}
-
-    def first_with(self, recall: float) -> int | None:
-        """The sparsest rung with this recall; None where there is none."""
-        return first_that(lambda place: self.recall(place) >= recall, len(self.ladder))
-
-    def recall(self, place: int) -> float:
-        """Mean over heads and rows beyond the first group, of what is executed."""
-        return self._look(place)["recall"]
-
-    def density(self, place: int) -> float:
-        """Causal pairs kept, of all; for block methods those in the blocks."""
-        return self._look(place)["density"]
-
-    def scored(self, place: int) -> float:
-        """Pairs scored to choose, half counted, as a share of all causal pairs."""
-        return self._look(place)["scored"]
-
-    def blocks(self, place: int) -> BlockMap:
-        """What an executor gets."""
-        return of_selection(self._select(place))
-
-    def _select(self, place: int):
-        return self.ladder[place].select(self.x.q, self.x.k, self.x.scale)
-
-    def _look(self, place: int) -> dict:
-        if place not in self._found:
-            selection = self._select(place)
-            if self.single_keys:
-                x = evaluate(self.x.q, self.x.k, self.x.v, selection, self.x.scale)
-                recall, density = x.recall, x.density.mean().item()
-            else:
-                blocks = of_selection(selection)
-                recall, density = blocks.recall(self.x.mass), blocks.density
-            self._found[place] = {
-                "recall": recall[..., self.first :].double().mean().item(),
-                "density": float(f"{density:.4g}"),
-                "scored": float(f"{selection.scored / causal_pairs(self.x.q.shape[2]):.3g}"),
-            }
-        return self._found[place]
 
 
 def _heads(shape: tuple[int, int, int]) -> dict:

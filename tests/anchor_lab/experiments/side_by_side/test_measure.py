@@ -196,6 +196,24 @@ def test_failed_rows_are_tried_again_when_that_is_asked_for(out, tmp_path, monke
     assert of(read(path)["rows"], way="cuDNN")[0]["status"] == "ok"
 
 
+def test_a_failure_that_took_long_is_not_waited_for_again(tmp_path, monkeypatch):
+    tried = []
+
+    def compiles(case):
+        tried.append(case.n)
+        raise RuntimeError("nvcc says no")
+
+    monkeypatch.setitem(executors.DENSE, "SDPA", compiles)
+    monkeypatch.setattr(measure, "ladders", lambda config: {})
+    monkeypatch.setitem(globals(), "SIZES", replace(SIZES, planted=(256, 384)))
+    for path, long_s, times in (("a.json", 5.0, 2), ("b.json", 0.0, 1)):
+        tried.clear()
+        collect(tmp_path / path, ["planted"], long_s=long_s)
+        assert len(tried) == times
+        rows = of(read(tmp_path / path)["rows"], way="SDPA")
+        assert [row["message"] for row in rows] == ["RuntimeError: nvcc says no"] * 2
+
+
 def test_without_the_model_its_parts_say_so_and_the_others_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ANCHOR_CACHE", str(tmp_path))
