@@ -22,6 +22,7 @@ from anchor_lab.experiments.questions import page as questions
 from anchor_lab.experiments.reference import page as reference
 from anchor_lab.experiments.retrieval import page as retrieval
 from anchor_lab.experiments.retrieval import written
+from anchor_lab.experiments.side_by_side import page as side_by_side
 from anchor_lab.experiments.smollm2 import page as smollm2
 
 EXPERIMENTS: dict[str, Experiment] = {
@@ -39,6 +40,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         smollm2,
         answers,
         crossover,
+        side_by_side,
     )
 }
 

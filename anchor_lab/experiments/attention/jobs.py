@@ -3,8 +3,10 @@
 Pairs are counted from the method's own definition, not from what an implementation multiplies.
 """
 
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from itertools import product
 from math import ceil
@@ -12,6 +14,7 @@ from types import ModuleType, SimpleNamespace
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool
 from torch import Tensor
 
 from anchor_ref.config import AnchorConfig
@@ -215,14 +218,14 @@ def kernels() -> SimpleNamespace:
     )
 
 
-def sdpa(case: Case, backend: str) -> Job:
-    """`scaled_dot_product_attention` with one of its backends."""
+def sdpa(case: Case, backend: str | None = None) -> Job:
+    """`scaled_dot_product_attention` with one of its backends, or with that which it takes."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     options = {"is_causal": True, "scale": case.scale, "enable_gqa": True}
 
     def run() -> Tensor:
-        with sdpa_kernel(getattr(SDPBackend, backend)):
+        with sdpa_kernel(getattr(SDPBackend, backend)) if backend else nullcontext():
             return F.scaled_dot_product_attention(case.q, case.k, case.v, **options)
 
     # Which one a call takes that forces none: the table says what "default SDPA" is here.
@@ -243,51 +246,70 @@ sdpa_cudnn = partial(sdpa, backend="CUDNN_ATTENTION")
 
 def flex(case: Case) -> Job:
     """FlexAttention over the blocks that hold a kept key."""
+    block = case.config.block_size
+    job = flex_over(case, kept_blocks(case.stripes, case.config, case.n), block)
+    share = job.pairs / case.dense_pairs
+    note = f"blocks of {block} that hold a kept key: {share:.1%} of the causal pairs"
+    return replace(job, note=note)
+
+
+def flex_over(case: Case, whole: Bool[Tensor, "B Hq T T"], block: int) -> Job:
+    """FlexAttention over given blocks.
+
+    Args:
+        case: its stripes play no part. On a CPU all pairs are computed.
+        whole: which blocks are kept of those before a query block's own, which always is.
+        block: queries and keys of a block.
+    """
     from torch.nn.attention.flex_attention import BlockMask
 
-    tables = block_tables(case.stripes, case.config, case.n)
-    block = case.config.block_size
+    tables = tables_of(whole)
     mask = BlockMask.from_kv_blocks(
         *tables,
         BLOCK_SIZE=block,
-        # No function of this module: its annotations would be checked inside what is compiled.
-        mask_mod=lambda _b, _h, q_index, kv_index: q_index >= kv_index,
+        mask_mod=_mask_function(whole, block),
         seq_lengths=(case.n, case.n),
     )
     attend, gqa = _compiled_flex(), case.q.shape[1] != case.k.shape[1]
-    pairs = block_pairs(tables[2], block, case.n)
-    share = pairs / case.dense_pairs
     return Job(
         lambda: attend(case.q, case.k, case.v, block_mask=mask, scale=case.scale, enable_gqa=gqa),
-        pairs=pairs,
+        pairs=block_pairs(tables[2], block, case.n),
         bytes=size(case.q, case.q, case.k, case.v),
         held_bytes=size(*tables),
-        note=f"blocks of {block} that hold a kept key: {share:.1%} of the causal pairs",
     )
+
+
+def _mask_function(whole: Tensor, block: int) -> Callable:
+    """Which pairs of a masked block count; not compiled, FlexAttention asks it of all pairs."""
+    # No functions with names: their annotations would be checked inside what is compiled.
+    if whole.is_cuda:
+        return lambda _b, _h, query, key: query >= key
+    kept = whole | torch.eye(whole.shape[-1], dtype=torch.bool)
+    return lambda b, h, query, key: (query >= key) & kept[b, h, query // block, key // block]
 
 
 @cache
 def _compiled_flex() -> Callable:
     from torch.nn.attention.flex_attention import flex_attention
 
+    if not torch.cuda.is_available():  # small inputs alone: no compiler need be there
+
+        def uncompiled(*inputs, **options) -> Tensor:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "flex_attention called without torch.compile")
+                return flex_attention(*inputs, **options)
+
+        return uncompiled
     # Every length is compiled anew. Beyond this limit fullgraph raises; without it the call would
     # go on uncompiled, with an N x N matrix.
     torch._dynamo.config.recompile_limit = 64
     return torch.compile(flex_attention, dynamic=False, fullgraph=True)
 
 
-def block_tables(
-    stripes: StripePlan, config: AnchorConfig, n: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The kept blocks as FlexAttention's tables, straight from the ragged list.
+def kept_blocks(stripes: StripePlan, config: AnchorConfig, n: int) -> Bool[Tensor, "B Hq T T"]:
+    """Which blocks of `block_size` x `block_size` pairs hold a kept pair, from the ragged list.
 
-    A block of `block_size` x `block_size` pairs is kept when it holds a kept pair. The one on the
-    diagonal needs the causal mask; all others precede their queries and are kept whole.
-
-    Returns:
-        Number of masked blocks `[B, Hq, Q]`, their indices `[B, Hq, Q, K]`, and the same two of
-        the whole blocks; int32, Q = K = number of blocks. Of the indices of a row only as many
-        count as its number says.
+    Those on the diagonal all do, and are not marked: they alone need the causal mask.
     """
     block, n_blocks, device = config.block_size, ceil(n / config.block_size), stripes.counts.device
     size = *stripes.counts.shape[:2], n_blocks, n_blocks
@@ -301,10 +323,23 @@ def block_tables(
             whole[:, :, own, :first] = True
             whole[:, :, own, first:window] = kept
             whole[:, :, own, window:own] = True
+    return whole
+
+
+def tables_of(whole: Bool[Tensor, "B Hq T T"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Blocks as tables: the one on the diagonal masked, those marked before it whole.
+
+    Args:
+        whole: query block by key block; nothing on or after the diagonal is marked.
+
+    Returns:
+        Number of masked blocks `[B, Hq, T]`, their indices `[B, Hq, T, T]`, and the same two of
+        the whole blocks; int32. Of the indices of a row only as many count as its number says.
+    """
     whole_indices = whole.byte().argsort(stable=True, dim=-1, descending=True).int()
 
     masked_indices = torch.zeros_like(whole_indices)
-    masked_indices[..., 0] = torch.arange(n_blocks, device=device)
+    masked_indices[..., 0] = torch.arange(whole.shape[-1], device=whole.device)
     number = whole.sum(-1, dtype=torch.int32)
     return torch.ones_like(number), masked_indices, number, whole_indices
 
@@ -331,11 +366,23 @@ def sample_rows(n: int, count: int = 64) -> Tensor:
 
 
 def dense_rows(
-    q: Tensor, k: Tensor, v: Tensor, rows: Tensor, scale: float | None, elements: int = 2**26
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rows: Tensor,
+    scale: float | None,
+    elements: int = 2**26,
+    blocks: Bool[Tensor, "B Hq T T"] | None = None,
+    block: int = 128,
 ) -> Tensor:
-    """Dense causal attention of some rows in float64, `[B, Hq, R, D]`.
+    """Causal attention of some rows in float64, `[B, Hq, R, D]`; dense unless `blocks` are given.
 
-    At most about `elements` scores exist at a time.
+    Args:
+        q, k, v, scale: as in `Case`.
+        rows: query positions.
+        elements: about as many scores exist at a time at most.
+        blocks: which blocks each query block attends to; None for all.
+        block: queries and keys of a block.
     """
     batch, q_heads, _, head_dim = q.shape
     shared, n_keys = q_heads // k.shape[1], k.shape[2]
@@ -350,5 +397,8 @@ def dense_rows(
             q_rows = q[b, heads, rows[part]].double()  # [r, P, D]
             scores = (q_rows @ k_all.mT).mul_(scale)  # [r, P, N]
             scores.masked_fill_(keys > rows[part, None], -torch.inf)
+            if blocks is not None:
+                kept = blocks[b, heads][:, rows[part] // block]  # [r, P, T]
+                scores.masked_fill_(~kept[..., keys // block], -torch.inf)
             out[b, heads, part] = scores.softmax(-1) @ v_all
     return out

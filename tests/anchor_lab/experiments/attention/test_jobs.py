@@ -136,7 +136,7 @@ def mask_of(tables, block: int, n: int) -> torch.Tensor:
 @given(**CASES)
 def test_block_tables_hold_the_blocks_with_a_kept_pair_and_no_other(n, config):
     case, block = small_case(n, config), config.block_size
-    tables = methods.block_tables(case.stripes, config, n)
+    tables = methods.tables_of(methods.kept_blocks(case.stripes, config, n))
     n_blocks = -(-n // block)
     padded = F.pad(kept_pairs(case), (0, n_blocks * block - n) * 2)
     touched = padded.unflatten(3, (-1, block)).any(4).unflatten(2, (-1, block)).any(3)
@@ -194,6 +194,21 @@ def test_dense_rows_are_rows_of_dense_attention_whatever_the_chunks(elements, sc
         q.double(), k.double(), v.double(), is_causal=True, scale=scale, enable_gqa=True
     )
     found = methods.dense_rows(q, k, v, rows, scale, elements)
+    torch.testing.assert_close(found, exact[:, :, rows], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("elements", [1, 2**26])
+def test_rows_over_blocks_attend_to_those_of_their_own_query_block_and_head(elements):
+    generator = torch.Generator().manual_seed(2)
+    q, k, v = (torch.randn(2, h, 50, 8, generator=generator) for h in (6, 3, 3))
+    blocks = torch.rand(2, 6, 4, 4, generator=generator) < 0.4
+    blocks |= torch.eye(4, dtype=torch.bool)
+    mask = blocks.repeat_interleave(16, 2).repeat_interleave(16, 3)[:, :, :50, :50].tril()
+    exact = F.scaled_dot_product_attention(
+        q.double(), k.double(), v.double(), attn_mask=mask, enable_gqa=True
+    )
+    rows = torch.tensor([0, 15, 16, 33, 49])
+    found = methods.dense_rows(q, k, v, rows, None, elements, blocks, block=16)
     torch.testing.assert_close(found, exact[:, :, rows], rtol=1e-12, atol=1e-12)
 
 
