@@ -17,6 +17,7 @@ from anchor_lab.experiments.compare import page as compare
 from anchor_lab.experiments.crossover import page as crossover
 from anchor_lab.experiments.experiment import Experiment
 from anchor_lab.experiments.model import page as model
+from anchor_lab.experiments.outliers import page as outliers
 from anchor_lab.experiments.parallel import page as parallel
 from anchor_lab.experiments.questions import page as questions
 from anchor_lab.experiments.reference import page as reference
@@ -41,6 +42,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         answers,
         crossover,
         side_by_side,
+        outliers,
     )
 }
 

@@ -1,7 +1,7 @@
 """Which implementation runs: the Triton kernels or the reference. Decided here alone."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -10,7 +10,7 @@ import anchor_ref
 from anchor_ref.config import AnchorConfig
 from anchor_ref.inputs import check_inputs, check_type
 from anchor_ref.plan import AnchorTrace
-from anchor_ref.stripes import lowered_anchors
+from anchor_ref.stripes import at_lowered_anchors, lowered_anchors
 
 BACKENDS = ("auto", "triton", "torch")
 TAIL = 512  # rows that are exact inside models: a question, and instructions that follow it
@@ -36,23 +36,30 @@ def check_backend(backend: str) -> None:
         raise ValueError(f"backend must be one of {allowed}, got {backend!r}")
 
 
-def choose_backend(q: Tensor, backend: str = "auto") -> BackendChoice:
+def choose_backend(
+    q: Tensor, backend: str = "auto", config: AnchorConfig | None = None
+) -> BackendChoice:
     """What `anchor_attention` would run for queries like q.
 
     Args:
         q: queries, `[B, Hq, Nq, D]`; dtype, head size and device are looked at.
         backend: "auto" takes the kernels where they can run on q's GPU, and the reference
             elsewhere. "triton" and "torch" take what they name.
+        config: None means `AnchorConfig()`. The kernels do not know outlier rows: with some, an
+            extension, "auto" takes the reference.
 
     Raises:
+        TypeError: `config` is no `AnchorConfig`.
         ValueError: `backend` is none of these.
-        RuntimeError: "triton" was asked for and cannot run here or on such queries; the message
-            says why. Nothing else is run in its place.
+        RuntimeError: "triton" was asked for and cannot run here, on such queries or with this
+            config; the message says why. Nothing else is run in its place.
     """
     check_backend(backend)
+    if config is not None:
+        check_type("config", config, AnchorConfig)
     if backend == "torch":
         return BackendChoice("torch", "backend='torch' was asked for")
-    obstacle = _why_no_kernels(q)
+    obstacle = _why_no_kernels(q, config)
     if backend == "triton":
         if obstacle is not None:
             raise RuntimeError(f"backend='triton' cannot run: {obstacle}")
@@ -92,7 +99,7 @@ def anchor_attention(
         RuntimeError: see `choose_backend`.
     """
     check_type("q", q, Tensor)  # the implementation checks the rest
-    if choose_backend(q, backend).name == "triton":
+    if choose_backend(q, backend, config).name == "triton":
         import anchor_kernels as implementation
     else:
         implementation = anchor_ref
@@ -107,7 +114,7 @@ def anchor_attention(
 def _by_head(implementation, q, k, v, config, thetas, scale, cu_seqlens):
     """The three stages, with every head's anchors lowered by its own threshold before the test."""
     check_inputs(q, k, v, scale, cu_seqlens)
-    config = replace(config or AnchorConfig(), theta=0.0)
+    config = at_lowered_anchors(config or AnchorConfig())
     state = implementation.compute_anchor(q, k, v, config, scale, cu_seqlens)
     lowered = lowered_anchors(state.max, thetas)
     stripes = implementation.identify_stripes(q, k, lowered, config, scale, cu_seqlens)
@@ -117,9 +124,9 @@ def _by_head(implementation, q, k, v, config, thetas, scale, cu_seqlens):
     return out, AnchorTrace(state.max, stripes)
 
 
-def _why_no_kernels(q: Tensor) -> str | None:
+def _why_no_kernels(q: Tensor, config: AnchorConfig | None) -> str | None:
     try:
-        from anchor_kernels.support import why_unsupported
+        from anchor_kernels.support import why_no_outliers, why_unsupported
     except ImportError as missing:  # Triton, for one, has wheels for Linux only
         return f"anchor_kernels cannot be imported here ({missing})"
-    return why_unsupported(q)
+    return why_unsupported(q) or why_no_outliers(config or AnchorConfig())

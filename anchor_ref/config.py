@@ -1,4 +1,4 @@
-"""The few numbers that define AnchorAttention (arXiv 2505.23520)."""
+"""The few numbers that define AnchorAttention (arXiv 2505.23520), and two of an extension."""
 
 import math
 from dataclasses import dataclass
@@ -18,6 +18,11 @@ class AnchorConfig:
         window_blocks: key blocks before its own group that a query sees as well, at least 0.
         tail: queries at the end of each sequence that see every key up to their own, whatever
             stage 2 selected, at least 0. They ask the prompt's question; see `anchor_ref.tail`.
+        outliers: R, queries of each block that stage 2 asks one by one, besides the block's mean,
+            at least 0; a block with fewer has all of them asked. 0 is the method as published,
+            more is an extension; see `anchor_ref.outliers`.
+        outlier_theta: θ₂, threshold of these queries, as `theta`; None means θ itself, and is all
+            that is allowed where `outliers` is 0.
 
     Integers and reals of any type, NumPy's too, are taken and kept as Python's `int` and `float`.
 
@@ -31,6 +36,8 @@ class AnchorConfig:
     init_blocks: int = 1
     window_blocks: int = 0
     tail: int = 0
+    outliers: int = 0
+    outlier_theta: float | None = None
 
     def __post_init__(self):
         for field, least in (
@@ -39,24 +46,42 @@ class AnchorConfig:
             ("init_blocks", 0),
             ("window_blocks", 0),
             ("tail", 0),
+            ("outliers", 0),
         ):
             value = getattr(self, field)
             # bool is an int to Python; block_size=True is a mistake all the same.
             if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
                 raise ValueError(f"{field} must be an integer of at least {least}, got {value!r}")
             object.__setattr__(self, field, int(value))
-        theta = _as_float(self.theta)
-        if math.isnan(theta):
+        self._check_threshold("theta")
+        if self.outlier_theta is None:
+            return
+        if not self.outliers:
             raise ValueError(
-                "theta must be a real number that a float can hold (±inf allowed, not NaN), "
-                f"got {self.theta!r}"
+                "outlier_theta must be None where outliers is 0 and nothing reads it, "
+                f"got {self.outlier_theta!r}"
             )
-        object.__setattr__(self, "theta", theta)
+        self._check_threshold("outlier_theta")
+
+    def _check_threshold(self, field: str) -> None:
+        value = getattr(self, field)
+        threshold = _as_float(value)
+        if math.isnan(threshold):
+            raise ValueError(
+                f"{field} must be a real number that a float can hold (±inf allowed, not NaN), "
+                f"got {value!r}"
+            )
+        object.__setattr__(self, field, threshold)
 
     @property
     def group_size(self) -> int:
         """S = block_size · step, queries per group."""
         return self.block_size * self.step
+
+    @property
+    def row_theta(self) -> float:
+        """θ₂ in force: `outlier_theta`, or θ where that is None."""
+        return self.theta if self.outlier_theta is None else self.outlier_theta
 
 
 def _as_float(value: object) -> float:

@@ -13,7 +13,7 @@ All are streamed over query blocks: no N x N matrix is ever stored.
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ceil
 
 import torch
@@ -35,7 +35,7 @@ from anchor_ref.online_softmax import normalise
 from anchor_ref.plan import AnchorTrace, StripePlan
 from anchor_ref.regions import Group, groups
 from anchor_ref.sparse import attend_stripes
-from anchor_ref.stripes import identify_stripes, lowered_anchors
+from anchor_ref.stripes import at_lowered_anchors, identify_stripes, lowered_anchors
 from anchor_ref.tail import attend_tail
 
 
@@ -121,7 +121,8 @@ def measure(
         A `Measurement`. Costs as much time as dense attention, memory grows linearly in Nk.
 
     Raises:
-        TypeError, ValueError: as in `anchor_attention`; or see `stripes.lowered_anchors`.
+        TypeError, ValueError: as in `anchor_attention`; or see `stripes.lowered_anchors` and
+            `stripes.at_lowered_anchors`.
     """
     check_inputs(q, k, v, scale, cu_seqlens)
     more = {"scale": scale, "cu_seqlens": cu_seqlens, "compute_dtype": compute_dtype}
@@ -148,7 +149,7 @@ def measure(
 def _by_head(q, k, v, config, theta_by_head, *, scale, cu_seqlens, compute_dtype):
     state = compute_anchor(q, k, v, config, scale, cu_seqlens, compute_dtype=compute_dtype)
     lowered = lowered_anchors(state.max, theta_by_head)
-    stripes = identify_stripes(q, k, lowered, replace(config, theta=0.0), scale, cu_seqlens)
+    stripes = identify_stripes(q, k, lowered, at_lowered_anchors(config), scale, cu_seqlens)
     out = attend_stripes(q, k, v, state, stripes, config, scale, cu_seqlens)
     if config.tail:
         out = attend_tail(q, k, v, state, out, config, scale, cu_seqlens)
@@ -375,13 +376,15 @@ def identification_cost(
 ) -> Float[Tensor, ""]:
     """Pairs of pooled queries and candidates scored in stage 2, x 1/2: only q·k is formed.
 
-    Stage 1 counts as execution, since its result is part of the output.
+    So are those of outlier rows and candidates, where there are such rows. To find the rows costs
+    one product a row, less than 1/N of the pairs, and is not counted. Stage 1 counts as execution,
+    since its result is part of the output.
 
     Returns:
         Share of the causal pairs, a float64 scalar, the same for each head.
     """
     layout = groups(config, n_queries, n_keys, cu_seqlens)
-    scored = sum(group.pooled_pairs for group in layout)
+    scored = sum(group.pooled_pairs + group.outlier_pairs(config.outliers) for group in layout)
     return causal_share(torch.tensor(scored / 2, dtype=torch.float64), layout)
 
 

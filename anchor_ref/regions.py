@@ -77,6 +77,10 @@ class Group:
         """Pairs of a block's mean query and a candidate: what stage 2 scores."""
         return len(self.blocks) * len(self.candidates)
 
+    def outlier_pairs(self, outliers: int) -> int:
+        """Pairs of an outlier row and a candidate, with so many of these rows in a block."""
+        return sum(min(outliers, len(rows)) for rows in self.blocks) * len(self.candidates)
+
 
 def causal_pairs(n_queries: int, n_keys: int | None = None) -> int:
     """Pairs (query, key) with the key no later than the query: N(N + 1) / 2 for N of each.

@@ -6,6 +6,7 @@ small matrix product per group decides which of the keys in between still matter
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,6 +15,7 @@ from torch import Tensor
 from anchor_ref.config import AnchorConfig
 from anchor_ref.heads import attention_scores
 from anchor_ref.inputs import check_inputs, check_tensor
+from anchor_ref.outliers import outlier_difference
 from anchor_ref.plan import StripePlan
 from anchor_ref.regions import Group, groups
 
@@ -30,14 +32,17 @@ def identify_stripes(
 
     keep key j for group g   when   ā_t − scale · <q̄_t, k_j> <= θ   for some block t of g
 
-    with ā_t and q̄_t the means of a_i and q_i over the queries of block t that exist.
+    with ā_t and q̄_t the means of a_i and q_i over the queries of block t that exist. Where
+    `config.outliers` is not 0, which is an extension, also
+
+    keep key j for group g   when   a_i − scale · <q_i, k_j> <= θ₂   for some outlier row i of g
 
     Args:
         q: queries, `[B, Hq, Nq, D]`.
         k: keys, `[B, Hkv, Nk, D]`.
         row_anchor: a_i from stage 1, `[B, Hq, Nq]`, natural-log units; its dtype, float32 or
             float64, is the one of the comparison.
-        config: block and group sizes, and θ.
+        config: block and group sizes, and θ; outlier rows and θ₂ of the extension.
         scale: factor of q·k; None means 1/sqrt(D).
         cu_seqlens: boundaries of packed sequences, see `regions.groups`.
 
@@ -54,9 +59,25 @@ def identify_stripes(
     wide = (torch.float32, torch.float64)
     check_tensor("row_anchor", row_anchor, q.shape[:3], wide, q.device)
     layout = groups(config, q.shape[2], k.shape[2], cu_seqlens)
-    differences = (pooled_difference(q, k, row_anchor, group, scale) for group in layout)
-    kept = [passes_difference_test(found, config.theta).any(2) for found in differences]
+    kept = [keeps(q, k, row_anchor, group, config, scale) for group in layout]
     return StripePlan.from_candidates(kept, [group.candidates for group in layout])
+
+
+def keeps(
+    q: Float[Tensor, "B Hq Nq D"],
+    k: Float[Tensor, "B Hkv Nk D"],
+    row_anchor: Float[Tensor, "B Hq Nq"],
+    group: Group,
+    config: AnchorConfig,
+    scale: float,
+) -> Bool[Tensor, "B Hq C"]:
+    """Which candidates of a group some block, or some outlier row, keeps."""
+    pooled = pooled_difference(q, k, row_anchor, group, scale)
+    kept = passes_difference_test(pooled, config.theta).any(2)
+    if config.outliers:
+        own = outlier_difference(q, k, row_anchor, group, scale, config.outliers)
+        kept |= passes_difference_test(own, config.row_theta).any(2)
+    return kept
 
 
 def lowered_anchors(
@@ -82,6 +103,20 @@ def lowered_anchors(
     for theta in theta_by_head:
         AnchorConfig(theta=theta)  # refuses what is no threshold
     return row_anchor - row_anchor.new_tensor([float(x) for x in theta_by_head])[:, None]
+
+
+def at_lowered_anchors(config: AnchorConfig) -> AnchorConfig:
+    """The same, with the threshold 0 that `lowered_anchors` are compared at, outlier rows' too.
+
+    Raises:
+        ValueError: `config` has a θ₂ of its own, which would be added to every head's threshold.
+    """
+    if config.outlier_theta is not None:
+        raise ValueError(
+            "outlier_theta must be None with a threshold for each head, which outlier rows then "
+            f"share, got {config.outlier_theta}"
+        )
+    return replace(config, theta=0.0)
 
 
 def passes_difference_test(

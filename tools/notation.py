@@ -20,6 +20,7 @@ from anchor_ref import (
     heads,
     measure,
     online_softmax,
+    outliers,
     plan,
     regions,
     sparse,
@@ -33,7 +34,7 @@ MODULES = {
     module.__name__.removeprefix("anchor_ref."): module
     for module in (
         *(anchor, attention, config, heads, measure),
-        *(online_softmax, plan, regions, sparse, stripes, tail),
+        *(online_softmax, outliers, plan, regions, sparse, stripes, tail),
     )
 }
 SCORE = "natural log"
@@ -48,6 +49,8 @@ SYMBOLS = {
         ("–", "–", "config.AnchorConfig.init_blocks", "blocks of b keys"),
         ("–", "–", "config.AnchorConfig.window_blocks", "blocks of b keys"),
         ("–", "–", "config.AnchorConfig.tail", "queries"),
+        ("R", "–", "config.AnchorConfig.outliers", "queries"),
+        ("θ₂", "–", "config.AnchorConfig.outlier_theta", SCORE),
     ),
     "Inputs and output": (
         ("q_i", "–", "anchor.compute_anchor.q", "–"),
@@ -101,7 +104,7 @@ DIMENSIONS = {
     "C": "candidates of a group",
     "S": "boundaries of packed sequences",
     "M": "keys of one product",
-    "R": "rows of one product",
+    "R": "rows of one product, or outlier rows",
     "K": "dimension that a product sums over",
     "rN": "rows of the r = Hq / Hkv query heads that share a key head, one head after the other",
     "rows": "any leading dimensions, one entry for each query",

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from anchor_lab.methods.method import check_published
 from anchor_lab.methods.stripes import row_anchor
 from anchor_models.capture import Captured
 from anchor_ref.config import AnchorConfig
@@ -58,9 +59,11 @@ def theta_curve(
         `ThetaCurve`, computed in float32 (float64 for float64 inputs).
 
     Raises:
-        TypeError, ValueError: see `inputs.check_inputs`; or `thetas` do not ascend.
+        TypeError, ValueError: see `inputs.check_inputs` and `method.check_published`; or `thetas`
+            do not ascend.
     """
     scale = check_inputs(q, k, None, scale, cu_seqlens)
+    check_published(config)
     if not thetas or list(thetas) != sorted(set(thetas)):
         raise ValueError(f"thetas must be ascending numbers, at least one, got {thetas}")
     dtype = torch.promote_types(q.dtype, torch.float32)

@@ -1,7 +1,11 @@
-"""How far a share found in a few trials may be from the share itself."""
+"""How far a share or a mean that was found in a sample may be from the true one."""
 
+from collections.abc import Sequence
 from math import sqrt
 
+import torch
+
+DRAWS = 2000  # of a bootstrap
 Z = 1.96  # standard deviations on either side that hold 95 % of a normal distribution
 
 
@@ -30,3 +34,36 @@ def wilson(share: float, trials: int) -> tuple[float, float]:
     half = Z * sqrt(share * (1 - share) / trials + spread / trials / 4)
     middle = share + spread / 2
     return max(0.0, (middle - half) / (1 + spread)), min(1.0, (middle + half) / (1 + spread))
+
+
+def bootstrap(
+    samples: Sequence[Sequence[float]], draws: int = DRAWS, seed: int = 0
+) -> tuple[float, float]:
+    """95 % confidence interval of a mean over parts, by the percentile bootstrap.
+
+    The mean of the parts' means, of numbers drawn again and again with replacement inside each
+    part; the parts themselves are fixed.
+
+    Args:
+        samples: numbers of each part, such as losses of runs of tokens by text; at least one each.
+        draws: how often.
+        seed: of what is drawn.
+
+    Returns:
+        (low, high): the 2.5th and the 97.5th percentile.
+
+    Raises:
+        ValueError: there is no part, or one without a number.
+
+    Source: Efron and Tibshirani (1993), An Introduction to the Bootstrap.
+    """
+    if not samples or not all(len(part) for part in samples):
+        raise ValueError("samples must hold a number in each part, and have a part")
+    random = torch.Generator().manual_seed(seed)
+    means = torch.zeros(draws, dtype=torch.float64)
+    for part in samples:
+        found = torch.tensor(part, dtype=torch.float64)
+        drawn = torch.randint(len(found), (draws, len(found)), generator=random)
+        means += found[drawn].mean(1) / len(samples)
+    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return low, high

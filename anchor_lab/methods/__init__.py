@@ -7,6 +7,7 @@ other sparse prefills        vertical_slash.py, flex_prefill.py, xattention.py, 
                              flash_prefill.py
 upper bounds                 token_oracles.py, block_oracles.py, stripe_oracle.py
 AnchorAttention              anchor.py; its choices replaced: anchors.py, budgets.py
+beyond the paper             outliers.py: extensions, which no figure of the method shows
 """
 
 from jaxtyping import Float
@@ -21,6 +22,7 @@ from anchor_lab.methods.evaluate import evaluate, evaluate_all
 from anchor_lab.methods.flash_prefill import FlashPrefill
 from anchor_lab.methods.flex_prefill import FlexPrefill
 from anchor_lab.methods.method import Method
+from anchor_lab.methods.outliers import OutlierRows, SharedStripes, StripeBudget, TwoMeans
 from anchor_lab.methods.selection import Selection
 from anchor_lab.methods.sparge import SpargeAttention
 from anchor_lab.methods.streaming import StreamingLLM
@@ -55,6 +57,12 @@ METHODS: dict[str, type[Method]] = {
     )
 }
 
+# Beyond the paper: chosen by name, never among the methods that are compared by default.
+# SharedStripes is not here: a command that looks at some heads alone would tell nothing of it.
+EXTENSIONS: dict[str, type[Method]] = {
+    method.__name__: method for method in (OutlierRows, TwoMeans, StripeBudget)
+}
+
 
 def select(
     q: Float[Tensor, "B Hq N D"],
@@ -74,17 +82,21 @@ def select(
     """
     if not isinstance(config, Method):
         raise TypeError(
-            f"config must be one of the methods {', '.join(METHODS)}, got {type(config).__name__}"
+            f"config must be one of the methods {', '.join(METHODS | EXTENSIONS)}, "
+            f"got {type(config).__name__}"
         )
     return config.select(q, k, scale)
 
 
 __all__ = [
+    "EXTENSIONS",
     "METHODS",
     "Method",
     "Selection",
+    "SharedStripes",
     "evaluate",
     "evaluate_all",
     "select",
     *METHODS,
+    *EXTENSIONS,
 ]

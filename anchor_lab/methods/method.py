@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from anchor_lab.methods.selection import Selection, with_tail
-from anchor_ref.inputs import check_inputs
+from anchor_ref.config import AnchorConfig
+from anchor_ref.inputs import check_inputs, check_type
 
 
 class Method(ABC):
@@ -85,6 +86,21 @@ def check_integer(name: str, value: object, least: int) -> None:
     """Refuse a knob that is no integer of at least `least`, with a ValueError naming it."""
     if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+
+
+def check_published(config: AnchorConfig) -> None:
+    """Refuse outlier rows where the method as published is looked at.
+
+    Raises:
+        TypeError: `config` is no `AnchorConfig`.
+        ValueError: `config.outliers` is not 0.
+    """
+    check_type("config", config, AnchorConfig)
+    if config.outliers:
+        raise ValueError(
+            "config.outliers must be 0, as in the method as published: outlier rows are an "
+            f"extension; got {config.outliers}"
+        )
 
 
 def check_prompt(q: Tensor, k: Tensor, scale: float | None) -> float:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from anchor_lab.methods.method import Method
+from anchor_lab.methods.method import Method, check_published
 from anchor_lab.methods.selection import Selection, causal_mask
 from anchor_ref.anchor import compute_anchor
 from anchor_ref.config import AnchorConfig
@@ -31,18 +31,22 @@ class StripeMethod(Method):
         config: block, group and regions.
         gather: stripes loaded at a time, see `measure.executed_density`.
         passes: how often each pooled score is formed.
+        extension: whether it goes beyond the paper, and may ask outlier rows.
 
     Raises:
-        TypeError: `config` is no `AnchorConfig`.
+        TypeError, ValueError: see `check_published`.
     """
 
     config: AnchorConfig
     gather: ClassVar[int] = 64
     passes: ClassVar[int] = 1
+    extension: ClassVar[bool] = False
 
     def __post_init__(self):
         super().__post_init__()
         check_type("config", self.config, AnchorConfig)
+        if not self.extension:
+            check_published(self.config)
 
     @abstractmethod
     def stripes(self, q: Tensor, k: Tensor, scale: float) -> StripePlan:
@@ -54,10 +58,13 @@ class StripeMethod(Method):
         return [cls(config=AnchorConfig(theta=theta)) for theta in SWEEP_THETAS]
 
     def choose(self, q: Tensor, k: Tensor, scale: float) -> Selection:
-        pooled = sum(group.pooled_pairs for group in groups(self.config, q.shape[2], q.shape[2]))
+        n = q.shape[2]
         stripes = self.stripes(q, k, scale)
-        scored = self.passes * pooled / 2
-        return stripe_selection(stripes, self.config, q.shape[2], scored, self.gather)
+        return stripe_selection(stripes, self.config, n, self.scored_pairs(n), self.gather)
+
+    def scored_pairs(self, n: int) -> float:
+        """Pairs scored to choose for n tokens, per head, x 1/2: only q·k is formed."""
+        return self.passes * sum(group.pooled_pairs for group in groups(self.config, n, n)) / 2
 
 
 def stripe_selection(

@@ -172,7 +172,7 @@ def _sparse(
     out = out[..., : v.shape[3]]
     part = None
     if trace is not None:
-        choice = choose_backend(q, chosen.backend)
+        choice = choose_backend(q, chosen.backend, config)
         kept = density(trace.stripes, config, q.shape[2], k.shape[2]).mean(0)
         tail = q.shape[0] * min(config.tail, q.shape[2])
         part = Part("anchor", f"{choice.name}: {choice.reason}", _pairs(q, k), kept, tail)

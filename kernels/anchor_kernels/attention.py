@@ -25,7 +25,7 @@ def anchor_attention(
         k: keys, `[B, Hkv, Nk, D]`, q's dtype and device; Hq a multiple of Hkv. With Nk > Nq the
             queries are the last Nq tokens (chunked prefill).
         v: values, k's shape.
-        config: sizes and threshold; None means `AnchorConfig()`.
+        config: sizes and threshold; None means `AnchorConfig()`. `outliers` must be 0.
         scale: factor of q·k; None means 1/sqrt(D).
         cu_seqlens: `[n_sequences + 1]` int32 or int64, boundaries of sequences packed one after
             the other in a batch of 1; none attends to another.

@@ -213,7 +213,8 @@ def call_like(
     if found is None:
         # What is looked at here is in the key: it need not be looked at again.
         check_type("v", v, Tensor)
-        scale = check_call(q, k, v, scale, cu_seqlens)
+        check_type("config", config, AnchorConfig)
+        scale = check_call(q, k, v, scale, cu_seqlens, config)
         _refuse_capture(q, made=False)
         found = Call(q, k, v, config, scale, cu_seqlens)
         if key is not None:

@@ -34,7 +34,7 @@ from anchor_kernels.tables import (
     make_tables,
 )
 from anchor_ref.config import AnchorConfig
-from anchor_ref.inputs import check_tensor
+from anchor_ref.inputs import check_tensor, check_type
 from anchor_ref.plan import StripePlan
 
 WORD = tl.constexpr(32)  # decisions in a word
@@ -61,7 +61,7 @@ def identify_stripes(
         q: queries, `[B, Hq, Nq, D]`, float16, bfloat16 or float32, D at most 256, any strides.
         k: keys, `[B, Hkv, Nk, D]`.
         row_anchor: a_i from stage 1, `[B, Hq, Nq]` float32, natural-log units.
-        config: block and group sizes, and θ.
+        config: block and group sizes, and θ; `outliers` must be 0.
         scale: factor of q·k; None means 1/sqrt(D).
         cu_seqlens: boundaries of packed sequences, see `anchor_ref.regions.groups`.
         launch: tile sizes, when another choice than the shipped one is to be tried.
@@ -78,7 +78,8 @@ def identify_stripes(
     a rounded rest: two products on the matrix units, each exact before it is summed in float32.
     A comparison with NaN keeps the key, as in the reference.
     """
-    scale = check_call(q, k, None, scale, cu_seqlens)
+    check_type("config", config, AnchorConfig)
+    scale = check_call(q, k, None, scale, cu_seqlens, config)
     check_tensor("row_anchor", row_anchor, q.shape[:3], (torch.float32,), q.device)
     launch = launch or select_launch(q)
     tables = make_tables(config, q.shape[2], k.shape[2], cu_seqlens, q.device)

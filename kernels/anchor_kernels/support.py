@@ -5,6 +5,7 @@ import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
+from anchor_ref.config import AnchorConfig
 from anchor_ref.inputs import check_inputs
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -39,14 +40,25 @@ def why_unsupported(q: Tensor) -> str | None:
     return None
 
 
+def why_no_outliers(config: AnchorConfig) -> str | None:
+    """What keeps stage 2's kernels from choosing with this config; None when nothing does."""
+    if config.outliers:
+        return f"outliers must be 0, got {config.outliers}: only the reference asks outlier rows"
+    return None
+
+
 def check_call(
     q: Tensor,
     k: Tensor,
     v: Tensor | None,
     scale: float | None,
     cu_seqlens: Tensor | None,
+    config: AnchorConfig | None = None,
 ) -> float:
     """Refuse what does not fit together or cannot run here.
+
+    Args:
+        config: of a call that chooses stripes; None for one that does not.
 
     Returns:
         The scale to use.
@@ -57,6 +69,8 @@ def check_call(
     """
     scale = check_inputs(q, k, v, scale, cu_seqlens)
     reason = why_unsupported(q)
+    if reason is None and config is not None:
+        reason = why_no_outliers(config)
     if reason is None and 0 < abs(scale) < SMALLEST_SCALE:
         reason = f"scale must be 0 or at least {SMALLEST_SCALE:.1e} in size, got {scale}"
     if reason is not None:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -54,6 +55,44 @@ def test_the_kernels_are_refused_for_float64():
     with pytest.raises(RuntimeError, match="q must be float16, bfloat16 or float32"):
         anchor_attention(*tensors(torch.float64), CONFIG, backend="triton")
     assert choose_backend(tensors(torch.float64)[0]).name == "torch"
+
+
+def test_outlier_rows_are_the_references_and_auto_says_so(monkeypatch):
+    config = replace(CONFIG, outliers=2)
+    monkeypatch.setattr("anchor_kernels.support.why_unsupported", lambda q: None)
+    reason = "outliers must be 0, got 2"
+    choice = choose_backend(tensors()[0], config=config)
+    assert (choice.name, reason in choice.reason) == ("torch", True)
+    assert reason not in choose_backend(tensors()[0], config=CONFIG).reason
+    with pytest.raises(RuntimeError, match=f"backend='triton' cannot run: {reason}"):
+        choose_backend(tensors()[0], "triton", config)
+    with pytest.raises(RuntimeError, match=f"backend='triton' cannot run: {reason}"):
+        anchor_attention(*tensors(), config, backend="triton")
+    out, trace = anchor_attention(*tensors(), config, scale=0.3, return_trace=True)
+    same, expected = anchor_ref.anchor_attention(*tensors(), config, 0.3, return_trace=True)
+    assert torch.equal(out, same)
+    assert torch.equal(trace.stripes.indices, expected.stripes.indices)
+    plain = anchor_ref.anchor_attention(*tensors(), CONFIG, 0.3, return_trace=True)[1]
+    assert len(trace.stripes.indices) > len(plain.stripes.indices)
+
+
+def test_a_config_that_is_none_is_refused_before_a_backend_is_chosen(unchecked_annotations):
+    with pytest.raises(TypeError, match="config must be of type AnchorConfig, got float"):
+        choose_backend(tensors()[0], "triton", 12.0)
+
+
+def test_outlier_rows_share_the_threshold_of_their_head():
+    config, thetas = replace(CONFIG, outliers=1), (1.0, 0.5, 1.0, 2.0)
+    more = {"scale": 0.3, "theta_by_head": thetas, "return_trace": True}
+    _, trace = anchor_attention(*tensors(), config, **more)
+    q, k, v = tensors()
+    for head, theta in enumerate(thetas):
+        one, at = replace(config, theta=theta), head // 2
+        alone = (q[:, head : head + 1], k[:, at : at + 1], v[:, at : at + 1])
+        _, expected = anchor_ref.anchor_attention(*alone, one, 0.3, return_trace=True)
+        assert torch.equal(trace.stripes.counts[:, head], expected.stripes.counts[:, 0])
+    with pytest.raises(ValueError, match=r"outlier_theta must be None with .* got 3.0"):
+        anchor_attention(*tensors(), replace(config, outlier_theta=3.0), **more)
 
 
 def test_without_triton_auto_takes_the_reference_and_triton_is_refused(monkeypatch):

@@ -12,7 +12,7 @@ from itertools import groupby
 from jaxtyping import Float
 from torch import Tensor
 
-from anchor_lab.methods import METHODS, Method, evaluate_all
+from anchor_lab.methods import EXTENSIONS, METHODS, Method, evaluate_all
 from anchor_lab.methods.selection import ROWS
 from anchor_models.capture import Captured
 
@@ -55,23 +55,26 @@ def sweeps(
     """The configurations of each method, from its sparsest to its densest.
 
     Args:
-        methods: names of `METHODS` or `ALIASES`, in any case and punctuation; None for all.
+        methods: names of `METHODS`, `EXTENSIONS` or `ALIASES`, in any case and punctuation; None
+            for all of `METHODS`.
         group_size: queries of a group for those that have groups; a multiple of their block size.
 
     Raises:
         ValueError: a name is unknown, or `group_size` is no multiple of a method's blocks.
     """
-    known = {_plain(name): name for name in METHODS}
+    there = METHODS | EXTENSIONS
+    known = {_plain(name): name for name in there}
     known |= {_plain(alias): name for alias, name in ALIASES.items()}
     asked = list(METHODS if methods is None else methods)
     if unknown := [name for name in asked if _plain(name) not in known]:
         also = ", ".join(f"{alias} for {name}" for alias, name in ALIASES.items())
         raise ValueError(
-            f"methods must be of {', '.join(METHODS)} (also {also}), got {', '.join(unknown)}"
+            f"methods must be of {', '.join(METHODS)} (also {also}; extensions beyond the paper: "
+            f"{', '.join(EXTENSIONS)}), got {', '.join(unknown)}"
         )
     names = dict.fromkeys(known[_plain(name)] for name in asked)
     return {
-        name: [_with_groups(method, group_size) for method in METHODS[name].sweep()]
+        name: [_with_groups(method, group_size) for method in there[name].sweep()]
         for name in names
     }
 

@@ -1,10 +1,11 @@
-"""The interval of a share covers what it should."""
+"""The interval of a share, and that of a mean, cover what they should."""
 
 import math
 
 import pytest
+import torch
 
-from anchor_lab.analysis.intervals import wilson
+from anchor_lab.analysis.intervals import bootstrap, wilson
 
 
 @pytest.mark.parametrize(("share", "trials"), [(0.0, 1), (0.5, 10), (0.9, 50), (1.0, 400)])
@@ -36,3 +37,30 @@ def test_the_interval_of_the_model_card_is_found_again():
 def test_bad_arguments_are_named(share, trials, words):
     with pytest.raises(ValueError, match=words):
         wilson(share, trials)
+
+
+def test_the_bootstrap_of_one_normal_sample_is_its_standard_error():
+    sample = torch.randn(400, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    low, high = bootstrap([sample.tolist()])
+    error = 1.96 * sample.std(correction=0).item() / 20
+    assert low == pytest.approx(sample.mean().item() - error, abs=0.02)
+    assert high == pytest.approx(sample.mean().item() + error, abs=0.02)
+
+
+def test_parts_count_alike_and_are_not_mixed():
+    # Parts without spread have none together, whatever lies between them and however long each is.
+    assert bootstrap([[1.0] * 3, [5.0] * 300]) == (3.0, 3.0)
+    sample = torch.randn(50, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    one = bootstrap([sample.tolist()])
+    two = bootstrap([sample.tolist(), (10 + sample).tolist()])
+    assert two[1] - two[0] == pytest.approx((one[1] - one[0]) / math.sqrt(2), rel=0.1)
+    assert two[0] < sample.mean().item() + 5 < two[1]
+
+
+def test_a_bootstrap_repeats_and_needs_numbers():
+    sample = [[float(number) for number in range(30)]]
+    assert bootstrap(sample) == bootstrap(sample)
+    assert bootstrap(sample) != bootstrap(sample, seed=1)
+    for samples in ([], [[1.0], []]):
+        with pytest.raises(ValueError, match="samples must hold a number in each part"):
+            bootstrap(samples)

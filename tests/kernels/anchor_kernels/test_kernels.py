@@ -648,6 +648,24 @@ def test_what_the_kernels_cannot_do_is_said():
         assert "bfloat16" in refused(dtype=torch.bfloat16)
 
 
+def test_outlier_rows_are_refused_by_name_whole_and_in_stage_2():
+    x = torch.randn(1, 1, 40, 16, device=DEVICE)
+    config = AnchorConfig(8, 2, theta=1.0)
+    with_rows = replace(config, outliers=3)
+    words = "anchor_kernels cannot run: outliers must be 0, got 3"
+    anchor_kernels.anchor_attention(x, x, x, config)  # a call like it, but for these rows
+    with pytest.raises(anchor_kernels.UnsupportedError, match=words):
+        anchor_kernels.anchor_attention(x, x, x, with_rows)
+    state = anchor_kernels.compute_anchor(x, x, x, with_rows)
+    with pytest.raises(anchor_kernels.UnsupportedError, match=words):
+        anchor_kernels.identify_stripes(x, x, state.max, with_rows)
+    # Stages 1 and 3 take what the reference chose, with these rows or without.
+    stripes = anchor_ref.identify_stripes(x, x, state.max, with_rows)
+    out = anchor_kernels.attend_stripes(x, x, x, state, stripes, with_rows)
+    expected = anchor_ref.anchor_attention(x, x, x, with_rows)
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
+
+
 def test_without_interpreter_a_cpu_tensor_is_refused_by_name():
     code = (
         "import torch, anchor_kernels\n"

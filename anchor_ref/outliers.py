@@ -1,0 +1,65 @@
+"""Outlier rows: stage 2 asks some queries of a block one by one (an extension, not the paper's).
+
+The mean query of a block speaks for all its queries. Those that look elsewhere than their block
+does are outvoted, and the keys that they need are dropped. So the `config.outliers` queries whose
+direction is least that of the mean are asked as well, each with its own anchor. A key is kept when
+the mean of some block wants it, as published, or one of these rows. Groups, lists and stage 3 stay
+what they are.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from anchor_ref.heads import attention_scores
+from anchor_ref.regions import Group
+
+
+def outlier_rows(
+    q: Float[Tensor, "B Hq Nq D"], block: range, count: int, dtype: torch.dtype
+) -> Int[Tensor, "B Hq R"]:
+    """The queries of a block that point least where its mean query q̄_t points.
+
+    the R smallest of   cos_i = <q_i, q̄_t> / (‖q_i‖ ‖q̄_t‖);   of equal ones the earlier query
+
+    Args:
+        q: queries.
+        block: rows of q, as `Group.blocks` has them.
+        count: R; a block of fewer queries gives all of them.
+        dtype: to compute in.
+
+    Returns:
+        Rows of q, int64, the least cosine first. A query of zeros has cosine 0.
+    """
+    queries = q[:, :, block.start : block.stop].to(dtype)
+    along = (queries * queries.mean(2, keepdim=True)).sum(-1)  # ‖q̄_t‖ is the same for all
+    length = queries.norm(dim=-1)
+    cosine = (along / length).masked_fill(length == 0, 0.0)
+    return block.start + cosine.argsort(dim=-1, stable=True)[..., :count]
+
+
+def outlier_difference(
+    q: Float[Tensor, "B Hq Nq D"],
+    k: Float[Tensor, "B Hkv Nk D"],
+    row_anchor: Float[Tensor, "B Hq Nq"],
+    group: Group,
+    scale: float,
+    count: int,
+) -> Float[Tensor, "B Hq R C"]:
+    """How far each candidate of a group lies below the anchor of each outlier row.
+
+    a_i − scale · <q_i, k_j>   for the outlier rows i of all blocks
+
+    Args:
+        q, k, row_anchor, group, scale: as in `stripes.pooled_difference`.
+        count: outlier rows of a block.
+
+    Returns:
+        `[B, Hq, R, C]` in the dtype of `row_anchor`, natural-log units; R of all blocks together.
+    """
+    dtype = row_anchor.dtype
+    rows = torch.cat([outlier_rows(q, block, count, dtype) for block in group.blocks], -1)
+    asked = q.to(dtype).gather(2, rows.unsqueeze(-1).expand(*rows.shape, q.shape[-1]))
+    candidates = k[:, :, group.candidates.start : group.candidates.stop].to(dtype)
+    anchor = row_anchor.gather(2, rows).unsqueeze(-1)
+    return anchor - attention_scores(asked, candidates, scale)
