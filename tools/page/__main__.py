@@ -21,6 +21,7 @@ from anchor_lab.drawing.style import MAGNITUDE, STRIPE
 from anchor_models import load_bundled_heads
 from anchor_models.heads import BundledHeads
 from anchor_ref import AnchorConfig
+from anchor_ref.measure import density_floor
 from tools.notebooks import ROOT
 from tools.page import figures, measured
 
@@ -92,6 +93,7 @@ def rendered(data: dict) -> str:
         css=(HERE / "page.css").read_text(encoding="utf-8"),
         script=(HERE / "page.js").read_text(encoding="utf-8"),
         data=data,
+        floor=float(density_floor(AnchorConfig(), data["tokens"], data["tokens"])),
         words=json.loads(measured.unpacked(data["words"])),
         json={
             "data": json.dumps(data, separators=(",", ":")),
