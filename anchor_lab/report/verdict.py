@@ -84,7 +84,7 @@ class Verdict:
         slower = self.here.expected.speedup < 1
         what = "slower here" if slower else "no clear gain here"
         if not self.within_reach:
-            what = f"do not use it here: {what.removesuffix(' here')}"
+            what = f"do not use it here, {'it is slower' if slower else 'no clear gain'}"
         return f"{what}: use sdpa at {n} tokens; {self._from_when()}"
 
     def _from_when(self) -> str:

@@ -91,7 +91,7 @@ def test_words_follow_the_numbers():
     assert "a made-up GPU; either may be off by 7%." in slower.reasons()[0]
     short = verdict.verdict(of(4096, 0.1, positions=8192), 9.0, VALUES)
     assert str(short) == (
-        "do not use it here: slower: use sdpa at 4096 tokens; faster from about "
+        "do not use it here, it is slower: use sdpa at 4096 tokens; faster from about "
         f"{slower.faster_from} tokens on, and the model reads 8192"
     )
     assert [x.tokens for x in short.table] == [4096, 8192]
