@@ -77,6 +77,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ROWS",
         help="last queries that keep every key with any method (default: 0, each as published)",
     )
+    add(
+        "--correction",
+        choices=("mean", "delta"),
+        help="with any method: a pseudo-key for what is dropped of each block, or what every 64th "
+        "row misses added to those behind it (default: neither)",
+    )
     add("--out", type=Path, default=Path("comparison"), help="folder (default: ./comparison)")
     add("--parquet", action="store_true", help="write compare.parquet beside compare.csv")
 
@@ -103,16 +109,20 @@ def run(options: argparse.Namespace) -> int:
         )
     chosen = sweeps(options.methods, group)
     heads = chosen_heads(options.heads, source)
-    table = open_table(options.out / "compare.csv", describe(source, group, options.tail))
+    added = options.correction
+    about = describe(source, group, options.tail, added)
+    table = open_table(options.out / "compare.csv", about)
     frame = run_comparison(
-        source, table, chosen, options.layers, heads, shown, options.tail, group
+        source, table, chosen, options.layers, heads, shown, options.tail, group, added
     )
     if options.parquet:
         pd.DataFrame(table.rows).to_parquet(options.out / "compare.parquet", index=False)
     curves = mean_curves(frame)
     about = (
         f"{source.title}, {source.length} tokens, groups of {group}, "
-        f"{curves['heads'].iloc[0]} heads" + f", a tail of {options.tail}" * bool(options.tail)
+        f"{curves['heads'].iloc[0]} heads"
+        + f", a tail of {options.tail}" * bool(options.tail)
+        + f", {added} correction" * bool(added)
     )
     floor = least_density(source.length, group, options.tail)
     level = level_above(floor)

@@ -5,7 +5,11 @@ what several share           ranking.py, scores.py, stripes.py
 no choice at all             dense.py, streaming.py
 other sparse prefills        vertical_slash.py, flex_prefill.py, xattention.py, sparge.py,
                              flash_prefill.py
+                             pbs.py, moba.py, bfla.py
+one method for each layer    triangle_mix.py
+what is added to an output   corrections.py
 upper bounds                 token_oracles.py, block_oracles.py, stripe_oracle.py
+                             one_list.py
 AnchorAttention              anchor.py; its choices replaced: anchors.py, budgets.py
 beyond the paper             outliers.py: extensions, which no figure of the method shows
 """
@@ -15,6 +19,7 @@ from torch import Tensor
 
 from anchor_lab.methods.anchor import AnchorAttention, AnchorBlocks
 from anchor_lab.methods.anchors import ConstantThreshold, PartialAnchor, PooledMaximum
+from anchor_lab.methods.bfla import BFLA
 from anchor_lab.methods.block_oracles import BlockTopCdf, BlockTopK
 from anchor_lab.methods.budgets import PooledTopCdf, PooledTopK
 from anchor_lab.methods.dense import Dense
@@ -22,12 +27,16 @@ from anchor_lab.methods.evaluate import evaluate, evaluate_all
 from anchor_lab.methods.flash_prefill import FlashPrefill
 from anchor_lab.methods.flex_prefill import FlexPrefill
 from anchor_lab.methods.method import Method
+from anchor_lab.methods.moba import MoBA
+from anchor_lab.methods.one_list import HeadAveragedTopK
 from anchor_lab.methods.outliers import OutlierRows, SharedStripes, StripeBudget, TwoMeans
+from anchor_lab.methods.pbs import PBSAttention
 from anchor_lab.methods.selection import Selection
 from anchor_lab.methods.sparge import SpargeAttention
 from anchor_lab.methods.streaming import StreamingLLM
 from anchor_lab.methods.stripe_oracle import StripeOracle
 from anchor_lab.methods.token_oracles import DifferenceOracle, TokenTopCdf, TokenTopK
+from anchor_lab.methods.triangle_mix import Triangle, TriangleMix
 from anchor_lab.methods.vertical_slash import VerticalSlash
 from anchor_lab.methods.xattention import XAttention
 
@@ -41,12 +50,17 @@ METHODS: dict[str, type[Method]] = {
         XAttention,
         SpargeAttention,
         FlashPrefill,
+        PBSAttention,
+        MoBA,
+        BFLA,
+        Triangle,
         TokenTopK,
         TokenTopCdf,
         DifferenceOracle,
         BlockTopK,
         BlockTopCdf,
         StripeOracle,
+        HeadAveragedTopK,
         AnchorAttention,
         AnchorBlocks,
         PartialAnchor,
@@ -94,6 +108,7 @@ __all__ = [
     "Method",
     "Selection",
     "SharedStripes",
+    "TriangleMix",
     "evaluate",
     "evaluate_all",
     "select",

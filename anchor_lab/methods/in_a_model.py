@@ -8,9 +8,14 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from anchor_lab.methods.corrections import Correction, MeanCorrection
+from anchor_lab.methods.evaluate import weighted_sum
 from anchor_lab.methods.method import Method
-from anchor_lab.methods.selection import Selection
+from anchor_lab.methods.selection import Selection, causal_mask
+from anchor_lab.methods.triangle_mix import TriangleMix
 from anchor_models.interface import BEYOND_QKV, beyond_causal, replaced_attention
+from anchor_ref.heads import causal_scores
+from anchor_ref.inputs import check_compute_dtype
 from anchor_ref.regions import causal_pairs
 
 # What a layer may be given besides q, k and v, and no method knows of.
@@ -23,6 +28,7 @@ def attend(
     v: Float[Tensor, "B Hkv N Dv"],
     selection: Selection,
     scale: float | None = None,
+    correction: Correction | None = None,
 ) -> tuple[Float[Tensor, "B Hq N Dv"], float]:
     """Attention to the kept keys alone, a few query rows at a time.
 
@@ -31,40 +37,71 @@ def attend(
     Args:
         q, k, v, scale: as in `anchor_attention`, with as many queries as keys.
         selection: what any method's `select` returned for q and k.
+        correction: what stands for the dropped keys; None for nothing.
 
     Returns:
-        (out, density): the output in q's dtype, and the share of the causal pairs that was kept,
-        mean over batch and heads.
+        (out, density): the output in q's dtype, and the share of the causal pairs that it was
+        formed from, mean over batch and heads: those kept, and with a correction its pseudo-keys,
+        a pair each, or its dense rows.
     """
+    correction = correction or Correction()
+    batch, heads, n = selection.shape
     out = q.new_empty(*q.shape[:3], v.shape[-1])
-    kept = torch.zeros((), dtype=torch.int64, device=q.device)
+    dense_rows = correction.dense_rows(n).to(q.device)
+    densely = bool(dense_rows.any())
+    if densely:
+        dense = torch.zeros_like(out)
+        exact = torch.empty(q.shape[:3], dtype=torch.bool, device=q.device)
+    pairs = torch.zeros((), dtype=torch.float64, device=q.device)
     for rows, mask in selection:
         block = slice(rows.start, rows.stop)
-        out[:, :, block] = scaled_dot_product_attention(
-            q[:, :, block],
-            k[:, :, : rows.stop],
-            v[:, :, : rows.stop],
-            attn_mask=mask,
-            scale=scale,
-            enable_gqa=True,
-        )
-        kept += mask.sum()
-    batch, heads, n = selection.shape
-    return out, kept.item() / (batch * heads * causal_pairs(n))
+        one = q[:, :, block], k[:, :, : rows.stop], v[:, :, : rows.stop]
+        causal = causal_mask(rows, q.device)
+        if isinstance(correction, MeanCorrection):
+            out[:, :, block] = _by_weights(*one, mask, scale, correction)
+        else:
+            out[:, :, block] = _masked(*one, mask, scale)
+        pairs += correction.pairs(mask, causal).sum()
+        if densely:
+            exact[:, :, block] = (mask | ~causal).all(-1)
+            some = dense_rows[block].nonzero().flatten()
+            if len(some):
+                alone = _masked(one[0][:, :, some], *one[1:], causal[some], scale)
+                dense[:, :, rows.start + some] = alone
+            mask = mask | (dense_rows[block, None] & causal)
+        pairs += mask.sum()
+    if densely:
+        out = correction.correct(out, dense, exact)
+    return out, pairs.item() / (batch * heads * causal_pairs(n))
+
+
+def _masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float | None) -> Tensor:
+    return scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=True)
+
+
+def _by_weights(q, k, v, mask, scale, correction: Correction) -> Tensor:
+    """The same by weights that no fused attention knows of, in float32 or better."""
+    dtype = check_compute_dtype(None, q.dtype)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scores = causal_scores(q.to(dtype), k.to(dtype), scale)
+    return weighted_sum(correction.weights(scores, mask), v.to(dtype)).to(q.dtype)
 
 
 @contextmanager
-def method_attention(model, method: Method, *, tail: int = 0) -> Iterator[list[float]]:
+def method_attention(
+    model, method: Method | TriangleMix, *, tail: int = 0, correction: Correction | None = None
+) -> Iterator[list[float]]:
     """Inside the `with`, every layer of `model` attends to what `method` keeps and no more.
 
     Args:
         model: a transformers model of plain causal attention, called with whole prompts: no
             padding, and no cache that holds earlier tokens.
-        method: of `METHODS`.
+        method: of `METHODS`, in every layer; or what says which method stands in which layer.
         tail: last queries that keep every key besides, see `Method.select`.
+        correction: what stands for the dropped keys in every layer; None for nothing.
 
     Yields:
-        A list that gets the density of each layer of each call, mean over batch and heads.
+        A list that gets the density of each layer of each call, see `attend`.
 
     Raises:
         ValueError: see `replaced_attention`; or, when the model is called, a prompt is padded or
@@ -76,8 +113,8 @@ def method_attention(model, method: Method, *, tail: int = 0) -> Iterator[list[f
         def attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
             _refuse_other(module, attention_mask, kwargs)
             with torch.no_grad():
-                selection = method.select(query, key, scaling, tail=tail)
-            out, density = attend(query, key, value, selection, scaling)
+                selection = _in_layer(method, module).select(query, key, scaling, tail=tail)
+            out, density = attend(query, key, value, selection, scaling, correction)
             densities.append(density)
             return out.transpose(1, 2).contiguous(), None  # [B, N, Hq, Dv]
 
@@ -85,6 +122,12 @@ def method_attention(model, method: Method, *, tail: int = 0) -> Iterator[list[f
 
     with replaced_attention(model, make):
         yield densities
+
+
+def _in_layer(method: Method | TriangleMix, module) -> Method:
+    if isinstance(method, Method):
+        return method
+    return method.in_layer(module.layer_idx, module.config.num_hidden_layers)
 
 
 def _refuse_other(module, attention_mask, kwargs: dict) -> None:

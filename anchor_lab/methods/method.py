@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from dataclasses import field, fields
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -16,21 +16,34 @@ from anchor_ref.inputs import check_inputs, check_type
 class Method(ABC):
     """A way to choose the keys of each query; a subclass is a frozen dataclass of its knobs.
 
-    Knobs are declared by `integer` and `number`, with the range that is allowed.
+    Knobs are declared by `integer` and `number`, with the range that is allowed. The first
+    sentence of its docstring says how it chooses.
+
+    Attributes:
+        heads_decide_together: whether what a query head keeps depends on other query heads, so
+            that heads looked at one by one would keep something else.
+        claim: what its authors say of it: number, model, hardware, source; empty where it is no
+            published method, or is not filled in.
 
     Raises:
         ValueError: a knob is outside its range; the message names knob, value and range.
     """
 
+    heads_decide_together: ClassVar[bool] = False
+    claim: ClassVar[str] = ""
+
     def __post_init__(self):
-        for knob in fields(self):
-            if "check" in knob.metadata:
-                knob.metadata["check"](knob.name, getattr(self, knob.name))
+        check_knobs(self)
 
     @classmethod
     @abstractmethod
     def sweep(cls) -> list["Method"]:
         """Configurations from the sparsest to the densest, for a curve."""
+
+    @classmethod
+    def small(cls) -> "Method":
+        """A configuration that leaves something out of a few dozen tokens, for a picture."""
+        return cls.sweep()[0]
 
     @abstractmethod
     def choose(self, q: Tensor, k: Tensor, scale: float) -> Selection:
@@ -58,6 +71,13 @@ class Method(ABC):
                 `tail` is no integer of at least 0.
         """
         return with_tail(self.choose(q, k, check_prompt(q, k, scale)), tail)
+
+
+def check_knobs(record) -> None:
+    """Refuse a record with a knob outside the range it was declared with, by a ValueError."""
+    for knob in fields(record):
+        if "check" in knob.metadata:
+            knob.metadata["check"](knob.name, getattr(record, knob.name))
 
 
 def integer(default: int | None, least: int, optional: bool = False) -> Any:

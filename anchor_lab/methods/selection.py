@@ -3,7 +3,7 @@
 Nothing here is as large as N x N. A mask over all pairs exists only on request, for small N.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +41,13 @@ class Selection:
         """All query rows, `ROWS` at a time, with their masks."""
         for rows in token_blocks(self.shape[2], ROWS):
             yield rows, self.rows(rows)
+
+    def of_heads(self, heads: Sequence[int]) -> "Selection":
+        """The same for some of the query heads."""
+        heads = list(heads)
+        executed = None if self.executed is None else self.executed[:, heads]
+        shape = (self.shape[0], len(heads), self.shape[2])
+        return Selection(shape, lambda rows: self.rows(rows)[:, heads], executed, self.scored)
 
     def to_mask(self) -> Bool[Tensor, "B Hq N N"]:
         """All pairs.

@@ -171,10 +171,15 @@ def test_compare_refuses_a_folder_of_other_settings(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("more", "group", "tail"),
-    [(["--length", "2304"], 2048, 0), (["--group", "256", "--tail", "50"], 256, 50)],
+    ("more", "group", "tail", "correction"),
+    [
+        (["--length", "2304"], 2048, 0, None),
+        (["--group", "256", "--tail", "50", "--correction", "delta"], 256, 50, "delta"),
+    ],
 )
-def test_compare_hands_on_what_it_was_asked_for(tmp_path, monkeypatch, more, group, tail):
+def test_compare_hands_on_what_it_was_asked_for(
+    tmp_path, monkeypatch, more, group, tail, correction
+):
     seen = []
 
     def stop(*given):
@@ -185,7 +190,8 @@ def test_compare_hands_on_what_it_was_asked_for(tmp_path, monkeypatch, more, gro
     asked = "compare --length 300 --layers 1 2 --heads 0 5 --methods AnchorAttention --seed 4"
     asked = [*asked.split(), "--dtype", "bfloat16", "--out", str(tmp_path), *more]
     assert cli.main(asked) == 2
-    source, results, chosen, layers, heads, _, rows, size = seen
+    source, results, chosen, layers, heads, _, rows, size, added = seen
+    assert added == results.settings.get("correction") == correction
     assert rows == results.settings["tail"] == tail
     assert size == results.settings["group_size"] == group
     assert (source.about["dtype"], layers, heads) == ("bfloat16", [1, 2], [0, 5])

@@ -14,6 +14,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from anchor_lab.experiments.answers.prompts import Prompt
+from anchor_lab.methods import TriangleMix
+from anchor_lab.methods.corrections import Correction
 from anchor_lab.methods.in_a_model import method_attention
 from anchor_lab.methods.method import Method
 
@@ -28,13 +30,15 @@ class Way:
         theta: of AnchorAttention, as `options` takes it; None for another attention.
         tail: last rows that see every key, of AnchorAttention or of a method.
         method: in the place of AnchorAttention; None with `theta` None is dense attention.
+        correction: what stands for the keys that a method drops; None for nothing.
         second_call: AnchorAttention reads the document alone, and a second, dense call reads what
             follows over the cache.
     """
 
     theta: object = None
     tail: int = 0
-    method: Method | None = None
+    method: Method | TriangleMix | None = None
+    correction: Correction | None = None
     second_call: bool = False
 
 
@@ -65,9 +69,9 @@ def reading(model, way: Way) -> Iterator[None]:
         ):
             yield
         return
-    chosen = (
-        nullcontext() if way.method is None else method_attention(model, way.method, tail=way.tail)
-    )
+    chosen = nullcontext()
+    if way.method is not None:
+        chosen = method_attention(model, way.method, tail=way.tail, correction=way.correction)
     with implementation(model, "sdpa"), chosen:
         yield
 

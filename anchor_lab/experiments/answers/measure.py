@@ -13,7 +13,9 @@ are read in different ways:
 ours      dense attention; AnchorAttention at θ = 12 with tails of 0, 128, 512 and 1024 rows; and
           AnchorAttention without a tail on the document alone, the rest by a second, dense call
 rivals    every other method of the laboratory that somebody published, as published and with the
-          tail of 512 rows that models have here
+          tail of 512 rows that models have here; TriangleMix, which differs by layer, among them
+corrected StreamingLLM with the delta correction, as published, and AnchorAttention with the mean
+          and with the delta correction, without a tail
 
 Dense attention comes first: a task that it answers in less than half of the cases says nothing
 about any other, and no other is run. A prompt is one group or less up to 2048 tokens, and dense
@@ -22,7 +24,8 @@ read by YaRN, twice as many as the model was trained for.
 
 Expected on an H200, from the times of layers and prefills in results/, not measured as a whole:
 ours 15 to 25 minutes; rivals, which run with masks, about ten minutes each over all lengths, six
-of them at 16 384 tokens. Every cell and way is kept as soon as it is there.
+of them at 16 384 tokens, and so do corrected ways. Every cell and way is kept as soon as it is
+there.
 """
 
 import argparse
@@ -40,7 +43,8 @@ from anchor_lab.experiments.environment import cuda_facts, environment, kernels_
 from anchor_lab.experiments.experiment import progress
 from anchor_lab.experiments.smollm2.measure import weights_hash
 from anchor_lab.experiments.store import Store
-from anchor_lab.methods import METHODS
+from anchor_lab.methods import METHODS, TriangleMix
+from anchor_lab.methods.corrections import DeltaCorrection, MeanCorrection
 from anchor_models.backend import TAIL
 from anchor_models.models import load_pretrained
 from anchor_models.smollm2 import NAME, stretch
@@ -59,10 +63,15 @@ RIVALS = (
     "XAttention",
     "SpargeAttention",
     "FlashPrefill",
+    "PBSAttention",
+    "MoBA",
+    "BFLA",
+    "TriangleMix",
 )
 SECOND_CALL = "second dense call"
 GPU_TOKENS = 2**18  # read at once
-PARTS = ("ours", "rivals")
+MEAN, DELTA = MeanCorrection(), DeltaCorrection()
+PARTS = ("ours", "rivals", "corrected")
 
 
 def ways_of(part: str, methods: tuple[str, ...] = RIVALS) -> dict[str, Way]:
@@ -74,7 +83,15 @@ def ways_of(part: str, methods: tuple[str, ...] = RIVALS) -> dict[str, Way]:
             **{f"tail {tail}": Way(theta, tail) for tail in TAILS},
             SECOND_CALL: Way(theta, second_call=True),
         }
-    made = {name: METHODS[name]() for name in methods}
+    if part == "corrected":
+        ours = METHODS["AnchorAttention"]()
+        return {
+            "dense": DENSE,
+            "StreamingLLM, delta": Way(method=METHODS["StreamingLLM"](), correction=DELTA),
+            "AnchorAttention, delta": Way(method=ours, correction=DELTA),
+            "AnchorAttention, mean": Way(method=ours, correction=MEAN),
+        }
+    made = {name: (METHODS | {"TriangleMix": TriangleMix})[name]() for name in methods}
     return {
         "dense": DENSE,
         **{name: Way(method=method) for name, method in made.items()},

@@ -19,6 +19,7 @@ ORACLES = (
     "BlockTopK",
     "BlockTopCdf",
     "StripeOracle",
+    "HeadAveragedTopK",
 )
 VARIANTS = (
     "AnchorBlocks",

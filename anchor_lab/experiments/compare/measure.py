@@ -13,7 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from anchor_lab.methods import EXTENSIONS, METHODS, Method, evaluate_all
-from anchor_lab.methods.selection import ROWS
+from anchor_lab.methods.corrections import Correction
+from anchor_lab.methods.selection import ROWS, Selection
 from anchor_models.capture import Captured
 
 BEYOND = "recall_beyond_mean", "recall_beyond_p10"  # over the rows from the second group on
@@ -35,6 +36,8 @@ ALIASES = {
     "MInference": "VerticalSlash",
     "vertical-slash": "VerticalSlash",
     "SpargeAttn": "SpargeAttention",
+    "PBS-Attn": "PBSAttention",
+    "one list": "HeadAveragedTopK",
 }
 SCORES = 2**24  # held at once: 64 MiB in float32, and the masks of a sweep beside them
 
@@ -101,10 +104,11 @@ def compare_heads(
     q: Float[Tensor, "1 Hq N D"],
     k: Float[Tensor, "1 Hkv N D"],
     v: Float[Tensor, "1 Hkv N D"],
-    methods: Sequence[Method],
+    methods: Sequence[Method | Selection],
     scale: float | None = None,
     tail: int = 0,
     group_size: int = GROUP,
+    correction: Correction | None = None,
 ) -> list[list[dict[str, float]]]:
     """What every head keeps, loses and pays for each of any number of configurations.
 
@@ -112,10 +116,12 @@ def compare_heads(
 
     Args:
         q, k, v, scale: as in `anchor_attention`, of one prompt.
-        methods: configurations of any methods. Dense attention is computed once for all.
+        methods: configurations of any methods, or what they selected for these heads. Dense
+            attention is computed once for all.
         tail: how many of the last queries keep every key, whatever the method; 0 leaves each
             method as published.
         group_size: rows of the first group, which are not beyond it, whatever the method.
+        correction: what stands for the dropped keys, whatever the method; None for nothing.
 
     Returns:
         For each query head, for each method its `MEASURES`: recall over rows (mean, 10th
@@ -125,9 +131,12 @@ def compare_heads(
     Raises:
         TypeError, ValueError: see `evaluate_all`.
     """
-    selections = [method.select(q, k, scale, tail=tail) for method in methods]
+    selections = [
+        one if isinstance(one, Selection) else one.select(q, k, scale, tail=tail)
+        for one in methods
+    ]
     found = [[] for _ in range(q.shape[1])]
-    for evaluation in evaluate_all(q, k, v, selections, scale):
+    for evaluation in evaluate_all(q, k, v, selections, scale, correction):
         summary = evaluation.recall_summary().items()
         measures = {f"recall_{name}": x[0].tolist() for name, x in summary}
         measures |= dict.fromkeys(BEYOND, [math.nan] * len(found))
@@ -152,6 +161,7 @@ def compare_layer(
     text: str = "document",
     tail: int = 0,
     group_size: int = GROUP,
+    correction: Correction | None = None,
 ) -> list[dict[str, str | int | float]]:
     """One row for each head of a layer and each configuration of a method.
 
@@ -161,7 +171,10 @@ def compare_layer(
         sweep: its configurations.
         heads: the model's indices of query heads; None for all that were captured.
         text: what to call the prompt.
-        tail, group_size: as in `compare_heads`.
+        tail, group_size, correction: as in `compare_heads`.
+
+    Where heads decide together (`Method.heads_decide_together`) all captured heads do, whichever
+    are asked for.
 
     Returns:
         Rows with `COLUMNS`, head by head.
@@ -178,9 +191,13 @@ def compare_layer(
     if unknown := [head for head in wanted if head not in there]:
         raise ValueError(f"heads must be of those captured, {there}, got {unknown[0]}")
     labels, found = label_configurations(sweep), {}
+    together = sweep[0].heads_decide_together
+    if together:
+        sweep = [method.select(x.q, x.k, x.scaling, tail=tail) for method in sweep]
     for places, keys in _together(x, [there.index(head) for head in wanted]):
         one = (x.q[:, places], x.k[:, keys], x.v[:, keys])
-        measures = compare_heads(*one, sweep, x.scaling, tail, group_size)
+        chosen = [selection.of_heads(places) for selection in sweep] if together else sweep
+        measures = compare_heads(*one, chosen, x.scaling, tail, group_size, correction)
         found |= zip(places, measures, strict=True)
     rows = [
         (text, method, label, x.layer, head, x.q.shape[2], *map(measures.get, MEASURES))

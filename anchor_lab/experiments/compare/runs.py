@@ -22,6 +22,7 @@ from anchor_lab.experiments.environment import sources_version
 from anchor_lab.experiments.experiment import progress
 from anchor_lab.experiments.store import Store
 from anchor_lab.methods import Method
+from anchor_lab.methods.corrections import CORRECTIONS
 from anchor_lab.sources import Source, planted, read_by_model
 from anchor_models import load_bundled
 from anchor_models.models import BUNDLED, device_name
@@ -39,7 +40,9 @@ MEASURING = (
 )
 
 
-def describe(source: Source, group_size: int, tail: int = 0) -> dict:
+def describe(
+    source: Source, group_size: int, tail: int = 0, correction: str | None = None
+) -> dict:
     """What all rows of a table share: source, device, groups, tail, versions, code.
 
     Between two releases the version stays the same, and a corrected method must not add its rows
@@ -49,6 +52,8 @@ def describe(source: Source, group_size: int, tail: int = 0) -> dict:
         source: what is compared.
         group_size: queries of a group.
         tail: last queries that keep every key with any method.
+        correction: of `CORRECTIONS`, what stands for dropped keys with any method; None for
+            nothing, of which a table says nothing.
     """
     packages = ("anchor-attention", "torch", *source.packages)
     return {
@@ -56,6 +61,7 @@ def describe(source: Source, group_size: int, tail: int = 0) -> dict:
         "device": device_name(source.device),
         "group_size": group_size,
         "tail": tail,
+        **({"correction": correction} if correction else {}),
         "versions": {package: version(package) for package in packages},
         "code": sources_version(PACKAGES, MEASURING),
     }
@@ -83,6 +89,7 @@ def run_comparison(
     watch: Callable[[list], Iterable] = iter,
     tail: int = 0,
     group_size: int = GROUP,
+    correction: str | None = None,
 ):
     """Measure what the table lacks, and keep it after every layer and method.
 
@@ -92,7 +99,7 @@ def run_comparison(
         sweeps: configurations of each method, as `measure.sweeps` gives them.
         layers, heads: the source's indices; None for all.
         watch: wraps the list of (layer, method) that are left, such as tqdm.
-        tail, group_size: as `describe` has them.
+        tail, group_size, correction: as `describe` has them.
 
     Returns:
         The rows asked for as a pandas frame, those of earlier runs included.
@@ -106,6 +113,7 @@ def run_comparison(
     layers = _chosen("layers", layers, source.layers)
     heads = _chosen("heads", heads, source.heads)
     labels = {name: label_configurations(sweep) for name, sweep in sweeps.items()}
+    added = CORRECTIONS[correction]() if correction else None
 
     def lacks(layer: int, method: str, head: int) -> bool:
         one = {"text": source.name, "layer": layer, "method": method, "head": head}
@@ -126,7 +134,7 @@ def run_comparison(
             for layer, name in watch(list(left)):
                 x = captured[layer].to(source.device)
                 some = left[layer, name]
-                asked = (x, name, sweeps[name], some, source.name, tail, group_size)
+                asked = (x, name, sweeps[name], some, source.name, tail, group_size, added)
                 table.add(compare_layer(*asked))
     return pd.DataFrame(
         row

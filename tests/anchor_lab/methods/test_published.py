@@ -9,19 +9,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from anchor_lab.methods.bfla import BFLA
 from anchor_lab.methods.flash_prefill import FlashPrefill
 from anchor_lab.methods.flex_prefill import FlexPrefill
+from anchor_lab.methods.moba import MoBA
+from anchor_lab.methods.pbs import PBSAttention
 from anchor_lab.methods.sparge import SpargeAttention
 from anchor_lab.methods.vertical_slash import VerticalSlash
 from anchor_lab.methods.xattention import XAttention
 
 METHODS = (VerticalSlash, FlexPrefill, XAttention, SpargeAttention, FlashPrefill)
+METHODS = (*METHODS, PBSAttention, MoBA, BFLA)
 SMALL = {
     VerticalSlash: VerticalSlash(40, 120),
     FlexPrefill: FlexPrefill(0.8, 0.3, min_budget=16, block_size=16),
     XAttention: XAttention(0.8, 4, 16),
     SpargeAttention: SpargeAttention(0.8, None, 0.3, 16, 8),
     FlashPrefill: FlashPrefill(0.5, 1, 2, 1, 16),
+    PBSAttention: PBSAttention(0.6, 32, 16, 16),
+    MoBA: MoBA(3, 16),
+    BFLA: BFLA(0.9, 1, 16, 4),
 }
 in_each = pytest.mark.parametrize("method", METHODS, ids=lambda m: m.__name__)
 
@@ -506,7 +513,7 @@ def test_nan_leaves_a_key_to_every_row(method):
     mask = SMALL[method].select(q, k).to_mask()
     assert mask.diagonal(dim1=-2, dim2=-1).all()
     assert not mask.triu(1).any()
-    if method in (XAttention, SpargeAttention, FlashPrefill):
+    if method in (XAttention, SpargeAttention, FlashPrefill, PBSAttention, BFLA):
         assert mask[..., -1, :].all()  # as said in their docstrings
 
 

@@ -9,6 +9,7 @@ from anchor_lab.experiments.answers import ask
 from anchor_lab.experiments.answers.ask import DENSE, Way, answers, write
 from anchor_lab.experiments.answers.prompts import Prompt, make_prompt
 from anchor_lab.methods import StreamingLLM
+from anchor_lab.methods.corrections import DeltaCorrection
 from anchor_models import load_bundled
 from tests.tiny_llama import LLAMA
 
@@ -70,6 +71,8 @@ def test_each_way_reads_as_it_says(model, monkeypatch):
     few = first_logits(model, monkeypatch, Way(method=method))
     assert not torch.allclose(few, dense, atol=1e-2)
     torch.testing.assert_close(first_logits(model, monkeypatch, Way(method=method, tail=N)), dense)
+    every_row = Way(method=method, correction=DeltaCorrection(gamma=1))
+    torch.testing.assert_close(first_logits(model, monkeypatch, every_row), dense)
 
 
 def test_a_second_call_reads_the_rest_densely_over_what_was_read(model, monkeypatch):

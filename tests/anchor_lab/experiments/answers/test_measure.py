@@ -10,7 +10,8 @@ from anchor_lab.experiments.answers.ask import DENSE, Way
 from anchor_lab.experiments.answers.measure import SECOND_CALL, answerable, fill, ways_of
 from anchor_lab.experiments.answers.page import EXPERIMENT, data_totals, page, values
 from anchor_lab.experiments.store import Store, read
-from anchor_lab.methods import METHODS
+from anchor_lab.methods import METHODS, TriangleMix
+from anchor_lab.methods.corrections import CORRECTIONS
 
 CELLS = [(4096, "single", "end"), (4096, "words", "turn")]
 FOUND = {"dense": [1, 1, 1, 0], "tail 0": [0, 0, 1, 0], "tail 512": [1, 1, 1, 1]}
@@ -68,8 +69,13 @@ def test_every_way_is_what_it_is_called():
     assert len(rivals) == 1 + 2 * len(measure.RIVALS)
     for name in measure.RIVALS:
         published, tailed = rivals[name], rivals[f"{name}, tail 512"]
-        assert published.method == tailed.method == METHODS[name]()
+        assert published.method == tailed.method == {**METHODS, "TriangleMix": TriangleMix}[name]()
         assert (published.tail, tailed.tail) == (0, 512)
+    corrected = ways_of("corrected")
+    for name, way in corrected.items():
+        word = name.partition(", ")[2]
+        assert type(way.correction) is CORRECTIONS.get(word, type(None)), name
+        assert type(way.method).__name__ == name.split(",")[0] or name == "dense"
     assert "FlexPrefill" not in ways_of("rivals", ("XAttention",))
 
 
@@ -114,6 +120,7 @@ def test_a_quick_run_asks_the_bundled_model(tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "TAILS", (0,))
     out = tmp_path / "quick.json"
     fixed = ["--quick", "--model", "bundled", "--device", "cpu", "--out", str(out)]
+    fixed += ["--parts", "ours", "rivals"]
     assert EXPERIMENT.run([*fixed, "--methods", "StreamingLLM"]) == 0
     rows = {row["way"]: row for row in read(out)["rows"]}
     assert list(rows) == [
