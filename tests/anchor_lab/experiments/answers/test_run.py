@@ -127,7 +127,8 @@ def test_a_calibration_is_taken_for_the_thresholds(tmp_path, monkeypatch):
     table = dict.fromkeys(range(8), (9.0,) * 8)
     ones = dict.fromkeys(range(8), (1.0,) * 8)
     path = tmp_path / "theta.json"
-    Calibration(table, 0.9, ones, ones, AnchorConfig(tail=64)).save(path)
+    at = AnchorConfig(tail=64)
+    Calibration(table, 0.9, ones, ones, at, (4096, 4096)).save(path)
     assert command(tmp_path, "--prompts", "1", "--theta", str(path)) == 0
     thetas = [way.theta for _, way in told.asked if way.theta is not None]
     assert all(theta.thetas == table for theta in thetas)
