@@ -100,7 +100,7 @@ def test_a_calibration_keeps_its_other_thresholds():
     model = load_bundled()[0]
     table = {layer: tuple(float(layer + head) for head in range(8)) for layer in range(8)}
     ones = dict.fromkeys(range(8), (1.0,) * 8)
-    made = Calibration(table, 0.9, ones, ones, AnchorConfig())
+    made = Calibration(table, 0.9, ones, ones, AnchorConfig(), (4096, 4096))
     expected = {**table, 4: (*table[4][:2], float("inf"), *table[4][3:])}
     assert thetas_for(model, made, [(4, 2)]) == thetas_for(model, table, [(4, 2)]) == expected
 
