@@ -310,8 +310,8 @@ def anchor_kernel(
     """One program: one of `works` tiles, BLOCK_M rows of one group and query head.
 
     With ONLINE a tile is done again if it is flagged. A few programs may look at all flags then,
-    SPAN each. With
-    POOL a tile is a query block, and its mean query and anchor are left for stage 2.
+    SPAN each: with SPAN = 1 there is no loop, for which many targets have no registers. With POOL
+    a tile is a query block, and its mean query and anchor are left for stage 2.
     """
     tensors = q, k, v, out, row_anchor, lse, redo, pooled_q, pooled_anchor, groups
     q_strides, k_strides = (q_b, q_h, q_n, q_d), (k_b, k_h, k_n, k_d)

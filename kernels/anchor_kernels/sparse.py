@@ -270,7 +270,7 @@ def sparse_kernel(
     """One program: one of `works` tiles, BLOCK_M rows of one group and query head, all stripes.
 
     With ONLINE a tile is done again if it is flagged. A few programs may look at all flags then,
-    SPAN each.
+    SPAN each: with SPAN = 1 there is no loop, for which many targets have no registers.
     """
     tensors = q, k, v, first_out, first_lse, out, indices, offsets, counts, by_work, redo, groups
     q_strides, k_strides = (q_b, q_h, q_n, q_d), (k_b, k_h, k_n, k_d)

@@ -182,9 +182,7 @@ class ByCudnn:
             kept = (share_keys(x[:, :, keys], shares) for x in (k, v))
             other, other_lse = rectangle(queries, *kept, self._scale)
             # Shares stand where the batch stood; there is one or the other.
-            other, other_lse = (
-                x.unsqueeze(1) if shares > 1 else x.unsqueeze(0) for x in (other, other_lse)
-            )
+            other, other_lse = (x.unflatten(0, (shares, -1)) for x in (other, other_lse))
             tensors = first_out[:, :, rows], lse[:, :, rows], other, other_lse, out[:, :, rows]
             # Strides of what cuDNN returns are its own choice.
             key = rows.start, other.stride(), other_lse.stride()
@@ -220,7 +218,7 @@ def shares_of(q: Tensor, group: Group, multiprocessors: int) -> int:
     shares = 1
     while (
         q.shape[0] == 1
-        and 2 * shares * tiles <= 2 * multiprocessors
+        and shares * tiles <= multiprocessors  # two for each, at most
         and len(group.candidates) % (2 * shares) == 0
         and len(group.candidates) >= 2 * shares * SHORTEST
     ):

@@ -210,9 +210,6 @@ def test_a_real_models_share_is_counted_among_the_candidates():
 def test_what_a_model_reads_is_the_fit_of_what_is_committed():
     results = ROOT / "results" / "crossover" / "crossover.json"
     found = read(results)
-    if "layer" not in {row["part"] for row in found["rows"]}:  # the run was cut off before
-        assert not cost.FILE.exists(), "cost.json comes from results alone"
-        pytest.skip("results/crossover holds no short prefill, without which there is no fit")
     law = fit.kept_law(ROOT / "results" / "smollm2" / "smollm2.json")
     expected = fit.fit(found["rows"], found["settings"], law)
     committed = flat(json.loads(cost.FILE.read_text(encoding="utf-8")))
