@@ -94,7 +94,8 @@ def test_a_head_is_measured_as_its_selections_are_evaluated():
         assert all(math.isnan(row[name]) for name in BEYOND)  # all rows are of one group
     (rows,) = compare_heads(*one, small_sweep(), 0.25, group_size=64)
     for method, row in zip(small_sweep(), rows, strict=True):
-        beyond = evaluate(*one, method.select(*one[:2], 0.25), 0.25).recall[0, 0, 64:]
+        found = evaluate(*one, method.select(*one[:2], 0.25), 0.25)
+        beyond = found.recall[0, 0, 64:]
         assert row["recall_beyond_mean"] == pytest.approx(beyond.mean().item())
         assert row["recall_beyond_p10"] == pytest.approx(beyond.quantile(0.1).item())
         for name in ("density", "executed_density", "identification_cost", "output_error"):
