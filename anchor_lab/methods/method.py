@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from dataclasses import field, fields
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -17,9 +17,18 @@ class Method(ABC):
 
     Knobs are declared by `integer` and `number`, with the range that is allowed.
 
+    Attributes:
+        claim: what its authors say it achieves, with model, hardware and source; empty where the
+            laboratory has not noted it.
+        shares_heads: whether the query heads of a key head choose together, so that one of them
+            alone would choose otherwise.
+
     Raises:
         ValueError: a knob is outside its range; the message names knob, value and range.
     """
+
+    claim: ClassVar[str] = ""
+    shares_heads: ClassVar[bool] = False
 
     def __post_init__(self):
         for knob in fields(self):
@@ -30,6 +39,11 @@ class Method(ABC):
     @abstractmethod
     def sweep(cls) -> list["Method"]:
         """Configurations from the sparsest to the densest, for a curve."""
+
+    @classmethod
+    def small(cls) -> "Method":
+        """A configuration whose choice shows on a few tokens, see `sketch`."""
+        return cls.sweep()[0]
 
     @abstractmethod
     def choose(self, q: Tensor, k: Tensor, scale: float) -> Selection:

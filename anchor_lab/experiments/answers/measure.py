@@ -59,6 +59,7 @@ RIVALS = (
     "XAttention",
     "SpargeAttention",
     "FlashPrefill",
+    *("FlashPrefillV2", "SkipSoftmax", "SALE"),
 )
 SECOND_CALL = "second dense call"
 GPU_TOKENS = 2**18  # read at once

@@ -15,6 +15,7 @@ from torch import Tensor
 from anchor_lab.methods import METHODS, Method, evaluate_all
 from anchor_lab.methods.selection import ROWS
 from anchor_models.capture import Captured
+from anchor_ref.regions import causal_pairs
 
 BEYOND = "recall_beyond_mean", "recall_beyond_p10"  # over the rows from the second group on
 MEASURES = (
@@ -35,6 +36,7 @@ ALIASES = {
     "MInference": "VerticalSlash",
     "vertical-slash": "VerticalSlash",
     "SpargeAttn": "SpargeAttention",
+    "BLASST": "SkipSoftmax",
 }
 SCORES = 2**24  # held at once: 64 MiB in float32, and the masks of a sweep beside them
 
@@ -105,7 +107,8 @@ def compare_heads(
 ) -> list[list[dict[str, float]]]:
     """What every head keeps, loses and pays for each of any number of configurations.
 
-    total_cost = executed_density + identification_cost, in units of dense attention
+    total_cost = executed_density + identification_cost, in units of dense attention; scores that
+    attention goes on with (`Selection.reused`) count once
 
     Args:
         q, k, v, scale: as in `anchor_attention`, of one prompt.
@@ -124,7 +127,8 @@ def compare_heads(
     """
     selections = [method.select(q, k, scale, tail=tail) for method in methods]
     found = [[] for _ in range(q.shape[1])]
-    for evaluation in evaluate_all(q, k, v, selections, scale):
+    evaluations = evaluate_all(q, k, v, selections, scale)
+    for selection, evaluation in zip(selections, evaluations, strict=True):
         summary = evaluation.recall_summary().items()
         measures = {f"recall_{name}": x[0].tolist() for name, x in summary}
         measures |= dict.fromkeys(BEYOND, [math.nan] * len(found))
@@ -137,6 +141,8 @@ def compare_heads(
         for head, rows in enumerate(found):
             row = {name: values[head] for name, values in measures.items()}
             row["total_cost"] = row["executed_density"] + row["identification_cost"]
+            if selection.reused is not None:
+                row["total_cost"] -= selection.reused[0, head].item() / causal_pairs(q.shape[2])
             rows.append(row)
     return found
 
@@ -175,10 +181,16 @@ def compare_layer(
     if unknown := [head for head in wanted if head not in there]:
         raise ValueError(f"heads must be of those captured, {there}, got {unknown[0]}")
     labels, found = label_configurations(sweep), {}
-    for places, keys in _together(x, [there.index(head) for head in wanted]):
-        one = (x.q[:, places], x.k[:, keys], x.v[:, keys])
+    places = [there.index(head) for head in wanted]
+    if any(each.shares_heads for each in sweep):
+        # One head alone would choose otherwise than beside those that read the same keys.
+        readers = x.q.shape[1] // x.k.shape[1]
+        keys = {place // readers for place in places}
+        places = [place for place in range(len(there)) if place // readers in keys]
+    for some, keys in _together(x, places):
+        one = (x.q[:, some], x.k[:, keys], x.v[:, keys])
         measures = compare_heads(*one, sweep, x.scaling, tail, group_size)
-        found |= zip(places, measures, strict=True)
+        found |= zip(some, measures, strict=True)
     rows = [
         (text, method, label, x.layer, head, x.q.shape[2], *map(measures.get, MEASURES))
         for head in wanted

@@ -70,7 +70,14 @@ Plan = dict[int, Part]  # by length
 DENSE, PUBLISHED, REGIONS = "Dense", "AnchorAttention, θ = 12", "AnchorAttention, θ = −∞"
 UNMATCHED = (DENSE, PUBLISHED, REGIONS)
 POOLED = {f"AnchorAttention, means of {size}": size for size in (32, 8)}
-ROWS = (*METHODS, REGIONS, PUBLISHED, *POOLED)
+# Methods that are asked: those there were when the results were made. Another one is a new row in
+# every cell, and a run of its own.
+BASELINES = ("Dense", "StreamingLLM", "VerticalSlash", "FlexPrefill", "XAttention")
+BASELINES = (*BASELINES, "SpargeAttention", "FlashPrefill", "TokenTopK", "TokenTopCdf")
+BASELINES = (*BASELINES, "DifferenceOracle", "BlockTopK", "BlockTopCdf", "StripeOracle")
+VARIANTS = ("AnchorAttention", "AnchorBlocks", "PartialAnchor", "ConstantThreshold")
+VARIANTS = (*VARIANTS, "PooledMaximum", "PooledTopK", "PooledTopCdf")
+ROWS = (*BASELINES, *VARIANTS, REGIONS, PUBLISHED, *POOLED)
 UNPOOLED = tuple(row for row in ROWS if row not in POOLED)
 PEERS = ("StreamingLLM", "VerticalSlash", "FlexPrefill", "XAttention", "SpargeAttention")
 FEW = (*UNMATCHED, *PEERS, "FlashPrefill", "AnchorAttention", "ConstantThreshold")

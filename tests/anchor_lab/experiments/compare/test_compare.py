@@ -201,6 +201,8 @@ def test_methods_are_known_by_the_words_of_the_readme():
     names = ["MInference", "vertical-slash", "SpargeAttn", "anchorattention", "Streaming LLM"]
     found = list(sweeps(names))
     assert found == ["VerticalSlash", "SpargeAttention", "AnchorAttention", "StreamingLLM"]
+    newer = list(sweeps(["BLASST", "skip-softmax", "FlashPrefill V2", "Sale"]))
+    assert newer == ["SkipSoftmax", "FlashPrefillV2", "SALE"]
     with pytest.raises(ValueError, match=r"also MInference for VerticalSlash, .*, got Minfer$"):
         sweeps(["Minfer"])
 
@@ -585,7 +587,10 @@ def test_the_committed_rows_are_whole_and_plausible(committed):
     assert tuple(frame.columns) == tuple(name for name in COLUMNS if name not in BEYOND)
     assert set(frame["text"]) == set(committed["settings"])
     for text, part in frame.groupby("text"):
-        chosen = {n: label_configurations(sweep) for n, sweep in sweeps().items()}
+        # Methods may have come since; of those that were measured every configuration was.
+        measured = sweeps(list(part["method"].unique()))
+        assert len(measured) == 20
+        chosen = {n: label_configurations(sweep) for n, sweep in measured.items()}
         heads = 2 if text == "planted" else 64
         assert len(part) == heads * sum(map(len, chosen.values())), text
         assert {n: list(x.unique()) for n, x in part.groupby("method")["configuration"]} == chosen
@@ -594,7 +599,9 @@ def test_the_committed_rows_are_whole_and_plausible(committed):
     assert frame["density"].between(0, 1).all()
     assert (frame["executed_density"] >= frame["density"] - 1e-6).all()
     total = frame["executed_density"] + frame["identification_cost"]
-    assert (frame["total_cost"] - total).abs().max() < 1e-5
+    one_pass = frame["method"] == "SkipSoftmax"  # goes on with scores it chose by
+    assert (frame["total_cost"] - total)[~one_pass].abs().max() < 1e-5
+    assert (frame["total_cost"] <= total + 1e-5).all()
 
 
 def test_a_quick_run_writes_numbers_page_and_picture_and_is_not_run_again(tmp_path, monkeypatch):
