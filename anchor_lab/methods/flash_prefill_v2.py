@@ -54,7 +54,7 @@ class FlashPrefillV2(Method):
 
     claim: ClassVar[str] = (
         "27 times as fast as FlashAttention-2, in bf16 at 128k tokens and a density of 4.5 %, on "
-        "an NVIDIA H20, with its mean correction (arXiv 2608.19758); which model is not on file."
+        "an H20 (arXiv 2608.19758); of which model is not on file."
     )
     shares_heads: ClassVar[bool] = True
     alpha: float = number(0.1, 0.0, 1.0)
