@@ -4,7 +4,7 @@ what a method is             method.py, selection.py; what it is judged by: eval
 what several share           ranking.py, scores.py, stripes.py
 no choice at all             dense.py, streaming.py
 other sparse prefills        vertical_slash.py, flex_prefill.py, xattention.py, sparge.py,
-                             flash_prefill.py
+                             flash_prefill.py, flash_prefill_v2.py, skip_softmax.py, sale.py,
                              pbs.py, moba.py, bfla.py
 one method for each layer    triangle_mix.py
 what is added to an output   corrections.py
@@ -25,13 +25,16 @@ from anchor_lab.methods.budgets import PooledTopCdf, PooledTopK
 from anchor_lab.methods.dense import Dense
 from anchor_lab.methods.evaluate import evaluate, evaluate_all
 from anchor_lab.methods.flash_prefill import FlashPrefill
+from anchor_lab.methods.flash_prefill_v2 import FlashPrefillV2
 from anchor_lab.methods.flex_prefill import FlexPrefill
 from anchor_lab.methods.method import Method
 from anchor_lab.methods.moba import MoBA
 from anchor_lab.methods.one_list import HeadAveragedTopK
 from anchor_lab.methods.outliers import OutlierRows, SharedStripes, StripeBudget, TwoMeans
 from anchor_lab.methods.pbs import PBSAttention
+from anchor_lab.methods.sale import SALE, SALEFloat
 from anchor_lab.methods.selection import Selection
+from anchor_lab.methods.skip_softmax import SkipSoftmax
 from anchor_lab.methods.sparge import SpargeAttention
 from anchor_lab.methods.streaming import StreamingLLM
 from anchor_lab.methods.stripe_oracle import StripeOracle
@@ -50,6 +53,10 @@ METHODS: dict[str, type[Method]] = {
         XAttention,
         SpargeAttention,
         FlashPrefill,
+        FlashPrefillV2,
+        SkipSoftmax,
+        SALE,
+        SALEFloat,
         PBSAttention,
         MoBA,
         BFLA,

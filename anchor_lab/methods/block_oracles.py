@@ -31,6 +31,10 @@ class BlockTopK(Method):
         """1 to 64 blocks, doubling; each keeps what the one before keeps."""
         return [cls(2**p) for p in range(7)]
 
+    @classmethod
+    def small(cls) -> "BlockTopK":
+        return cls(2, block_size=4)
+
     def choose(self, q: Tensor, k: Tensor, scale: float) -> Selection:
         return _select_by_blocks(q, k, scale, self.block_size, lambda m: largest(m, self.blocks))
 
@@ -51,6 +55,10 @@ class BlockTopCdf(Method):
     def sweep(cls) -> list["BlockTopCdf"]:
         """Masses from 0.5 to 0.999; each keeps what the one before keeps."""
         return [cls(share) for share in SHARES]
+
+    @classmethod
+    def small(cls) -> "BlockTopCdf":
+        return cls(0.7, block_size=4)
 
     def choose(self, q: Tensor, k: Tensor, scale: float) -> Selection:
         def keep(mass: Tensor) -> Tensor:

@@ -35,6 +35,10 @@ class PooledTopK(StripeMethod):
         """k from 16 to 4096, doubling; each keeps what the one before keeps."""
         return [cls(2**p) for p in range(4, 13)]
 
+    @classmethod
+    def small(cls) -> "PooledTopK":
+        return cls(4, AnchorConfig(4, 2))
+
     def stripes(self, q: Tensor, k: Tensor, scale: float) -> StripePlan:
         return pick_stripes(q, k, self.config, scale, lambda scores: largest(scores, self.k))
 

@@ -51,6 +51,10 @@ class FlashPrefill(Method):
         few = [cls(0.9, 1, 1, 0), cls(0.7, 1, 2, 1)]
         return few + [cls(alpha) for alpha in (0.7, 0.5, 0.3, 0.1, 0.03, 0.01, 0.001)]
 
+    @classmethod
+    def small(cls) -> "FlashPrefill":
+        return cls(0.5, 1, 1, 1, block_size=4)
+
     def choose(self, q: Tensor, k: Tensor, scale: float) -> Selection:
         (batch, heads, n, _), b = q.shape, self.block_size
         dtype = check_compute_dtype(None, q.dtype)

@@ -67,6 +67,10 @@ class FlexPrefill(Method):
         few = [cls(gamma, min_budget=128) for gamma in (0.3, 0.5, 0.7, 0.8, 0.9, 0.95)]
         return [*few, cls(), cls(0.99)]
 
+    @classmethod
+    def small(cls) -> "FlexPrefill":
+        return cls(0.3, min_budget=4, block_size=4)
+
     def choose(self, q: Tensor, k: Tensor, scale: float) -> Selection:
         n, b = q.shape[2], self.block_size
         q, k = (x.to(check_compute_dtype(None, q.dtype)) for x in (q, k))

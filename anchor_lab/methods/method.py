@@ -23,7 +23,7 @@ class Method(ABC):
         heads_decide_together: whether what a query head keeps depends on other query heads, so
             that heads looked at one by one would keep something else.
         claim: what its authors say of it: number, model, hardware, source; empty where it is no
-            published method, or is not filled in.
+            published method.
 
     Raises:
         ValueError: a knob is outside its range; the message names knob, value and range.

@@ -30,12 +30,16 @@ class Selection:
         executed: pairs multiplied when only whole tiles of the method are, `[B, Hq]` float64; None
             where the method has no tiles: then those kept.
         scored: pairs scored to choose, per head, x 1/2 where only q·k is formed.
+        reused: those of `scored` that attention goes on with in place of scoring its pairs again,
+            in the same unit, `[B, Hq]` float64; they are in `executed` too, and a total counts
+            them once. None where there are none.
     """
 
     shape: tuple[int, int, int]
     rows: Callable[[range], Bool[Tensor, "B Hq R M"]]
     executed: Float[Tensor, "B Hq"] | None
     scored: float
+    reused: Float[Tensor, "B Hq"] | None = None
 
     def __iter__(self) -> Iterator[tuple[range, Bool[Tensor, "B Hq R M"]]]:
         """All query rows, `ROWS` at a time, with their masks."""
@@ -88,7 +92,7 @@ def with_tail(selection: Selection, tail: int) -> Selection:
     executed = selection.executed
     if executed is not None:
         executed = executed + causal_pairs(n - first, n)
-    return Selection(selection.shape, keep, executed, selection.scored)
+    return Selection(selection.shape, keep, executed, selection.scored, selection.reused)
 
 
 def causal_mask(rows: range, device: torch.device | None = None) -> Bool[Tensor, "R M"]:

@@ -69,6 +69,10 @@ class SpargeAttention(Method):
         masses = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
         return [cls(mass, similarity=-0.1) for mass in masses]
 
+    @classmethod
+    def small(cls) -> "SpargeAttention":
+        return cls(0.5, similarity=-0.1, q_block=4, k_block=2)
+
     def choose(self, q: Tensor, k: Tensor, scale: float) -> Selection:
         heads, n = q.shape[1:3]
         q, k = (x.to(check_compute_dtype(None, q.dtype)) for x in (q, k))

@@ -34,6 +34,10 @@ class StreamingLLM(Method):
         """Windows that double, from 128 keys to the default, an eighth as many first keys."""
         return [cls(init=window // 8, window=window) for window in (2**p for p in range(7, 14))]
 
+    @classmethod
+    def small(cls) -> "StreamingLLM":
+        return cls(2, 5, block_size=4)
+
     def choose(self, q: Tensor, k: Tensor, scale: float) -> Selection:
         batch, heads, n, _ = q.shape
 

@@ -5,6 +5,7 @@ All attend to the same initial region and window; only the stripes between them 
 
 from abc import abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -56,6 +57,11 @@ class StripeMethod(Method):
     def sweep(cls) -> list["StripeMethod"]:
         """θ from 1 to 17; each keeps what the one before keeps."""
         return [cls(config=AnchorConfig(theta=theta)) for theta in SWEEP_THETAS]
+
+    @classmethod
+    def small(cls) -> "StripeMethod":
+        few = cls.sweep()[0]
+        return replace(few, config=replace(few.config, block_size=4, step=2))
 
     def choose(self, q: Tensor, k: Tensor, scale: float) -> Selection:
         n = q.shape[2]

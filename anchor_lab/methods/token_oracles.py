@@ -29,6 +29,10 @@ class TokenTopK(Method):
         """k from 16 to 4096, doubling; each keeps what the one before keeps."""
         return [cls(2**p) for p in range(4, 13)]
 
+    @classmethod
+    def small(cls) -> "TokenTopK":
+        return cls(4)
+
     def choose(self, q: Tensor, k: Tensor, scale: float) -> Selection:
         return _select_by_scores(q, k, scale, lambda scores: largest(scores, self.k))
 

@@ -55,6 +55,10 @@ class XAttention(Method):
         """Shares from 0.2 to 0.99; each keeps what the one before keeps."""
         return [cls(share) for share in (0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)]
 
+    @classmethod
+    def small(cls) -> "XAttention":
+        return cls(0.5, stride=2, block_size=4)
+
     def choose(self, q: Tensor, k: Tensor, scale: float) -> Selection:
         batch, heads, n, _ = q.shape
         dtype = check_compute_dtype(None, q.dtype)

@@ -63,6 +63,7 @@ RIVALS = (
     "XAttention",
     "SpargeAttention",
     "FlashPrefill",
+    *("FlashPrefillV2", "SkipSoftmax", "SALE"),
     "PBSAttention",
     "MoBA",
     "BFLA",

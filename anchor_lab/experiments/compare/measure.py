@@ -16,6 +16,7 @@ from anchor_lab.methods import EXTENSIONS, METHODS, Method, evaluate_all
 from anchor_lab.methods.corrections import Correction
 from anchor_lab.methods.selection import ROWS, Selection
 from anchor_models.capture import Captured
+from anchor_ref.regions import causal_pairs
 
 BEYOND = "recall_beyond_mean", "recall_beyond_p10"  # over the rows from the second group on
 MEASURES = (
@@ -38,6 +39,7 @@ ALIASES = {
     "SpargeAttn": "SpargeAttention",
     "PBS-Attn": "PBSAttention",
     "one list": "HeadAveragedTopK",
+    "BLASST": "SkipSoftmax",
 }
 SCORES = 2**24  # held at once: 64 MiB in float32, and the masks of a sweep beside them
 
@@ -112,7 +114,8 @@ def compare_heads(
 ) -> list[list[dict[str, float]]]:
     """What every head keeps, loses and pays for each of any number of configurations.
 
-    total_cost = executed_density + identification_cost, in units of dense attention
+    total_cost = executed_density + identification_cost, in units of dense attention; scores that
+    attention goes on with (`Selection.reused`) count once
 
     Args:
         q, k, v, scale: as in `anchor_attention`, of one prompt.
@@ -136,7 +139,8 @@ def compare_heads(
         for one in methods
     ]
     found = [[] for _ in range(q.shape[1])]
-    for evaluation in evaluate_all(q, k, v, selections, scale, correction):
+    evaluations = evaluate_all(q, k, v, selections, scale, correction)
+    for selection, evaluation in zip(selections, evaluations, strict=True):
         summary = evaluation.recall_summary().items()
         measures = {f"recall_{name}": x[0].tolist() for name, x in summary}
         measures |= dict.fromkeys(BEYOND, [math.nan] * len(found))
@@ -149,6 +153,8 @@ def compare_heads(
         for head, rows in enumerate(found):
             row = {name: values[head] for name, values in measures.items()}
             row["total_cost"] = row["executed_density"] + row["identification_cost"]
+            if selection.reused is not None:
+                row["total_cost"] -= selection.reused[0, head].item() / causal_pairs(q.shape[2])
             rows.append(row)
     return found
 

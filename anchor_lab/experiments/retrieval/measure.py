@@ -71,6 +71,7 @@ DENSE, PUBLISHED, REGIONS = "Dense", "AnchorAttention, θ = 12", "AnchorAttentio
 UNMATCHED = (DENSE, PUBLISHED, REGIONS)
 # Came to the laboratory after these prompts had been asked.
 LATER = ("PBSAttention", "MoBA", "BFLA", "Triangle", "HeadAveragedTopK")
+LATER = (*LATER, "FlashPrefillV2", "SkipSoftmax", "SALE", "SALEFloat")
 POOLED = {f"AnchorAttention, means of {size}": size for size in (32, 8)}
 ROWS = (*(name for name in METHODS if name not in LATER), REGIONS, PUBLISHED, *POOLED)
 UNPOOLED = tuple(row for row in ROWS if row not in POOLED)

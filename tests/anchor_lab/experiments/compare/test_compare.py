@@ -201,6 +201,8 @@ def test_methods_are_known_by_the_words_of_the_readme():
     names = ["MInference", "vertical-slash", "SpargeAttn", "anchorattention", "Streaming LLM"]
     found = list(sweeps(names))
     assert found == ["VerticalSlash", "SpargeAttention", "AnchorAttention", "StreamingLLM"]
+    newer = list(sweeps(["BLASST", "skip-softmax", "FlashPrefill V2", "Sale"]))
+    assert newer == ["SkipSoftmax", "FlashPrefillV2", "SALE"]
     with pytest.raises(ValueError, match=r"also MInference for VerticalSlash, .*, got Minfer$"):
         sweeps(["Minfer"])
 
@@ -596,7 +598,9 @@ def test_the_committed_rows_are_whole_and_plausible(committed):
     assert frame["density"].between(0, 1).all()
     assert (frame["executed_density"] >= frame["density"] - 1e-6).all()
     total = frame["executed_density"] + frame["identification_cost"]
-    assert (frame["total_cost"] - total).abs().max() < 1e-5
+    one_pass = frame["method"] == "SkipSoftmax"  # goes on with scores it chose by
+    assert (frame["total_cost"] - total)[~one_pass].abs().max() < 1e-5
+    assert (frame["total_cost"] <= total + 1e-5).all()
 
 
 def test_a_quick_run_writes_numbers_page_and_picture_and_is_not_run_again(tmp_path, monkeypatch):

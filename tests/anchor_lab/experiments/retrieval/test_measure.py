@@ -48,7 +48,7 @@ def test_the_committed_numbers_are_those_of_the_committed_plan(committed):
             assert each["kept"] == pytest.approx(each["density"], abs=0.07), each
 
 
-def test_every_method_is_a_row():
+def test_every_row_is_of_a_method():
     methods = {row.split(",")[0] for row in retrieval.ROWS}
     assert methods | set(retrieval.LATER) == set(METHODS)
     assert len(set(retrieval.ROWS)) == len(retrieval.ROWS)
