@@ -120,7 +120,9 @@ def beyond_causal(
     Returns:
         What was found, in words, in the order of the table.
     """
-    found = [what for name, what in table.items() if kwargs.get(name) is not None]
+    found = []
+    if [name for name in kwargs if name in table]:  # a call has few, the table many
+        found = [what for name, what in table.items() if kwargs.get(name) is not None]
     open_ended = kwargs.get("is_causal") is False and not masked
     if open_ended or not getattr(module, "is_causal", True):
         found.append("attention in both directions")

@@ -72,8 +72,8 @@ def measured_here(
         plan: None means that of the kind of device.
 
     Returns:
-        `device`, `anchor`, `dense`, `margin`, `error`, `matrix_tflops`; `layer_host_ms` is 0 and
-        `kept` empty.
+        `device`, `anchor`, `dense`, `margin`, `error`, `matrix_tflops`; `layer_host_ms` is 0,
+        `layer_device_ms` and `kept` are empty: attention alone is judged.
     """
     device = torch.device(device)
     plan = plan or (ON_GPU if device.type == "cuda" else ON_CPU)
@@ -92,6 +92,7 @@ def measured_here(
         )
     ]
     found: dict = {"device": _name(device), "layer_host_ms": 0.0, "kept": {}}
+    found["layer_device_ms"] = {}
     judges = [row for row in rows if row["keys"] == plan.held_out]
     fixed = ON_GPU_ALONE if device.type == "cuda" else ()
     for way, names in (("anchor", fixed + ANCHOR_WORK), ("dense", fixed + DENSE_WORK)):

@@ -1,14 +1,15 @@
 """Is AnchorAttention expected to be faster than dense attention, by times that were measured?
 
-A call is expected to take as long as the host needs to issue it, or the device to compute it,
-whichever is longer; and the host must issue the rest of the layer meanwhile:
+A layer is expected to take as long as the host needs to issue it, or the device to compute it,
+whichever is longer. Both have more to do than attention:
 
-    t = max(host + rest of the layer's host time, Σ coefficient · work)
+    t = max(host + the host's rest of the layer, Σ coefficient · work + the device's rest)
 
 Work is counted from the method's own definition (`anchor_ref.regions`), in 10⁹: elements of q; the
 products and the scores of the pairs of stage 1, of stage 3 and of the tail; the products of stage
-2. How many candidates stage 3 gets is not known before, so a real model's share is assumed: it
-falls with the length and with θ.
+2. The rest of a layer goes over elements of q, Hq · D a token, and multiplies with matrices of
+about (Hq · D)²: attention does not see how wide they are. How many candidates stage 3 gets is not
+known before, so a real model's share is assumed: it falls with the length and with θ.
 
 The coefficients lie in `cost.json`, which `python -m anchor_lab crossover` writes and nobody else.
 They hold for GPUs of one generation and for half precision. For everything else, and where there
@@ -34,6 +35,7 @@ DTYPES = (torch.float16, torch.bfloat16)
 # What is counted of a call, and what its coefficients in the file are called: ms for each 10⁹.
 ANCHOR_WORK = ("call", "rows", "products", "scores", "pooled", "tail")
 DENSE_WORK = ("call", "rows", "products", "scores")
+LAYER_WORK = ("rows", "squares")  # of the rest of a layer
 
 
 class Shape(NamedTuple):
@@ -49,7 +51,7 @@ class Shape(NamedTuple):
 
 @dataclass(frozen=True)
 class Expected:
-    """What a layer is expected to take, ms, the host's other work for it included.
+    """What a whole layer is expected to take, ms.
 
     Attributes:
         anchor: with AnchorAttention.
@@ -130,10 +132,11 @@ class Coefficients:
     """What `cost.json` holds; equal to itself alone, so that a cache may ask quickly.
 
     Attributes:
-        values: `device`, a name; `generation`, of its compute capability; `layer_host_ms`, the
-            host's work for a layer beside attention; `margin`, by how much an expectation may err;
-            `kept`, by θ: the `share` of the candidates at `tokens` and the `exponent` of the
-            length; and for `anchor`, `dense` and `masked`: `host_ms` and `device_ms`, by work.
+        values: `device`, a name; `generation`, of its compute capability; `layer_host_ms` and
+            `layer_device_ms`, by `LAYER_WORK`, of a layer beside its attention; `margin`, by how
+            much an expectation may err; `kept`, by θ: the `share` of the candidates at `tokens`
+            and the `exponent` of the length; and for `anchor`, `dense` and `masked`: `host_ms` and
+            `device_ms`, by work.
             There may be `error`, the relative one of a side's time that nine of ten calls stay
             below, and `matrix_tflops`, the rate of a large matrix product.
     """
@@ -164,16 +167,29 @@ def expected_at(values: dict, shape: Shape, config: AnchorConfig, share: float) 
     way = "dense" if shape.queries == shape.keys else "masked"
     if way not in values:
         return None
-    anchor = layer_ms(values, "anchor", anchor_work(shape, config, share))
-    dense = layer_ms(values, way, dense_work(shape))
+    rest = device_ms(values["layer_device_ms"], layer_work(shape))
+    anchor = layer_ms(values, "anchor", anchor_work(shape, config, share), rest)
+    dense = layer_ms(values, way, dense_work(shape), rest)
     return Expected(anchor, dense, anchor * (1 + values["margin"]) < dense, values["device"])
 
 
-def layer_ms(values: dict, way: str, work: dict[str, float]) -> float:
-    """Expected milliseconds of a layer whose attention goes this way, see the head of the file."""
+def layer_ms(values: dict, way: str, work: dict[str, float], rest: float) -> float:
+    """Expected milliseconds of a layer whose attention goes this way, see the head of the file.
+
+    Args:
+        values: see `Coefficients`.
+        way: "anchor", "dense" or "masked".
+        work: of attention.
+        rest: the device's milliseconds beside attention.
+    """
     found = values[way]
-    device = sum(ms * work[name] for name, ms in found["device_ms"].items())
+    device = device_ms(found["device_ms"], work) + rest
     return max(found["host_ms"] + values["layer_host_ms"], device)
+
+
+def device_ms(coefficients: dict[str, float], work: dict[str, float]) -> float:
+    """Σ coefficient · work."""
+    return sum((ms * work[name] for name, ms in coefficients.items()), 0.0)
 
 
 def anchor_work(shape: Shape, config: AnchorConfig, share: float) -> dict[str, float]:
@@ -202,6 +218,12 @@ def dense_work(shape: Shape) -> dict[str, float]:
         "products": heads * shape.head_dim * pairs,
         "scores": heads * pairs,
     }
+
+
+def layer_work(shape: Shape) -> dict[str, float]:
+    """`LAYER_WORK` of a layer with such queries."""
+    tokens, wide = shape.batch * shape.queries / GIGA, shape.q_heads * shape.head_dim
+    return {"rows": tokens * wide, "squares": tokens * wide**2}
 
 
 @lru_cache(maxsize=4096)

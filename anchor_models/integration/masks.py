@@ -59,6 +59,8 @@ def _segments_or_mask(asked: dict) -> Tensor | None:
     n_queries, n_keys = _query_length(asked), asked["kv_length"]
     offset = int(_query_offset(asked))
     whole = offset == 0 and n_queries == n_keys
+    if plain and whole and asked.get("attention_mask") is None:
+        return None
     if plain:
         text_of = _one_text(asked)
     else:

@@ -162,6 +162,14 @@ _made: dict[int, _Made] = {}  # by the id of a configuration; what is in it deci
 MOST_MADE = 64
 
 
+def in_force() -> Mapping:
+    """What the `with`s around say, spelled out; another object wherever it may be something else.
+
+    Nobody writes into it: as long as it is the same object, it says the same.
+    """
+    return _changes.get()
+
+
 def current_options(config) -> Options:
     """What holds now for a model with this transformers configuration.
 

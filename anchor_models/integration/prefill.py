@@ -5,11 +5,13 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from anchor_models.backend import anchor_attention, choose_backend
 from anchor_models.integration.cost import Expected, expected
-from anchor_models.integration.options import Options, current_options
+from anchor_models.integration.options import Options, current_options, in_force
 from anchor_models.integration.packing import texts_of
+from anchor_models.integration.passes import Decision, Pass, pass_of
 from anchor_models.integration.record import Part, call_of, now, running_record
 from anchor_models.integration.sequences import Tokens, is_segments
 from anchor_models.interface import others
@@ -40,12 +42,17 @@ def prefill(module, query, key, value, mask, given: dict, kwargs: dict) -> Tenso
     layer = getattr(module, "layer_idx", None)
     if layer is None:
         raise ValueError(f"{type(module).__name__} must have a layer_idx, got none")
+    sizes, stats = (query.shape, key.shape), running_record()
+    read = pass_of(*sizes, mask, kwargs, module)
+    if stats is None and (decided := _decided(read, layer, sizes)) is not None:
+        if decided.sparse:
+            return _sparse(query, key, value, decided.theta, decided.chosen, given, False)[0]
+        return dense(module, query, key, value, None, given)
     chosen = current_options(module.config)
-    stats = running_record()
     started = now(query) if stats is not None else 0.0
     why_dense = _why_dense(module, chosen, kwargs, mask)
     theta = None if why_dense else chosen.theta(layer, query.shape[1])
-    texts = texts_of(query, key, mask, kwargs, module)
+    texts = texts_of(read, query, key, mask, kwargs)
     if texts is None:
         why_dense = why_dense or _why_short(query.shape[2], key.shape[2], chosen)
         if why_dense is None:
@@ -77,6 +84,9 @@ def prefill(module, query, key, value, mask, given: dict, kwargs: dict) -> Tenso
                     part = replace(part, why=f"{part.why}; {times}")
             found.append(out)
             parts.append(part)
+            if why_dense is None and q is query and k is key and q.shape[2] == k.shape[2]:
+                mattered = None if why and times is None else theta
+                read.decision = Decision(sizes, in_force(), chosen, mattered, not why)
         out = _together(found, texts, query, value)
     if stats is not None and parts:
         seconds = now(query) - started
@@ -84,10 +94,22 @@ def prefill(module, query, key, value, mask, given: dict, kwargs: dict) -> Tenso
     return out
 
 
+def _decided(read: Pass, layer: int, sizes: tuple) -> Decision | None:
+    """What an earlier layer of the pass found out, where it holds for this one; None elsewhere."""
+    found = read.decision
+    if (
+        found is None
+        or found.changes is not in_force()
+        or layer in found.chosen.dense_layers
+        or found.sizes != sizes
+        or (found.theta is not None and found.chosen.theta(layer, sizes[0][1]) != found.theta)
+    ):
+        return None
+    return found
+
+
 def dense(module, query, key, value, mask: Tensor | None, given: dict) -> Tensor:
     """What `attn_implementation="sdpa"` computes, `[B, Nq, Hq, D]`."""
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
     return sdpa_attention_forward(module, query, key, value, mask, **given)[0]
 
 

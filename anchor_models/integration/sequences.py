@@ -186,7 +186,7 @@ def refuse_restarts(positions: Tensor | None, texts: list[Tokens]) -> None:
         return
     for text in texts:
         rows = text.rows if len(positions) > 1 else slice(0, 1)
-        if (positions[rows, text.queries][:, 1:] == 0).any():
+        if not positions[rows, text.queries][:, 1:].all():
             raise ValueError(
                 "position_ids must not begin again inside a text, got packed texts that the "
                 "attention mask does not know of: pass use_cache=False and no attention_mask; "

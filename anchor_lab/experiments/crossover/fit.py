@@ -24,6 +24,7 @@ from anchor_ref.config import AnchorConfig
 RESULTS = Path("results")
 OF_REAL_HEADS = RESULTS / "smollm2" / "smollm2.json"
 ABOUT = ("device", "generation", "kernels", "torch", "triton")
+NEEDED = ("calls", "host", "layer")
 HELD_OUT = (3072, 6144, 12_288)
 
 
@@ -31,17 +32,16 @@ def fit(rows: Sequence[dict], settings: dict, kept: dict) -> dict:
     """What `cost.json` holds.
 
     Args:
-        rows: of `crossover`, its calls and its layer.
+        rows: of `crossover`: calls, host and layer.
         settings: of `crossover`: device, generation, kernels, torch, triton.
         kept: what `kept_law` finds.
 
     Raises:
-        ValueError: there are no calls among the rows, or no layer.
+        ValueError: the rows lack one of these parts.
     """
-    calls = [row for row in rows if row["part"] == "calls"]
-    layers = [row for row in rows if row["part"] == "layer"]
-    if not calls or not layers:
-        raise ValueError("rows must hold calls and a layer, which `crossover` measures first")
+    calls, hosts, layers = ([row for row in rows if row["part"] == part] for part in NEEDED)
+    if not (calls and hosts and layers):
+        raise ValueError(f"rows must hold {', '.join(NEEDED)}, which `crossover` measures first")
     found = {
         "made by": "python -m anchor_lab.experiments.crossover.fit",
         **{name: settings[name] for name in ABOUT},
@@ -53,15 +53,16 @@ def fit(rows: Sequence[dict], settings: dict, kept: dict) -> dict:
     ):
         of_way = [row for row in calls if row["way"] == way]
         if of_way:
+            issued = [row["host_ms"] for row in hosts if row["way"] == way]
             found[way] = {
-                "host_ms": digits(
-                    statistics.median(x["host_ms"] for x in of_way if "host_ms" in x)
-                ),
+                "host_ms": digits(statistics.median(issued)),
                 "device_ms": coefficients([x for x in of_way if not held_out(x)], names),
             }
-    layer = layers[-1]
-    whole = layer["ms"]["median"] / layer["layers"]
-    found["layer_host_ms"] = digits(max(0.0, whole - found["dense"]["host_ms"]))
+    shortest = min(layers, key=lambda row: row["keys"])  # where the device waits for the host
+    found["layer_host_ms"] = digits(
+        max(0.0, of_a_layer(shortest) - found["dense"]["host_ms"]),
+    )
+    found["layer_device_ms"] = rest_of_layers([x for x in layers if x is not shortest], found)
     found["kept"] = kept
     found["margin"] = digits(margin(calls, found))
     found["error"] = digits(error(calls, found))
@@ -70,21 +71,42 @@ def fit(rows: Sequence[dict], settings: dict, kept: dict) -> dict:
     return found
 
 
+def of_a_layer(row: dict) -> float:
+    """Milliseconds of one layer of a whole prefill."""
+    return row["ms"]["median"] / row["layers"]
+
+
+def rest_of_layers(layers: Sequence[dict], found: dict) -> dict[str, float]:
+    """What the device does beside attention, by `LAYER_WORK`, from long dense prefills."""
+    work = [cost.layer_work(shape_of(row)) for row in layers]
+    attention = [predicted({**row, "way": "dense"}, found) for row in layers]
+    times = [of_a_layer(row) - ms for row, ms in zip(layers, attention, strict=True)]
+    if min(times) <= 0:
+        raise ValueError(f"layers must take longer than their attention, got {times} ms for both")
+    return least_squares(work, times, cost.LAYER_WORK)
+
+
 def held_out(row: dict) -> bool:
     return row["keys"] in HELD_OUT
 
 
 def coefficients(rows: Sequence[dict], names: Sequence[str]) -> dict[str, float]:
+    """Milliseconds of each kind of work in these calls."""
+    return least_squares([of_row(row) for row in rows], [x["ms"]["median"] for x in rows], names)
+
+
+def least_squares(
+    work: Sequence[dict[str, float]], times: Sequence[float], names: Sequence[str]
+) -> dict[str, float]:
     """Milliseconds of each kind of work, at least 0, by least squares of the relative error.
 
     A few kinds only: every choice of those that are 0 is tried.
     """
-    work = torch.tensor([[of_row(row)[name] for name in names] for row in rows]).double()
-    times = torch.tensor([row["ms"]["median"] for row in rows]).double()
-    relative = work / times[:, None]
+    table = torch.tensor([[each[name] for name in names] for each in work]).double()
+    relative = table / torch.tensor(times).double()[:, None]
     scale = relative.abs().amax(0).clamp(min=1e-300)  # kinds differ by powers of ten
-    best, least = torch.zeros(len(names)).double(), float(len(rows))
-    ones = torch.ones(len(rows)).double()
+    best, least = torch.zeros(len(names)).double(), float(len(times))
+    ones = torch.ones(len(times)).double()
     for count in range(1, len(names) + 1):
         for chosen in combinations(range(len(names)), count):
             part = (relative / scale)[:, chosen]
@@ -112,8 +134,7 @@ def shape_of(row: dict) -> cost.Shape:
 
 def predicted(row: dict, found: dict) -> float:
     """Milliseconds of the device that the fit expects of a row."""
-    work = of_row(row)
-    return sum(ms * work[name] for name, ms in found[row["way"]]["device_ms"].items())
+    return cost.device_ms(found[row["way"]]["device_ms"], of_row(row))
 
 
 def margin(calls: Sequence[dict], found: dict) -> float:

@@ -9,8 +9,11 @@ Calls of one layer as a model makes them, then prefills of whole models:
 calls      attention by the name that transformers calls, "sdpa" and "anchor_attention", planted
            stripes in bfloat16: heads, length, share of the candidates kept, tail; and chunks,
            whose queries are not all keys. Milliseconds of the device alone, with all of a call
-           queued before it begins; and of the host, which issues calls without waiting
-layer      a short prefill of SmolLM2, where the host is the bound: what it needs for a layer
+           queued before it begins
+host       milliseconds in which the host issues some of these calls, without waiting
+layer      whole dense prefills: a short one of SmolLM2, where the host is the bound, for what it
+           needs for a layer, and long ones of both models below, for what the device does there
+           beside attention
 prefill    SmolLM2 on a stretch of this repository, and four layers of an 8B model with random
            weights, whose queries are scaled until θ = 12 keeps the share that it keeps in SmolLM2
            at that length: sdpa, AnchorAttention where a gain is expected, and always
@@ -49,7 +52,7 @@ from anchor_models.smollm2 import NAME, stretch
 KEY = (
     "part", "way", "model", "q_heads", "kv_heads", "head_dim", "queries", "keys", "kept", "tail"
 )  # fmt: skip
-PARTS = ("calls", "layer", "prefill")
+PARTS = ("calls", "host", "layer", "prefill")
 THETA = 12.0
 WAYS = {"sdpa": None, "auto": "auto", "always": "always"}  # of a prefill: `when`
 BUSY_CYCLES = 4_000_000  # about 2 ms, in which the host queues a whole call
@@ -69,7 +72,9 @@ class Sizes:
         tails: rows that see every key.
         models: (name, longest prefill).
         lengths: of the prefills.
+        issued: length of the prompts whose calls the host is timed at.
         short: length of the prefill that the host bounds.
+        long: lengths of those that the device bounds.
         shape: of the model with random weights.
         cell_s: seconds of repeats of one number.
     """
@@ -81,7 +86,9 @@ class Sizes:
     kept: tuple[float, ...]
     tails: tuple[int, ...]
     lengths: tuple[int, ...]
+    issued: int
     short: int
+    long: tuple[int, ...]
     shape: ModelShape
     cell_s: float
 
@@ -95,7 +102,9 @@ FULL = Sizes(
     kept=(0.02, 0.05, 0.2, 0.5),
     tails=(0, TAIL),
     lengths=tuple(n for n in POWERS if n <= 65_536),
+    issued=4096,
     short=256,
+    long=(16_384, 32_768),
     shape=ModelShape(4, 4096, 14_336, 32, 8, 128, 32_000),
     cell_s=0.1,
 )
@@ -107,7 +116,9 @@ QUICK = Sizes(
     kept=(0.05, 0.5),
     tails=(0, 64),
     lengths=(256, 2304),
+    issued=2304,
     short=64,
+    long=(2304,),
     shape=ModelShape(2, 32, 48, 4, 2, 8, 32_000),
     cell_s=0.0,
 )
@@ -209,36 +220,32 @@ def collect(
     """All parts that are missing; the fit is written as soon as its numbers are there."""
     if "calls" in parts:
         calls(store, sizes, instruments, device)
+    if "host" in parts:
+        host(store, sizes, instruments, device)
     if not {"layer", "prefill"} & set(parts):
         return
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     model, tokenizer = load_pretrained(name, dtype, device)
     body = tokenizer(repository_text(Path()), verbose=False).input_ids
 
+    made_up = random_llama(sizes.shape, max(sizes.lengths), dtype, device)
+
     def text(n: int) -> torch.Tensor:
         return needle(tokenizer, body, n, seed=0, depth=0.35).tokens.to(device)
 
-    if "layer" in parts and not any(row["part"] == "layer" for row in store.rows):
-        # A prompt need not say anything here: a text of so few tokens is dense in any case.
-        model.set_attn_implementation("sdpa")
-        tokens = torch.arange(sizes.short, device=device)[None]
-        run = partial(model, tokens, logits_to_keep=1)
-        (taken,) = instruments.whole([lambda: nullcontext(run)])
-        layers = model.config.num_hidden_layers
-        store.add([{"part": "layer", "keys": sizes.short, "layers": layers, **_ms(taken)}])
+    def noise(n: int) -> torch.Tensor:
+        return torch.randint(3, 1000, (1, n), device=device)
+
+    models = ((model, name, text), (made_up, "random", noise))
+    if "layer" in parts:
+        for each, called, _ in models:
+            short = (sizes.short,) if called == name else ()
+            layer(store, each, called, short + sizes.long, noise, instruments)
     if "prefill" in parts:
         write_cost(store.rows, store.settings, cost_file)
         cost.fitted_for.cache_clear()
-        prefills(store, model, name, sizes.lengths, text, instruments)
-        del model
-        prefills(
-            store,
-            random_llama(sizes.shape, max(sizes.lengths), dtype, device),
-            "random",
-            sizes.lengths,
-            lambda n: torch.randint(3, 1000, (1, n), device=device),
-            instruments,
-        )
+        for each, called, read in models:
+            prefills(store, each, called, sizes.lengths, read, instruments)
 
 
 # -- calls
@@ -260,8 +267,33 @@ def cells(sizes: Sizes) -> Iterator[Cell]:
 def calls(store: Store, sizes: Sizes, instruments, device: str) -> None:
     """A row for each call."""
     left = [x for x in cells(sizes) if not store.holds(part="calls", **vars(x))]
+    for cell, call in ready_calls(left, device):
+        store.add([{"part": "calls", **vars(cell), **_ms(instruments.times(call))}])
+
+
+def host(store: Store, sizes: Sizes, instruments, device: str) -> None:
+    """A row for each call that the host is timed at: heads and ways, and what a tail adds.
+
+    Longer calls would fill the device's queue, or wait for the length of their list.
+    """
+    timed = [
+        x
+        for x in cells(sizes)
+        if x.queries == x.keys == sizes.issued
+        or (x.way == "masked" and x.keys <= 2 * sizes.issued)
+    ]
+    left = [x for x in timed if not store.holds(part="host", **vars(x))]
+    for cell, call in ready_calls(left, device):
+        taken = float(f"{instruments.host(call):.4g}")
+        store.add([{"part": "host", **vars(cell), "host_ms": taken}])
+
+
+def ready_calls(
+    wanted_cells: Sequence[Cell], device: str
+) -> Iterator[tuple[Cell, Callable[[], torch.Tensor]]]:
+    """Each cell with its call, in the options that it runs in."""
     inputs, made = None, None
-    for cell in progress(left):
+    for cell in progress(wanted_cells):
         wanted = (cell.q_heads, cell.kv_heads, cell.head_dim, cell.keys, cell.kept)
         if wanted != made:
             inputs, made = None, wanted  # the old tensors go before the new ones come
@@ -275,12 +307,7 @@ def calls(store: Store, sizes: Sizes, instruments, device: str) -> None:
                 device=device,
             )
         with _options_of(cell):
-            call = _call(cell, inputs)
-            row = {"part": "calls", **vars(cell), **_ms(instruments.times(call))}
-            # Longer calls fill the device's queue, or wait for the length of their list.
-            if cell.keys <= 8192:
-                row["host_ms"] = float(f"{instruments.host(call):.4g}")
-        store.add([row])
+            yield cell, _call(cell, inputs)
 
 
 def _options_of(cell: Cell):
@@ -334,6 +361,25 @@ def _segments(cell: Cell, device) -> torch.Tensor | None:
 
 
 # -- prefills
+
+
+def layer(store: Store, model, name: str, lengths, text, instruments) -> None:
+    """Milliseconds of whole dense prefills; what they read plays no part."""
+    model.set_attn_implementation("sdpa")
+    config = model.config
+    heads = {
+        "q_heads": config.num_attention_heads,
+        "kv_heads": config.num_key_value_heads,
+        "head_dim": config.head_dim,
+    }
+    for n in lengths:
+        about = {"part": "layer", "model": name, **heads, "queries": n, "keys": n}
+        if store.holds(**about):
+            continue
+        run = partial(model, text(n), logits_to_keep=1)
+        with stretch(model, n) if name == NAME else nullcontext():
+            (taken,) = instruments.whole([lambda run=run: nullcontext(run)])
+        store.add([{**about, "layers": config.num_hidden_layers, **_ms(taken)}])
 
 
 def prefills(store: Store, model, name: str, lengths, text, instruments) -> None:

@@ -19,8 +19,8 @@ def values(results: dict) -> dict:
     """What the template is filled with."""
     rows, settings = results["rows"], results["settings"]
     calls = [row for row in rows if row["part"] == "calls"]
-    has_layer = any(row["part"] == "layer" for row in rows)
-    found = fit.fit(rows, settings, fit.kept_law()) if has_layer else None
+    whole = {row["part"] for row in rows} >= set(fit.NEEDED)
+    found = fit.fit(rows, settings, fit.kept_law()) if whole else None
     return {
         "settings": settings,
         "date": results["runs"][-1]["date"],
@@ -29,6 +29,9 @@ def values(results: dict) -> dict:
         "prefills": prefills(rows),
         "fit": found,
         "coefficients": coefficients(found) if found else [],
+        "rest": [number(found["layer_device_ms"][name]) for name in cost.LAYER_WORK]
+        if found
+        else [],
         "errors": errors(calls, found) if found else [],
         "kept": [
             [f"{float(theta):g}", percent(law["share"]), spaced(law["tokens"]), law["exponent"]]
@@ -47,7 +50,7 @@ def missing(rows: list[dict]) -> str:
     unmeasured = sorted(shapes.get("dense", set()) - shapes.get("anchor", set()))
     lacking = [f"AnchorAttention with {q} / {kv} heads of {d}" for q, kv, d in unmeasured]
     parts = {row["part"] for row in rows}
-    words = {"layer": "the short prefill", "prefill": "whole prefills"}
+    words = {"host": "what the host needs", "layer": "dense prefills", "prefill": "whole prefills"}
     return ", ".join(lacking + [text for part, text in words.items() if part not in parts])
 
 

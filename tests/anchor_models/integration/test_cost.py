@@ -39,6 +39,7 @@ def values(**changes) -> dict:
         "device": "a made-up GPU",
         "generation": 9,
         "layer_host_ms": 0.1,
+        "layer_device_ms": {},
         "margin": 0.0,
         "kept": KEPT,
         "anchor": {"host_ms": 0.3, "device_ms": zero | {"products": 1.0, "tail": 1.0}},
@@ -181,6 +182,18 @@ def test_the_host_counts_where_the_device_is_faster():
     shape, config = Shape(1, 4, 2, 100, 100, 8), AnchorConfig(**SIZES)
     found = cost._expected(Coefficients(values()), shape, config, (12.0,))
     assert (found.anchor, found.dense, found.gain) == (pytest.approx(0.4), 0.2, False)
+
+
+def test_what_the_device_does_beside_attention_hides_the_host():
+    """A call that the host is slow to issue costs nothing where the device has other work."""
+    shape, config = Shape(1, 4, 2, 9000, 9000, 8), AnchorConfig(**SIZES)
+    assert cost.layer_work(shape) == {"rows": 9000 * 32 / 1e9, "squares": 9000 * 32**2 / 1e9}
+    rest = {"rows": 0.5e9 / (9000 * 32), "squares": 1.5e9 / (9000 * 32**2)}
+    found = cost._expected(Coefficients(values(layer_device_ms=rest)), shape, config, (12.0,))
+    attention = cost.dense_work(shape)["products"]
+    assert found.dense == pytest.approx(2.0 + attention)
+    assert 2.0 < found.anchor < found.dense
+    assert found.gain
 
 
 @pytest.mark.parametrize(

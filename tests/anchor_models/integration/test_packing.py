@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from anchor_models.integration import packing, prefill
+from anchor_models.integration import packing, passes, prefill
 from anchor_models.integration.sequences import HIDDEN
 from anchor_models.transformers import options, record
 from tests.anchor_models.integration.tiny import (
@@ -62,7 +62,9 @@ def test_texts_are_read_again_when_anything_is_another_or_was_written_to(monkeyp
 
     def look(mask, positions, x=x):
         module = SimpleNamespace(layer_idx=next(layers), config=config)
-        return packing.texts_of(x, x, mask, {"position_ids": positions}, module)
+        given = {"position_ids": positions}
+        read = passes.pass_of(x.shape, x.shape, mask, given, module)
+        return packing.texts_of(read, x, x, mask, given)
 
     first = look(mask, positions)
     assert look(mask, positions) is first

@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,8 @@ class Pretend:
         return taken
 
     def host(self, run):
+        run()
+        self.ran += 1
         return 0.25
 
 
@@ -81,7 +84,12 @@ def test_every_cell_has_its_row_and_prefills_run_as_their_names_say(out):
     rows = read(out)["rows"]
     calls = [row for row in rows if row["part"] == "calls"]
     assert len(calls) == len(list(measure.cells(measure.QUICK)))
-    assert all("host_ms" in row for row in calls)
+    hosts = [(row["way"], row["tail"]) for row in rows if row["part"] == "host"]
+    ours = [("anchor", tail) for tail in (0, 64)] * 2
+    assert sorted(hosts, key=str) == sorted([("dense", None), *ours, ("masked", None)], key=str)
+    assert all(row["host_ms"] > 0 for row in rows if row["part"] == "host")
+    layers = [(row["model"], row["keys"], row["layers"]) for row in rows if row["part"] == "layer"]
+    assert layers == [("bundled", 64, 2), ("bundled", 2304, 2), ("random", 2304, 2)]
     prefills = [row for row in rows if row["part"] == "prefill"]
     assert [(row["model"], row["keys"], row["way"]) for row in prefills] == [
         (model, n, way)
@@ -103,6 +111,7 @@ def test_the_file_of_the_fit_is_written_before_the_prefills_read_it(out):
     assert found == fit.fit(read(out)["rows"], SETTINGS, LAW)
     assert found["device"] == "a made-up GPU"
     assert {"anchor", "dense", "masked", "margin", "kept", "layer_host_ms"} <= found.keys()
+    assert any(found["layer_device_ms"].values())
     shape = cost.Shape(1, 9, 3, 4096, 4096, 64)
     assert cost._expected(cost.Coefficients(found), shape, AnchorConfig(), (12.0,)) is not None
 
@@ -112,7 +121,8 @@ def test_page_and_picture_lie_beside_the_rows(out):
     assert out.with_suffix(".png").exists()
     assert "## What a model expects" in text
     (line,) = [x for x in text.splitlines() if x.startswith("| random | 2\u202f304 |")]
-    rows = [r for r in read(out)["rows"] if r.get("model") == "random" and r["keys"] == 2304]
+    rows = [r for r in read(out)["rows"] if r["part"] == "prefill" and r["keys"] == 2304]
+    rows = [r for r in rows if r["model"] == "random"]
     sdpa, auto, always = (r["ms"]["median"] for r in rows)
     assert f"| {auto / sdpa:.3f} | {always / sdpa:.3f} |" in line
 
@@ -120,15 +130,27 @@ def test_page_and_picture_lie_beside_the_rows(out):
 # -- the fit
 
 
+REST = {"rows": 0.05, "squares": 3e-5}
+
+
 def made_up(device: dict, dense: dict, noise=lambda row: 1.0) -> list[dict]:
     """Rows whose times are exactly what these coefficients say."""
     rows = []
     for cell in measure.cells(measure.FULL):
-        row = {"part": "calls", **vars(cell), "host_ms": 0.3 if cell.way == "anchor" else 0.05}
+        row = {"part": "calls", **vars(cell)}
         work, table = fit.of_row(row), device if cell.way == "anchor" else dense
         row["ms"] = {"median": noise(row) * sum(table[name] * work[name] for name in table)}
         rows.append(row)
-    return [*rows, {"part": "layer", "keys": 256, "layers": 30, "ms": {"median": 15.0}}]
+        host = 0.3 if cell.way == "anchor" else 0.05
+        rows.append({"part": "host", **vars(cell), "host_ms": host})
+    rows.append({"part": "layer", "keys": 256, "layers": 30, "ms": {"median": 15.0}})
+    for heads, n in product(((9, 3, 64), (32, 8, 128)), (16_384, 32_768)):
+        row = dict(zip(("q_heads", "kv_heads", "head_dim"), heads, strict=True))
+        row |= {"part": "layer", "way": "dense", "queries": n, "keys": n, "layers": 4}
+        attention = cost.device_ms(dense, fit.of_row(row))
+        rest = cost.device_ms(REST, cost.layer_work(fit.shape_of(row)))
+        rows.append(row | {"ms": {"median": 4 * (attention + rest)}})
+    return rows
 
 
 DEVICE = {"call": 0.08, "rows": 0.4, "products": 9e-3, "pooled": 5e-3, "tail": 7e-3}
@@ -144,6 +166,7 @@ def test_the_fit_finds_the_coefficients_that_the_times_were_made_of():
     assert found["margin"] == pytest.approx(0, abs=1e-3)
     assert (found["anchor"]["host_ms"], found["dense"]["host_ms"]) == (0.3, 0.05)
     assert found["layer_host_ms"] == pytest.approx(15 / 30 - 0.05)
+    assert found["layer_device_ms"] == pytest.approx(REST, rel=0.01)
 
 
 def test_no_coefficient_is_negative_and_long_calls_do_not_drown_short_ones():
@@ -227,9 +250,10 @@ def flat(values: dict, head: str = "") -> dict:
     return found
 
 
-def test_rows_without_what_the_fit_needs_are_refused():
-    with pytest.raises(ValueError, match="rows must hold calls and a layer"):
-        fit.fit(made_up(DEVICE, DENSE)[:-1], SETTINGS, LAW)
+@pytest.mark.parametrize("part", ["calls", "host", "layer"])
+def test_rows_without_what_the_fit_needs_are_refused(part):
+    with pytest.raises(ValueError, match="rows must hold calls, host, layer"):
+        fit.fit([x for x in made_up(DEVICE, DENSE) if x["part"] != part], SETTINGS, LAW)
 
 
 # -- prefills

@@ -1,0 +1,119 @@
+"""What the first layer of a pass finds out, and its other layers need not ask again.
+
+Each layer has to know which texts its tensors hold, which options are in force and what is
+expected to be faster. Within one pass of a model the answers are the same from layer to layer, and
+where prompts are short asking would take longer than attention does.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from weakref import ref
+
+from torch import Size, Tensor
+
+from anchor_models.integration.options import Options
+from anchor_models.integration.sequences import Tokens
+from anchor_ref.inputs import check_type
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Decision:
+    """What becomes of a layer whose whole input is one text, and under which conditions.
+
+    Attributes:
+        sizes: shapes of q and k.
+        changes: the options of the `with` around, see `options.in_force`.
+        chosen: all options.
+        theta: the threshold that was in question; None where no threshold would change anything.
+        sparse: whether AnchorAttention runs, or dense attention.
+    """
+
+    sizes: tuple[Size, Size]
+    changes: Mapping
+    chosen: Options
+    theta: float | tuple[float, ...] | None
+    sparse: bool
+
+
+class Pass:
+    """One pass of a model: what its layers are handed alike, and what was found out from it.
+
+    Within a pass the configuration is one, and the index of the layer grows. Where it does not,
+    the model reads anew, or another one reads from the same buffers, and what stands in them may
+    have changed: tensors of inference mode, and whoever writes around autograd, count no writes.
+
+    Args:
+        config: of the model.
+        layer: the one that asks.
+        sizes: batch, queries, keys.
+        tensors: what tells texts apart, see `pass_of`; None for what is not given.
+
+    Attributes:
+        layer: the last one that asked.
+        texts: of the call; None while nobody has read them, or where a mask of another kind says
+            who sees whom.
+        decision: None while nothing was decided that would serve other layers.
+    """
+
+    __slots__ = ("_config", "_ids", "_seen", "_sizes", "decision", "layer", "texts")
+
+    def __init__(self, config, layer: int, sizes: tuple, tensors: tuple):
+        self.layer = layer
+        self.texts: list[Tokens] | None = None
+        self.decision: Decision | None = None
+        self._config = ref(config) if config is not None else lambda: None
+        self._sizes = sizes
+        self._ids = tuple(map(id, tensors))
+        self._seen = [(ref(x), _version(x)) for x in tensors if x is not None]
+
+    def goes_on(self, config, layer: int, sizes: tuple, tensors: tuple) -> bool:
+        """Is this layer a later one of the same pass?"""
+        if (
+            layer <= self.layer
+            or sizes != self._sizes
+            or tuple(map(id, tensors)) != self._ids
+            or self._config() is not config
+        ):
+            return False
+        # An `id` says who it is while it is alive.
+        for seen, version in self._seen:
+            x = seen()
+            if x is None or _version(x) != version:
+                return False
+        return True
+
+
+def pass_of(q_size: Size, k_size: Size, mask: Tensor | None, kwargs: Mapping, module) -> Pass:
+    """The pass that a call belongs to: the last one, or a new one.
+
+    Args:
+        q_size, k_size: shapes of the layer's q and k.
+        mask, kwargs: as the layer got them; of `kwargs` what tells texts apart: `position_ids`,
+            `cu_seq_lens_q`, `cu_seq_lens_k`.
+        module: the layer, with its `layer_idx` and `config`.
+
+    Raises:
+        TypeError: bounds are no tensor of integers.
+    """
+    global _last  # replaced as a whole: another thread sees the old one or the new
+    given = kwargs.get
+    tensors = (mask, given("position_ids"), given("cu_seq_lens_q"), given("cu_seq_lens_k"))
+    if tensors[2:] != (None, None):
+        for name in ("cu_seq_lens_q", "cu_seq_lens_k"):
+            if given(name) is not None:
+                check_type(name, given(name), Tensor)
+    sizes = (q_size[0], q_size[2], k_size[2])
+    found, layer = _last, module.layer_idx
+    if found.goes_on(module.config, layer, sizes, tensors):
+        found.layer = layer
+        return found
+    _last = Pass(module.config, layer, sizes, tensors)
+    return _last
+
+
+def _version(x: Tensor) -> int:
+    """How often a tensor was written to; tensors of inference mode do not count it."""
+    return 0 if x.is_inference() else x._version
+
+
+_last = Pass(None, 0, (), (None,) * 4)
