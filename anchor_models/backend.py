@@ -71,6 +71,15 @@ def choose_backend(
     return BackendChoice("triton", f"the kernels can run on {q.device} in {q.dtype}")
 
 
+def implementation(choice: BackendChoice):
+    """The package that a choice names: `anchor_kernels` or `anchor_ref`."""
+    if choice.name == "torch":
+        return anchor_ref
+    import anchor_kernels
+
+    return anchor_kernels
+
+
 def anchor_attention(
     q: Float[Tensor, "B Hq Nq D"],
     k: Float[Tensor, "B Hkv Nk D"],
@@ -99,15 +108,12 @@ def anchor_attention(
         RuntimeError: see `choose_backend`.
     """
     check_type("q", q, Tensor)  # the implementation checks the rest
-    if choose_backend(q, backend, config).name == "triton":
-        import anchor_kernels as implementation
-    else:
-        implementation = anchor_ref
+    chosen = implementation(choose_backend(q, backend, config))
     if theta_by_head is None:
-        return implementation.anchor_attention(
+        return chosen.anchor_attention(
             q, k, v, config, scale, cu_seqlens, return_trace=return_trace
         )
-    out, trace = _by_head(implementation, q, k, v, config, theta_by_head, scale, cu_seqlens)
+    out, trace = _by_head(chosen, q, k, v, config, theta_by_head, scale, cu_seqlens)
     return (out, trace) if return_trace else out
 
 

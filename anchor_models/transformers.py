@@ -30,6 +30,7 @@ from anchor_models.integration.masks import causal_segments
 from anchor_models.integration.models import refuse_models_that_do_not_ask
 from anchor_models.integration.options import Options, options
 from anchor_models.integration.outputs import NO_WEIGHTS, weights_are_collected
+from anchor_models.integration.passes import decided
 from anchor_models.integration.prefill import dense, prefill
 from anchor_models.integration.record import LayerCall, LayerSummary, Record, record
 from anchor_models.interface import beyond_causal, others
@@ -69,6 +70,12 @@ def register() -> None:
 
 def _attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **kwargs):
     """What transformers calls in each attention layer, see its `AttentionInterface`."""
+    if not torch.compiler.is_compiling():
+        decision = decided(module, query, key, attention_mask, kwargs)
+        if decision is not None:
+            out = decision.attend(module, query, key, value, dropout, scaling)
+            if out is not None:
+                return out, None
     given = {"dropout": dropout, "scaling": scaling}
     if query.shape[2] == 1:  # decoding: torch.compile traces it
         _refuse_other_attention(module, query, attention_mask, kwargs)

@@ -5,15 +5,21 @@ expected to be faster. Within one pass of a model the answers are the same from 
 where prompts are short asking would take longer than attention does.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from weakref import ref
 
+import torch
 from torch import Size, Tensor
 
-from anchor_models.integration.options import Options
+from anchor_models.integration.options import in_force
+from anchor_models.integration.record import running_record
 from anchor_models.integration.sequences import Tokens
+from anchor_models.interface import BEYOND_QKV
 from anchor_ref.inputs import check_type
+
+# Handed over beside q, k and v: where one of these is named, every layer is looked at.
+LOOKED_AT = {*BEYOND_QKV, "is_causal", "cu_seq_lens_q", "cu_seq_lens_k"}
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -21,18 +27,28 @@ class Decision:
     """What becomes of a layer whose whole input is one text, and under which conditions.
 
     Attributes:
-        sizes: shapes of q and k.
+        attend: computes it from the layer, q, k, v, dropout and scaling, `[B, Nq, Hq, D]`; None
+            where it would have to look closer.
+        config, mask, positions: what the layer was handed, and must be handed again.
+        versions: how often mask and positions had been written to.
+        names: of all that was handed over beside q, k, v and mask.
+        q_size, k_size, dtype, device: of q and k.
         changes: the options of the `with` around, see `options.in_force`.
-        chosen: all options.
-        theta: the threshold that was in question; None where no threshold would change anything.
-        sparse: whether AnchorAttention runs, or dense attention.
+        of_layer: whether it holds for another layer with this index; None where it does for all.
     """
 
-    sizes: tuple[Size, Size]
+    attend: Callable[..., Tensor | None]
+    config: object
+    mask: Tensor | None
+    positions: Tensor | None
+    versions: tuple[int, int]
+    names: frozenset[str]
+    q_size: Size
+    k_size: Size
+    dtype: torch.dtype
+    device: torch.device
     changes: Mapping
-    chosen: Options
-    theta: float | tuple[float, ...] | None
-    sparse: bool
+    of_layer: Callable[[int], bool] | None
 
 
 class Pass:
@@ -111,9 +127,63 @@ def pass_of(q_size: Size, k_size: Size, mask: Tensor | None, kwargs: Mapping, mo
     return _last
 
 
-def _version(x: Tensor) -> int:
+def decided(module, query: Tensor, key: Tensor, mask: Tensor | None, kwargs: Mapping):
+    """What an earlier layer of the pass found out, where it holds for this one, too; else None.
+
+    It is asked in every layer, and takes about a microsecond.
+
+    Args:
+        module, query, key, mask, kwargs: as the layer calls its attention.
+    """
+    last = _last
+    found, layer = last.decision, getattr(module, "layer_idx", None)
+    if (
+        found is None
+        or layer is None
+        or layer <= last.layer
+        or module.config is not found.config
+        or mask is not found.mask
+        or kwargs.keys() != found.names
+        or kwargs.get("position_ids") is not found.positions
+        or query.shape != found.q_size
+        or key.shape != found.k_size
+        or query.dtype != found.dtype
+        or query.device != found.device
+        or in_force() is not found.changes
+        or running_record() is not None
+        or not getattr(module, "is_causal", True)
+        or (_version(mask), _version(found.positions)) != found.versions
+        or (found.of_layer is not None and not found.of_layer(layer))
+    ):
+        return None
+    last.layer = layer
+    return found
+
+
+def decide(
+    read: Pass,
+    module,
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    kwargs: Mapping,
+    attend: Callable[..., Tensor | None],
+    of_layer: Callable[[int], bool] | None,
+) -> None:
+    """Let later layers of this pass do without asking, see `Decision`."""
+    names, positions = frozenset(kwargs), kwargs.get("position_ids")
+    if names & LOOKED_AT:
+        return
+    versions = (_version(mask), _version(positions))
+    sizes = (query.shape, key.shape, query.dtype, query.device)
+    read.decision = Decision(
+        attend, module.config, mask, positions, versions, names, *sizes, in_force(), of_layer
+    )
+
+
+def _version(x: Tensor | None) -> int:
     """How often a tensor was written to; tensors of inference mode do not count it."""
-    return 0 if x.is_inference() else x._version
+    return 0 if x is None or x.is_inference() else x._version
 
 
 _last = Pass(None, 0, (), (None,) * 4)

@@ -1,17 +1,19 @@
 """One layer's attention over more than one query: which texts, which method, and the result."""
 
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from anchor_models.backend import anchor_attention, choose_backend
+from anchor_models.backend import anchor_attention, choose_backend, implementation
 from anchor_models.integration.cost import Expected, expected
-from anchor_models.integration.options import Options, current_options, in_force
+from anchor_models.integration.options import Options, current_options
 from anchor_models.integration.packing import texts_of
-from anchor_models.integration.passes import Decision, Pass, pass_of
+from anchor_models.integration.passes import decide, pass_of
 from anchor_models.integration.record import Part, call_of, now, running_record
 from anchor_models.integration.sequences import Tokens, is_segments
 from anchor_models.interface import others
@@ -42,12 +44,7 @@ def prefill(module, query, key, value, mask, given: dict, kwargs: dict) -> Tenso
     layer = getattr(module, "layer_idx", None)
     if layer is None:
         raise ValueError(f"{type(module).__name__} must have a layer_idx, got none")
-    sizes, stats = (query.shape, key.shape), running_record()
-    read = pass_of(*sizes, mask, kwargs, module)
-    if stats is None and (decided := _decided(read, layer, sizes)) is not None:
-        if decided.sparse:
-            return _sparse(query, key, value, decided.theta, decided.chosen, given, False)[0]
-        return dense(module, query, key, value, None, given)
+    stats, read = running_record(), pass_of(query.shape, key.shape, mask, kwargs, module)
     chosen = current_options(module.config)
     started = now(query) if stats is not None else 0.0
     why_dense = _why_dense(module, chosen, kwargs, mask)
@@ -85,8 +82,9 @@ def prefill(module, query, key, value, mask, given: dict, kwargs: dict) -> Tenso
             found.append(out)
             parts.append(part)
             if why_dense is None and q is query and k is key and q.shape[2] == k.shape[2]:
-                mattered = None if why and times is None else theta
-                read.decision = Decision(sizes, in_force(), chosen, mattered, not why)
+                again = _again(chosen, theta, why, times, query)
+                if again is not None:
+                    decide(read, module, query, key, mask, kwargs, *again)
         out = _together(found, texts, query, value)
     if stats is not None and parts:
         seconds = now(query) - started
@@ -94,18 +92,45 @@ def prefill(module, query, key, value, mask, given: dict, kwargs: dict) -> Tenso
     return out
 
 
-def _decided(read: Pass, layer: int, sizes: tuple) -> Decision | None:
-    """What an earlier layer of the pass found out, where it holds for this one; None elsewhere."""
-    found = read.decision
-    if (
-        found is None
-        or found.changes is not in_force()
-        or layer in found.chosen.dense_layers
-        or found.sizes != sizes
-        or (found.theta is not None and found.chosen.theta(layer, sizes[0][1]) != found.theta)
-    ):
+def _again(
+    chosen: Options, theta, why: str | None, times: Expected | None, query: Tensor
+) -> tuple[Callable[..., Tensor | None], Callable[[int], bool] | None] | None:
+    """How later layers of a pass attend, and for which it holds; None where each must be asked.
+
+    Args:
+        chosen, theta: of this layer.
+        why: why it is dense; None where it is not.
+        times: what was expected; None where nothing was, as for texts that are too short.
+        query: `[B, Hq, Nq, D]`.
+    """
+    if why and times is None:
+        return _attend_densely, None
+    if isinstance(theta, tuple):
         return None
-    return found
+
+    def of_layer(layer: int) -> bool:
+        dense_layer = layer in chosen.dense_layers
+        return not dense_layer and chosen.theta(layer, query_heads) == theta
+
+    query_heads = query.shape[1]
+    same = not chosen.dense_layers and not isinstance(chosen.thetas, dict)
+    config = chosen.config(theta)
+    attend = implementation(choose_backend(query, chosen.backend, config)).anchor_attention
+    how = _attend_densely if why else partial(_attend_sparsely, attend, config)
+    return how, None if same else of_layer
+
+
+def _attend_densely(module, q: Tensor, k: Tensor, v: Tensor, dropout: float, scaling) -> Tensor:
+    return sdpa_attention_forward(module, q, k, v, None, dropout=dropout, scaling=scaling)[0]
+
+
+def _attend_sparsely(attend, config, module, q, k, v, dropout: float, scaling) -> Tensor | None:
+    """None where something stands in the way, which `_sparse` knows about."""
+    gradient = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    head_dim = q.shape[3]
+    if dropout or gradient or v.shape[3] != head_dim or torch.is_autocast_enabled(q.device.type):
+        return None
+    return attend(q, k, v, config, head_dim**-0.5 if scaling is None else scaling).transpose(1, 2)
 
 
 def dense(module, query, key, value, mask: Tensor | None, given: dict) -> Tensor:

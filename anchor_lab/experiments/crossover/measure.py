@@ -10,7 +10,8 @@ calls      attention by the name that transformers calls, "sdpa" and "anchor_att
            stripes in bfloat16: heads, length, share of the candidates kept, tail; and chunks,
            whose queries are not all keys. Milliseconds of the device alone, with all of a call
            queued before it begins
-host       milliseconds in which the host issues some of these calls, without waiting
+host       milliseconds in which the host issues some of these calls, without waiting; those of
+           the same heads take turns
 layer      whole dense prefills: a short one of SmolLM2, where the host is the bound, for what it
            needs for a layer, and long ones of both models below, for what the device does there
            beside attention
@@ -58,6 +59,7 @@ WAYS = {"sdpa": None, "auto": "auto", "always": "always"}  # of a prefill: `when
 BUSY_CYCLES = 4_000_000  # about 2 ms, in which the host queues a whole call
 LAYERS = 10_000  # more than calls of a cell: each is another layer of one pass
 ISSUED = 20  # calls in a row: the device's queue must not fill up
+TURNS = 15
 
 
 @dataclass(frozen=True)
@@ -152,11 +154,21 @@ class Instruments(CudaInstruments):
         end.synchronize()
         return start.elapsed_time(end)
 
-    def host(self, run: Callable[[], object]) -> float:
-        """Milliseconds in which the host issues a call, median of five rows of them."""
-        return statistics.median(self._issue(run) for _ in range(5))
+    def host(self, ways: Sequence[Callable[[], AbstractContextManager]]) -> list[float]:
+        """Milliseconds in which the host issues a call of each way, medians of rows of them.
 
-    def _issue(self, run: Callable[[], object]) -> float:
+        Args:
+            ways: as in `whole`.
+        """
+        turns = [[self._issue(way) for way in ways] for _ in range(TURNS)]
+        return [statistics.median(taken) for taken in zip(*turns, strict=True)]
+
+    def _issue(self, way: Callable[[], AbstractContextManager]) -> float:
+        with way() as run:
+            run()  # like the first layer of a pass, it looks around
+            return self._rows(run)
+
+    def _rows(self, run: Callable[[], object]) -> float:
         torch.cuda.synchronize()
         started = time.perf_counter()
         for _ in range(ISSUED):
@@ -277,15 +289,27 @@ def host(store: Store, sizes: Sizes, instruments, device: str) -> None:
     Longer calls would fill the device's queue, or wait for the length of their list.
     """
     timed = [
-        x
-        for x in cells(sizes)
-        if x.queries == x.keys == sizes.issued
-        or (x.way == "masked" and x.keys <= 2 * sizes.issued)
+        cell
+        for cell in cells(sizes)
+        if (cell.queries == cell.keys == sizes.issued and cell.kept in (None, min(sizes.kept)))
+        or (cell.way == "masked" and cell.keys <= 2 * sizes.issued)
     ]
-    left = [x for x in timed if not store.holds(part="host", **vars(x))]
-    for cell, call in ready_calls(left, device):
-        taken = float(f"{instruments.host(call):.4g}")
-        store.add([{"part": "host", **vars(cell), "host_ms": taken}])
+    for heads in sizes.heads:
+        same = [cell for cell in timed if (cell.q_heads, cell.kv_heads, cell.head_dim) == heads]
+        if all(store.holds(part="host", **vars(cell)) for cell in same):
+            continue
+        ways = [partial(_issuing, cell, call) for cell, call in ready_calls(same, device)]
+        taken = instruments.host(ways)
+        store.add(
+            {"part": "host", **vars(cell), "host_ms": float(f"{ms:.4g}")}
+            for cell, ms in zip(same, taken, strict=True)
+        )
+
+
+@contextmanager
+def _issuing(cell: Cell, call: Callable[[], object]) -> Iterator[Callable[[], object]]:
+    with _options_of(cell):
+        yield call
 
 
 def ready_calls(

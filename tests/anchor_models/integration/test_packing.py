@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 
+import anchor_ref
 from anchor_models.integration import packing, passes, prefill
 from anchor_models.integration.sequences import HIDDEN
 from anchor_models.transformers import options, record
@@ -147,12 +148,14 @@ def test_a_trace_is_asked_for_by_a_record_alone(monkeypatch, theta):
     """Without it the host need not wait for the length of a list."""
     model, ids = build(), tokens()
     calls = counted(monkeypatch, prefill, "anchor_attention")
+    later = counted(monkeypatch, anchor_ref, "anchor_attention")
     with options(theta=theta, **SIZES):
         plain = logits(model, ids)
+        assert not any(kwargs.get("return_trace") for _, kwargs in calls + later)
+        calls.clear()
         with record():
             assert torch.equal(logits(model, ids), plain)
-    asked = [kwargs["return_trace"] for _, kwargs in calls]
-    assert asked == [False, False, True, True]
+    assert [kwargs["return_trace"] for _, kwargs in calls] == [True, True]
 
 
 @pytest.mark.parametrize("family", ["llama", "deepseek_v3"])

@@ -10,6 +10,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 import anchor_models.transformers as integration
 from anchor_models.integration import passes, prefill
+from anchor_models.integration.cost import Expected
 from anchor_models.integration.sequences import HIDDEN
 from anchor_models.transformers import options, record
 from anchor_ref import AnchorConfig, anchor_attention
@@ -17,6 +18,7 @@ from anchor_ref import AnchorConfig, anchor_attention
 N = 64
 SIZES = {"block_size": 4, "step": 2, "tail": 0}
 CONFIG = AnchorConfig(theta=1.0, **SIZES)
+SCALE = 0.3
 
 
 @pytest.fixture(autouse=True)
@@ -38,15 +40,15 @@ def draw(n: int = N, heads: int = 4):
 
 
 def call(layer, q, k, v, mask=None, **kwargs):
-    return integration._attention(layer, q, k, v, mask, scaling=8**-0.5, **kwargs)[0]
+    return integration._attention(layer, q, k, v, mask, scaling=SCALE, **kwargs)[0]
 
 
 def dense(layer, q, k, v):
-    return sdpa_attention_forward(layer, q, k, v, None, scaling=8**-0.5)[0]
+    return sdpa_attention_forward(layer, q, k, v, None, scaling=SCALE)[0]
 
 
 def sparse(q, k, v, config=CONFIG):
-    return anchor_attention(q, k, v, config, 8**-0.5).transpose(1, 2)
+    return anchor_attention(q, k, v, config, SCALE).transpose(1, 2)
 
 
 def asked(monkeypatch) -> Mock:
@@ -169,11 +171,92 @@ def test_queries_that_are_the_last_of_their_text_see_what_lies_before_them():
         torch.testing.assert_close(out, dense(found[0], q, k, v)[:, -3:])
 
 
+def test_a_decision_is_for_layers_that_are_handed_the_same():
+    (first, second), (q, k, v) = layers(2), draw()
+    mask = torch.stack([torch.zeros(N), torch.arange(N)]).to(torch.int32)[None, None]
+    given = {"position_ids": torch.arange(N)[None], "use_cache": True}
+    another = SimpleNamespace(**vars(second) | {"config": layers(2)[1].config})
+    open_ended = SimpleNamespace(**vars(second) | {"is_causal": False})
+
+    def found(module=second, q=q, k=k, mask=mask, **changed):
+        passes._last.layer = 0
+        return passes.decided(module, q, k, mask, given | changed)
+
+    with torch.no_grad(), options(theta=1.0, **SIZES):
+        call(first, q, k, v, mask, **given)
+        assert found() is not None
+        assert found(first) is None
+        assert found(another) is None
+        assert found(open_ended) is None
+        assert found(q=q[:, :2]) is None
+        assert found(q=q.double()) is None
+        assert found(q=q.to("meta")) is None
+        assert found(k=k.repeat_interleave(2, 1)) is None
+        assert found(mask=mask.clone()) is None
+        assert found(mask=None) is None
+        assert found(position_ids=torch.arange(N)[None]) is None
+        assert found(softcap=50.0) is None
+        assert found() is not None
+        assert passes.decided(second, q, k, mask, given) is None  # a pass goes on, layer by layer
+        positions = given["position_ids"]
+        positions.zero_()
+        assert found() is None
+        positions.copy_(torch.arange(N))
+        call(first, q, k, v, mask, **given)
+        assert found() is not None
+        mask.zero_()
+        assert found() is None
+
+
+@pytest.mark.parametrize("name", ["softcap", "s_aux", "is_causal"])
+def test_where_layers_may_be_handed_more_than_attention_each_is_looked_at(name):
+    (first, second), x = layers(2), draw()
+    with torch.no_grad(), options(theta=1.0, **SIZES):
+        call(first, *x, **{name: None})
+        with pytest.raises(ValueError, match="must have plain causal attention"):
+            call(second, *x, **{name: False if name == "is_causal" else 9.0})
+
+
+def test_thresholds_by_head_are_asked_for_in_every_layer():
+    thetas = [[1.0, 1.0, 1.0, -1.0], [-1.0, 1.0, 1.0, 1.0]]
+    x = draw()
+    with torch.no_grad(), options(theta=thetas, **SIZES):
+        outs = [call(layer, *x) for layer in layers(2)]
+    low = sparse(*x, AnchorConfig(theta=-1.0, **SIZES))
+    for out, at in zip(outs, (3, 0), strict=True):
+        torch.testing.assert_close(out[:, :, at], low[:, :, at])
+        rest = [head for head in range(4) if head != at]
+        torch.testing.assert_close(out[:, :, rest], sparse(*x)[:, :, rest])
+
+
+@pytest.mark.parametrize("gain", [True, False])
+def test_later_layers_run_what_the_first_expected_to_be_faster(monkeypatch, gain):
+    times = Mock(return_value=Expected(1.0, 2.0, gain, "a made-up GPU"))
+    monkeypatch.setattr(prefill, "expected", times)
+    x = draw()
+    with torch.no_grad(), options(theta=1.0, **SIZES):
+        outs = [call(layer, *x) for layer in layers(3)]
+    for out in outs:
+        assert torch.equal(out, sparse(*x) if gain else dense(layers(1)[0], *x))
+    assert times.call_count == 1
+
+
+def test_later_layers_follow_autocast_and_take_values_of_another_width():
+    found, (q, k, v) = layers(2), draw()
+    with torch.no_grad(), options(theta=1.0, **SIZES):
+        call(found[0], q, k, v)
+        assert torch.equal(call(found[1], q, k, v[..., :5]), sparse(q, k, v)[..., :5])
+        call(found[0], q, k, v)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert call(found[1], q, k, v).dtype == torch.bfloat16
+
+
 def test_gradients_are_refused_in_later_layers_too():
     found, (q, k, v) = layers(2), draw()
     with options(theta=1.0, **SIZES):
         call(found[0], q, k, v)
         with pytest.raises(ValueError, match="no backward pass"):
-            call(found[1], q.requires_grad_(), k, v)
+            call(found[1], q.clone().requires_grad_(), k, v)
+        call(found[0], q, k, v)
         with pytest.raises(ValueError, match="dropout must be 0"):
-            call(found[1], q.detach(), k, v, dropout=0.1)
+            call(found[1], q, k, v, dropout=0.1)

@@ -43,16 +43,14 @@ class Pretend:
         return [float(self.ran)] * 3
 
     def whole(self, ways):
-        taken = []
-        for way in ways:
-            with way() as run:
-                taken.append(self.times(run))
-        return taken
+        return [self.times_of(way) for way in ways]
 
-    def host(self, run):
-        run()
-        self.ran += 1
-        return 0.25
+    def host(self, ways):
+        return [self.times_of(way)[0] for way in ways]
+
+    def times_of(self, way):
+        with way() as run:
+            return self.times(run)
 
 
 def collect(path, tmp_path):
@@ -85,7 +83,7 @@ def test_every_cell_has_its_row_and_prefills_run_as_their_names_say(out):
     calls = [row for row in rows if row["part"] == "calls"]
     assert len(calls) == len(list(measure.cells(measure.QUICK)))
     hosts = [(row["way"], row["tail"]) for row in rows if row["part"] == "host"]
-    ours = [("anchor", tail) for tail in (0, 64)] * 2
+    ours = [("anchor", tail) for tail in (0, 64)]
     assert sorted(hosts, key=str) == sorted([("dense", None), *ours, ("masked", None)], key=str)
     assert all(row["host_ms"] > 0 for row in rows if row["part"] == "host")
     layers = [(row["model"], row["keys"], row["layers"]) for row in rows if row["part"] == "layer"]
