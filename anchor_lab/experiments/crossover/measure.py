@@ -15,7 +15,7 @@ host       milliseconds in which the host issues some of these calls, without wa
 layer      whole dense prefills: a short one of SmolLM2, where the host is the bound, for what it
            needs for a layer, and long ones of both models below, for what the device does there
            beside attention
-prefill    SmolLM2 on a stretch of this repository, and four layers of an 8B model with random
+prefill    SmolLM2 on a stretch of this repository, and half the layers of an 8B model with random
            weights, whose queries are scaled until θ = 12 keeps the share that it keeps in SmolLM2
            at that length: sdpa, AnchorAttention where a gain is expected, and always
 
@@ -107,7 +107,7 @@ FULL = Sizes(
     issued=4096,
     short=256,
     long=(16_384, 32_768),
-    shape=ModelShape(4, 4096, 14_336, 32, 8, 128, 32_000),
+    shape=ModelShape(16, 4096, 14_336, 32, 8, 128, 32_000),
     cell_s=0.1,
 )
 QUICK = Sizes(
