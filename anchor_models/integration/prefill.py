@@ -7,6 +7,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from anchor_models.backend import anchor_attention, choose_backend, implementation
@@ -82,7 +83,7 @@ def prefill(module, query, key, value, mask, given: dict, kwargs: dict) -> Tenso
             found.append(out)
             parts.append(part)
             if why_dense is None and q is query and k is key and q.shape[2] == k.shape[2]:
-                again = _again(chosen, theta, why, times, query)
+                again = _again(chosen, theta, why, times, q, k, v)
                 if again is not None:
                     decide(read, module, query, key, mask, kwargs, *again)
         out = _together(found, texts, query, value)
@@ -93,7 +94,13 @@ def prefill(module, query, key, value, mask, given: dict, kwargs: dict) -> Tenso
 
 
 def _again(
-    chosen: Options, theta, why: str | None, times: Expected | None, query: Tensor
+    chosen: Options,
+    theta,
+    why: str | None,
+    times: Expected | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
 ) -> tuple[Callable[..., Tensor | None], Callable[[int], bool] | None] | None:
     """How later layers of a pass attend, and for which it holds; None where each must be asked.
 
@@ -101,10 +108,15 @@ def _again(
         chosen, theta: of this layer.
         why: why it is dense; None where it is not.
         times: what was expected; None where nothing was, as for texts that are too short.
-        query: `[B, Hq, Nq, D]`.
+        q, k, v: `[B, H, N, D]`.
     """
+    # Of other sizes, and elsewhere, transformers repeats the keys that query heads share.
+    plain = q.device.type in ("cuda", "cpu") and q.shape[3] == v.shape[3] <= 256
+    densely = _attend_by_wrapper
+    if plain:
+        densely = partial(_attend_densely, q.shape[1] != k.shape[1])
     if why and times is None:
-        return _attend_densely, None
+        return densely, None
     if isinstance(theta, tuple):
         return None
 
@@ -112,16 +124,24 @@ def _again(
         dense_layer = layer in chosen.dense_layers
         return not dense_layer and chosen.theta(layer, query_heads) == theta
 
-    query_heads = query.shape[1]
+    query_heads = q.shape[1]
     same = not chosen.dense_layers and not isinstance(chosen.thetas, dict)
     config = chosen.config(theta)
-    attend = implementation(choose_backend(query, chosen.backend, config)).anchor_attention
-    how = _attend_densely if why else partial(_attend_sparsely, attend, config)
+    attend = implementation(choose_backend(q, chosen.backend, config)).anchor_attention
+    how = densely if why else partial(_attend_sparsely, attend, config)
     return how, None if same else of_layer
 
 
-def _attend_densely(module, q: Tensor, k: Tensor, v: Tensor, dropout: float, scaling) -> Tensor:
+def _attend_by_wrapper(module, q, k, v, dropout: float, scaling) -> Tensor:
     return sdpa_attention_forward(module, q, k, v, None, dropout=dropout, scaling=scaling)[0]
+
+
+def _attend_densely(shared: bool, module, q, k, v, dropout: float, scaling) -> Tensor:
+    """What transformers' wrapper comes to here; its own questions cost what ours do."""
+    out = scaled_dot_product_attention(
+        q, k, v, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=shared
+    )
+    return out.transpose(1, 2).contiguous()
 
 
 def _attend_sparsely(attend, config, module, q, k, v, dropout: float, scaling) -> Tensor | None:

@@ -60,6 +60,7 @@ BUSY_CYCLES = 4_000_000  # about 2 ms, in which the host queues a whole call
 LAYERS = 10_000  # more than calls of a cell: each is another layer of one pass
 ISSUED = 20  # calls in a row: the device's queue must not fill up
 TURNS = 15
+SHARE, MOST = 15, 60  # a whole prefill gets so many times the budget of a call, in so many turns
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,7 @@ class Instruments(CudaInstruments):
             with way() as run:
                 run()
         while len(taken[0]) < 3 or (
-            sum(map(sum, taken)) < 1e3 * 6 * len(ways) * self.budget_s and len(taken[0]) < 50
+            sum(map(sum, taken)) < 1e3 * SHARE * len(ways) * self.budget_s and len(taken[0]) < MOST
         ):
             for mine, way in zip(taken, ways, strict=True):
                 with way() as run:
@@ -424,12 +425,17 @@ def prefills(store: Store, model, name: str, lengths, text, instruments) -> None
             if name != NAME:
                 scale_queries(model, tokens, cost.kept_share(law, THETA, n), THETA)
             ready = [partial(_ready, model, tokens, way) for way in left]
-            for way, taken, context in zip(left, instruments.whole(ready), ready, strict=True):
+            times = dict(zip(left, instruments.whole(ready), strict=True))
+            for way, context in zip(left, ready, strict=True):
                 with context() as run, anchor.record() as stats:
                     run()
                 ran = sum(call.ran == "anchor" for call in stats.calls)
                 row = {"part": "prefill", "way": way, "model": name, "queries": n, "keys": n}
-                store.add([row | _ms(taken) | {"sparse_layers": ran}])
+                row |= _ms(times[way]) | {"sparse_layers": ran}
+                if "sdpa" in times:  # of the same turn, when the machine was as fast
+                    turns = zip(times[way], times["sdpa"], strict=True)
+                    row["over_sdpa"] = quantiles([mine / other for mine, other in turns])
+                store.add([row])
 
 
 @contextmanager

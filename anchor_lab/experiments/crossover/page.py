@@ -90,11 +90,20 @@ def prefills(rows: list[dict]) -> list[list]:
                     model,
                     spaced(n),
                     *(number(ms[way]) for way in measure.WAYS),
-                    *(f"{ms[way] / ms['sdpa']:.3f}" for way in ("auto", "always")),
+                    *(ratio(ways, way) for way in ("auto", "always")),
                     ways["auto"]["sparse_layers"],
                 ]
             )
     return table
+
+
+def ratio(ways: dict[str, dict], way: str) -> str:
+    """Of a way's time to sdpa's, with its spread where turns tell it."""
+    middle = f"{figure.over_sdpa(ways, way):.3f}"
+    if "over_sdpa" not in ways[way]:
+        return middle
+    spread = (f"{ways[way]['over_sdpa'][end]:.2f}" for end in ("p10", "p90"))
+    return f"{middle} [{'–'.join(spread)}]"
 
 
 def coefficients(found: dict) -> list[list]:

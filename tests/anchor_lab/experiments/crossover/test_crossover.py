@@ -122,7 +122,13 @@ def test_page_and_picture_lie_beside_the_rows(out):
     rows = [r for r in read(out)["rows"] if r["part"] == "prefill" and r["keys"] == 2304]
     rows = [r for r in rows if r["model"] == "random"]
     sdpa, auto, always = (r["ms"]["median"] for r in rows)
-    assert f"| {auto / sdpa:.3f} | {always / sdpa:.3f} |" in line
+    shown = [f"{x / sdpa:.3f} [{x / sdpa:.2f}–{x / sdpa:.2f}]" for x in (auto, always)]
+    assert f"| {shown[0]} | {shown[1]} |" in line
+    # Medians of turns: a turn in which the whole machine was slow says the same.
+    turns = {"sdpa": [1.0, 1.0, 8.0], "auto": [2.0, 2.0, 16.0]}
+    ways = {way: {"ms": {"median": x[1]}} for way, x in turns.items()}
+    assert figure.over_sdpa(ways, "auto") == 2.0
+    assert figure.over_sdpa({"auto": {"over_sdpa": {"median": 1.5}}}, "auto") == 1.5
 
 
 # -- the fit
