@@ -6,7 +6,7 @@ from pathlib import Path
 
 from anchor_lab.report.far_keys import FarKey
 from anchor_lab.report.inspected import InspectedHeads, calibration
-from anchor_lab.report.verdict import ASSUMED, prefill_speedup, verdict
+from anchor_lab.report.verdict import ASSUMED, attention_alone, prefill_speedup, verdict
 from anchor_models.backend import TAIL
 from anchor_ref.config import AnchorConfig
 from anchor_ref.measure import identification_cost
@@ -67,7 +67,7 @@ def verdicts(found: InspectedHeads, theta: float, costs: Sequence[dict]) -> str:
 def cards(found: InspectedHeads, theta: float, target: float, values: dict) -> str:
     """The numbers at the θ shown: recall, density beside its floor, expected speed."""
     at = found.thetas.index(theta)
-    expected = verdict(found, theta, values).here.expected
+    expected = verdict(found, theta, attention_alone(values)).here.expected
     reached = float(found.recall[at].mean())
     shown = [
         (f"{theta:g}", "θ shown here" if reached >= target else f"θ, short of {target:g}"),
@@ -88,7 +88,7 @@ def theta_table(found: InspectedHeads, theta: float, values: dict) -> str:
     rows = []
     for at in shown:
         recall, density = found.recall[at], float(found.density[at].mean())
-        speed = verdict(found, found.thetas[at], values).here.expected.speedup
+        speed = verdict(found, found.thetas[at], attention_alone(values)).here.expected.speedup
         means = (recall.mean(), found.p10[at].mean(), recall.min())
         gains = (f"{1 / (density + choosing):.2f}×", f"{speed:.2f}×")
         rows.append((f"{found.thetas[at]:g}", *map(float, means), density, found.floor, *gains))

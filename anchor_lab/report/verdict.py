@@ -1,9 +1,11 @@
 """Does AnchorAttention pay here, and from which length on? What a report says first.
 
-Times of a layer's attention are those that the cost model of the integration expects
-(`anchor_models.integration.cost`): the one that `when="auto"` decides by, with coefficients of the
-device asked about. The share of the candidates that is kept is the text's own: measured up to its
-length, and from there on a power of the length, as its groups go on.
+Times are those that the cost model of the integration expects (`anchor_models.integration.cost`):
+the one that `when="auto"` decides by, with coefficients of the device asked about. They are of a
+layer where it was measured what else a layer does, and of its attention alone elsewhere.
+
+The share of the candidates that is kept is the text's own: measured up to its length, and from
+there on a power of the length, as its groups go on.
 """
 
 from collections.abc import Sequence
@@ -27,7 +29,7 @@ CONFIG = AnchorConfig(tail=TAIL)
 
 @dataclass(frozen=True)
 class AtLength:
-    """What to expect of one layer's attention at one length.
+    """What to expect of one layer at one length.
 
     Attributes:
         tokens: N.
@@ -58,6 +60,7 @@ class Verdict:
         floor: density at the text's length with no stripe at all, with the tail of models.
         floor_pays: whether that would be a gain.
         positions: the longest prompt that the model reads; None where it does not say.
+        whole_layer: whether times are of whole layers, not of attention alone.
     """
 
     device: str
@@ -70,6 +73,7 @@ class Verdict:
     floor: float
     floor_pays: bool
     positions: int | None
+    whole_layer: bool
 
     @property
     def within_reach(self) -> bool:
@@ -98,8 +102,9 @@ class Verdict:
     def reasons(self) -> list[str]:
         """Sentences that say why, and how sure that is."""
         here = self.here.expected
+        what = "a layer" if self.whole_layer else "a layer's attention"
         told = [
-            f"At {self.here.tokens} tokens and θ = {self.theta:g} a layer's attention is expected "
+            f"At {self.here.tokens} tokens and θ = {self.theta:g} {what} is expected "
             f"to take {here.anchor:.3g} ms, dense {here.dense:.3g} ms, {here.speedup:.2f}× as "
             f"fast, on {self.device}"
             + (f"; either may be off by {self.error:.0%}." if self.error is not None else ".")
@@ -126,7 +131,8 @@ class Verdict:
 
 
 ASSUMED = (
-    "ms: a layer's attention, or what the host issues for the layer where that takes longer. "
+    "ms: a layer, or its attention alone, as said above; or what the host issues for the layer "
+    "where that takes longer. "
     f"Densities with a tail of {TAIL} rows, as in models. "
     "*: longer than the text; its share of the candidates continued"
 )
@@ -164,7 +170,13 @@ def verdict(found: InspectedHeads, theta: float, values: dict) -> Verdict:
         floor=density_at(n, 0.0),
         floor_pays=_expected(found, values, n, 0.0).gain,
         positions=found.model["positions"],
+        whole_layer=any(values["layer_device_ms"].values()),
     )
+
+
+def attention_alone(values: dict) -> dict:
+    """The same coefficients of a layer that does nothing else."""
+    return values | {"layer_device_ms": {}}
 
 
 def share_at(shares: Sequence[float], n: int, tokens: int) -> float:
@@ -203,8 +215,9 @@ def prefill_speedup(found: InspectedHeads, expected: Expected, values: dict) -> 
     """Of a whole prefill: all layers that attend, and all linear layers at the rate of a product.
 
     Layers that could not be measured, such as those with a window, are left out on both sides.
-    None where no such rate is known. Where the host is what is waited for, it would issue linear
-    layers meanwhile; they are added all the same, so there the ratio errs towards 1.
+    None where no such rate is known. `expected` is of attention alone. Where the host is what is
+    waited for, it would issue linear layers meanwhile; they are added all the same, so there the
+    ratio errs towards 1.
     """
     if "matrix_tflops" not in values:
         return None
