@@ -17,6 +17,7 @@ from anchor_lab.experiments.compare import page as compare
 from anchor_lab.experiments.crossover import page as crossover
 from anchor_lab.experiments.experiment import Experiment
 from anchor_lab.experiments.lengths import page as lengths
+from anchor_lab.experiments.losses import page as losses
 from anchor_lab.experiments.model import page as model
 from anchor_lab.experiments.outliers import page as outliers
 from anchor_lab.experiments.parallel import page as parallel
@@ -45,6 +46,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         crossover,
         lengths,
         rivals,
+        losses,
         side_by_side,
         outliers,
     )

@@ -127,8 +127,9 @@ def draw(results: dict):
     question(figure, "How many pairs does recall cost?")
     caption(
         figure,
-        f"{about['model']}, {about['device']}; means over heads, layers and texts, no tail. Right: "
-        "what a recall beyond the first group of .95 (full), .98 and .99 (open) costs. Red: "
-        "AnchorAttention\nand its variants, blue: other methods, black: oracles, which save nothing.",
+        f"{about['model']}, {about['device']}; means over heads, layers and texts, no tail. "
+        "Right: what a recall beyond the first group of .95 (full), .98 and .99 (open) costs.\n"
+        "Red: AnchorAttention and its variants, blue: other methods, black: oracles, which save "
+        "nothing.",
     )
     return figure

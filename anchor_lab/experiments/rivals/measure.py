@@ -14,8 +14,8 @@ swept with every second of their configurations.
 Recall and output error are those of the rows beyond the first 2048, which methods with groups keep
 whole. Sixteen blocks of 128 rows, one from each sixteenth of the prompt, stand for all rows, and
 the last block is none of them: what a method keeps of it for its own sake counts neither way.
-Executed pairs and pairs scored to choose are exact where a method has tiles; elsewhere executed are
-those kept. Scores are float32, no tail, no correction.
+Executed pairs and pairs scored to choose are exact where a method has tiles; elsewhere those kept
+are executed. Scores are float32, no tail, no correction.
 
 Expected on an H200, from counting and not measured. At 8192 tokens the host is the bound: a choice
 makes 500 to 2000 launches, a block of rows 30 for each configuration: 254 configurations of a
