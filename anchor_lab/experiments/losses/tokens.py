@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
+import torch
 from jaxtyping import Int
-from torch import Tensor, tensor
+from torch import Tensor
 
 FAR, NEAR, NEW = "repeated from far", "repeated from near", "new"
 CLASSES = (FAR, NEAR, NEW)
@@ -39,4 +40,4 @@ def classes_of(tokens: Sequence[int], near: int) -> Int[Tensor, "L"]:
             found.append(CLASSES.index(NEAR if place - before <= near else FAR))
         if three is not None:
             latest[three] = place
-    return tensor(found)
+    return torch.tensor(found, dtype=torch.int64)
