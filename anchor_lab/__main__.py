@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from anchor_lab.cli import print_anything
 from anchor_lab.experiments.ablations import page as ablations
+from anchor_lab.experiments.advice import page as advice
 from anchor_lab.experiments.answers import page as answers
 from anchor_lab.experiments.attention import page as attention
 from anchor_lab.experiments.compare import page as compare
@@ -47,6 +48,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         lengths,
         rivals,
         losses,
+        advice,
         side_by_side,
         outliers,
     )

@@ -121,7 +121,7 @@ def measure(chosen: argparse.Namespace) -> int:
 
     Returns:
         0; 1 when the time was over before all was there; 2 with a line on stderr for a length that
-        is not of this experiment.
+        is not of this experiment, or a file that was made with something else.
     """
     sizes = QUICK if chosen.quick else FULL
     there = sorted({*sizes.lengths, *sizes.prefills})
@@ -149,7 +149,12 @@ def measure(chosen: argparse.Namespace) -> int:
         **({"kernels": kernels_version(), **cuda_facts()} if cuda else {}),
     }
     run = {"date": settings.pop("date"), "command": chosen.command}
-    store, until = Store(chosen.out, KEY, settings, run), time.monotonic() + chosen.time_s
+    try:
+        store = Store(chosen.out, KEY, settings, run)
+    except ValueError as problem:
+        print(problem, file=sys.stderr)
+        return 2
+    until = time.monotonic() + chosen.time_s
     some = replace(
         sizes,
         lengths=tuple(n for n in sizes.lengths if n in lengths),

@@ -115,7 +115,12 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(chosen: argparse.Namespace) -> int:
-    """Read what is missing; 1 when the time was over before all was there."""
+    """Read what is missing.
+
+    Returns:
+        0; 1 when the time was over before all was there; 2 with a line on stderr for a file that
+        was made with something else.
+    """
     sizes, device = (QUICK if chosen.quick else FULL), chosen.device
     model, tokenizer = load_pretrained(chosen.model, torch.float32, device)
     ids = {kind: tokens_of(kind, tokenizer, sizes.tokens) for kind in sizes.texts}
@@ -132,7 +137,12 @@ def measure(chosen: argparse.Namespace) -> int:
         **(cuda_facts() if torch.device(device).type == "cuda" else {}),
     }
     run = {"date": settings.pop("date"), "command": chosen.command}
-    store, until = Store(chosen.out, KEY, settings, run), time.monotonic() + chosen.time_s
+    try:
+        store = Store(chosen.out, KEY, settings, run)
+    except ValueError as problem:
+        print(problem, file=sys.stderr)
+        return 2
+    until = time.monotonic() + chosen.time_s
     reader = Reader(model, tokens, sizes.texts, GROUP)
     wanted = ladders(sizes.thetas, chosen.methods or sizes.methods)
     if fill(store, wanted, reader.row, until):
