@@ -19,11 +19,11 @@ Recall and pairs are those of all rows. The output error is of 32 blocks of 128 
 the prompt: those of them that lie beyond the first group.
 
 Expected on an H200, from counting and not measured. heads: at 65 536 tokens a layer has 2·10¹⁰
-scores, 9 heads of N²/2, and each passes memory some ten times in float32 for all θ together: 0.3
-s; 32 blocks of rows for ten settings take half of that again. 30 layers: 14 s; a half of the
-length a quarter of that, until below 16 384 tokens the host is the bound with 1 ms a block: 2 s a
-length. Three texts, of which prose ends at 32 768: 65 s, and 15 s for captures. reads: 15 s.
-times: 50 s, of which 20 s go into compiling. Two and a half minutes in all.
+scores, 9 heads of N²/2, and for all θ together each passes memory some eight times in float32:
+0.4 s; 32 blocks of rows for ten settings take as long again. 30 layers: 24 s; half the length a
+third of that, until below 16 384 tokens launches are the bound, 3 s a length. Three texts, of
+which prose ends at 32 768: 100 s, and 15 s to capture. reads: 15 s. times: 50 s, of which 20 s to
+compile.
 """
 
 import argparse

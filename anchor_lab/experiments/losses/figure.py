@@ -8,7 +8,14 @@ import numpy as np
 from anchor_lab.analysis.intervals import bootstrap
 from anchor_lab.drawing.style import ACCENT, INK, MUTED, STRIPE, caption, question, use_style
 from anchor_lab.experiments.compare.figure import OURS, colour_of
-from anchor_lab.experiments.losses.measure import BUDGETS, DENSE, GOALS, row_of, theta_label
+from anchor_lab.experiments.losses.measure import (
+    BUDGETS,
+    DENSE,
+    GOALS,
+    compared,
+    row_of,
+    theta_label,
+)
 from anchor_lab.experiments.losses.tokens import CLASSES, FAR, NEAR, NEW
 
 NAMES = {"density": "as many pairs", "total_cost": "as much work"}
@@ -73,11 +80,12 @@ def data_at(rows: Sequence[dict], budget: str, level: float) -> dict[str, Lost |
         level: of it.
 
     Returns:
-        By method, the one that loses least first; last, as None, those that spend more with their
-        sparsest configuration.
+        By method that is `compared` so, the one that loses least first; last, as None, those that
+        spend more with their sparsest configuration.
     """
     found: dict[str, Lost | None] = {}
-    for name in dict.fromkeys(row["method"] for row in rows if row["method"] != DENSE):
+    names = dict.fromkeys(row["method"] for row in rows if row["method"] != DENSE)
+    for name in (name for name in names if compared(name, budget)):
         own = sorted((x for x in rows if x["method"] == name), key=lambda x: x[budget])
         below = [x for x in own if x[budget] <= level]
         above = [x for x in own if x[budget] > level]

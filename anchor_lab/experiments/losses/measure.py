@@ -2,6 +2,7 @@
 
     python -m anchor_lab losses                       writes losses.json, .md and .png
     python -m anchor_lab losses --time-s 450          begins nothing later; the same call goes on
+    python -m anchor_lab losses --parts methods       one part; the same file takes the other
     python -m anchor_lab losses --methods XAttention  one method beside AnchorAttention
     python -m anchor_lab losses --table               .md and .png from losses.json
 
@@ -12,18 +13,22 @@ of its predictions in the rows beyond the first 2048 above that of dense attenti
 AnchorAttention is read at several θ. What it keeps and what it costs at θ = 12, as published, and
 at θ = 9 are the levels for all others: of each sweep the two neighbouring configurations between
 which a level lies are found by bisection. Every configuration that was read stays as a row.
+Oracles look at all scores before they choose, and save no work: pairs are all they are compared
+by.
 
 Which tokens lose: those that follow the same two tokens as at an earlier place, the latest such
 place more than 2048 tokens back, or nearer; and those that are new.
 
-TriangleMix takes part with its share of shallow layers as the knob. The oracles that sort every
-row of every head come last.
+Two parts:
 
-Expected on an H200, from counting and not measured. In a layer the choice is 500 to 2000 launches,
-and 64 blocks of rows are 20 launches each with masks of 27 heads: 30 to 50 ms, where the host is
-the bound; 30 layers and the logits of three texts 1 to 1.5 s. 25 methods with five configurations
-each and six of AnchorAttention are 130 such readings: three minutes. The three that sort need
-about ten times as long for a reading, two to three minutes together.
+methods    all but those of the next; TriangleMix with its share of shallow layers as the knob
+sorting    the oracles that sort every row of every head
+
+Expected on an H200, from counting and not measured: 900 to 3500 launches a layer to choose and to
+make masks for 64 blocks of rows, 9 µs each, or what they move at 3.5 TB/s where that is longer,
+and 0.2 ms for the attention of such a block: 20 to 45 ms a layer, 1.1 to 2 s for the three texts.
+methods: six readings of each of 22 and four of each of four oracles, 190 s. sorting: 0.4 to 0.8 s
+a layer, four readings of each of three, 200 s.
 """
 
 import argparse
@@ -56,6 +61,7 @@ from anchor_ref import AnchorConfig
 KEY = ("method", "configuration")
 DENSE, MIX = "Dense", "TriangleMix"
 TEXTS = ("prose", "code", "chat")
+PARTS = ("methods", "sorting")
 SORTING = ("TokenTopK", "TokenTopCdf", "HeadAveragedTopK")
 BUDGETS = ("density", "total_cost")
 GOALS = (12.0, 9.0)  # θ of AnchorAttention, whose budgets the others get
@@ -107,9 +113,10 @@ QUICK = Sizes(
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    """--model, --methods, --time-s"""
+    """--model, --parts, --methods, --time-s"""
     add = parser.add_argument
     add("--model", default=NAME, help=f"another causal model; default {NAME}")
+    add("--parts", nargs="+", choices=PARTS, default=PARTS)
     add("--methods", nargs="+", choices=FULL.methods, help="beside AnchorAttention; default all")
     add("--time-s", type=float, default=float("inf"), help="begin nothing later")
 
@@ -144,7 +151,8 @@ def measure(chosen: argparse.Namespace) -> int:
         return 2
     until = time.monotonic() + chosen.time_s
     reader = Reader(model, tokens, sizes.texts, GROUP)
-    wanted = ladders(sizes.thetas, chosen.methods or sizes.methods)
+    parts = {name: PARTS[name in SORTING] for name in chosen.methods or sizes.methods}
+    wanted = ladders(sizes.thetas, [name for name in parts if parts[name] in chosen.parts])
     if fill(store, wanted, reader.row, until):
         return 0
     print("not all is there: call again to go on", file=sys.stderr)
@@ -212,6 +220,8 @@ def fill(
         for name in progress([name for name in wanted if name not in (DENSE, OURS)]):
             labels = list(wanted[name])
             for budget, level in goals:
+                if not compared(name, budget):
+                    continue
                 bracket(
                     lambda place, name=name, labels=labels, budget=budget: row(
                         name, labels[place]
@@ -222,6 +232,11 @@ def fill(
     except _TimeIsOverError:
         return False
     return True
+
+
+def compared(name: str, budget: str) -> bool:
+    """Whether a method is compared by a budget: oracles save no work."""
+    return budget == "density" or name not in ORACLES
 
 
 class _TimeIsOverError(Exception):

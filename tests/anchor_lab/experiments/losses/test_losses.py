@@ -195,6 +195,16 @@ def test_of_other_methods_what_the_levels_need_is_read(tmp_path):
     assert read_["B"] == ["b=0"]
 
 
+def test_oracles_are_asked_for_pairs_alone(tmp_path):
+    store = Store(tmp_path / "a.json", measure.KEY, {})
+    wanted = {**WANTED, "TokenTopK": WANTED["A"]}
+    del wanted["A"], wanted["B"]
+    assert measure.fill(store, wanted, pretend(SPENT), 1.0, lambda: 0.0)
+    found = {x["configuration"] for x in store.rows if x["method"] == "TokenTopK"}
+    assert {"a=2", "a=3", "a=5", "a=6"} <= found
+    assert "a=0" not in found  # of .4 of the work
+
+
 def test_nothing_is_begun_when_the_time_is_over_and_nothing_read_twice(tmp_path):
     store, asked = Store(tmp_path / "a.json", measure.KEY, {}), []
 
@@ -290,7 +300,8 @@ def test_the_page_counts_as_less_what_lies_below_both_intervals(results):
     assert (twelve["less"], twelve["more"]) == (["StreamingLLM"], ["XAttention"])
     assert (twelve["place"], twelve["of"]) == (2, 3)
     work = found["levels"][1]
-    assert sorted(work["out"]) == ["TokenTopK", "XAttention"]
+    assert work["out"] == ["XAttention"]
+    assert "TokenTopK" not in [line[0] for line in work["lines"]]  # an oracle saves no work
     text = EXPERIMENT.page(results, ROOT / "losses.md")
     assert "Less is lost, beyond both intervals, by StreamingLLM; more by XAttention." in text
 
@@ -307,6 +318,8 @@ def test_a_quick_run_writes_rows_page_and_picture(tmp_path, monkeypatch):
     fixed = ["--quick", "--model", "bundled", "--device", "cpu", "--out", str(out)]
     assert EXPERIMENT.run([*fixed, "--time-s", "0"]) == 1
     assert not out.exists()
+    assert EXPERIMENT.run([*fixed, "--parts", "sorting"]) == 0  # none of the quick ones sorts
+    assert len(read(out)["rows"]) == 3
     assert EXPERIMENT.run(fixed) == 0
     rows = read(out)["rows"]
     assert [row["method"] for row in rows[:3]] == ["Dense", "AnchorAttention", "AnchorAttention"]
