@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
+from math import nan
+from statistics import mean
 
 from anchor_lab.analysis.intervals import bootstrap
 from anchor_lab.drawing.style import ACCENT, INK, MUTED, STRIPE, caption, question, use_style
@@ -42,12 +42,12 @@ class Lost:
     @property
     def by_text(self) -> dict[str, float]:
         """Nats a token."""
-        return {text: float(np.mean(runs)) for text, runs in self.runs.items()}
+        return {text: mean(runs) for text, runs in self.runs.items()}
 
     @property
     def mean(self) -> float:
         """Over texts, nats a token."""
-        return float(np.mean(list(self.by_text.values())))
+        return mean(self.by_text.values())
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -102,8 +102,9 @@ def _between(low: dict, high: dict, share: float) -> Lost:
     def mix(a, b):
         if isinstance(a, dict):
             return {text: mix(a[text], b[text]) for text in a}
-        mixed = (1 - share) * np.asarray(a) + share * np.asarray(b)
-        return mixed.tolist()
+        if isinstance(a, list):
+            return [mix(*pair) for pair in zip(a, b, strict=True)]
+        return (1 - share) * a + share * b
 
     one, other = data_lost(low), data_lost(high)
     return Lost(*(mix(getattr(one, name), getattr(other, name)) for name in vars(one)))
@@ -115,12 +116,12 @@ def data_classes(rows: Sequence[dict], lost: Lost) -> dict[str, tuple[float, flo
     All texts together. The shares are NaN of a method that may lose nothing: its interval has 0.
     """
     counts = row_of(rows, DENSE, "default")["counts"]
-    sums = np.sum([lost.classes[text] for text in counts], 0)
-    there = np.maximum(1, np.sum(list(counts.values()), 0))
-    whole, loses = sums.sum(), lost.interval[0] > 0
+    sums = [sum(lost.classes[text][at] for text in counts) for at in range(len(CLASSES))]
+    there = [sum(each[at] for each in counts.values()) for at in range(len(CLASSES))]
+    whole, loses = sum(sums), lost.interval[0] > 0
     return {
-        name: (float(sums[at] / there[at]), float(sums[at] / whole) if loses else float("nan"))
-        for at, name in enumerate(CLASSES)
+        name: (nats / max(1, count), nats / whole if loses else nan)
+        for name, nats, count in zip(CLASSES, sums, there, strict=True)
     }
 
 
