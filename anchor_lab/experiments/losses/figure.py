@@ -8,9 +8,11 @@ from statistics import mean
 from anchor_lab.analysis.intervals import bootstrap
 from anchor_lab.drawing.style import ACCENT, INK, MUTED, STRIPE, caption, question, use_style
 from anchor_lab.experiments.compare.figure import OURS, colour_of
+from anchor_lab.experiments.compare.measure import GROUP
 from anchor_lab.experiments.losses.measure import (
     BUDGETS,
     DENSE,
+    EIGHTHS,
     GOALS,
     compared,
     row_of,
@@ -29,12 +31,14 @@ class Lost:
     Attributes:
         runs: by text, of each run of tokens, nats a token.
         classes: by text, sums over the tokens of each of `CLASSES`, nats.
+        eighths: by text, sums over the rows of each eighth of their group, nats.
         worst: by text, the sum of the tokens that lose most, nats.
         density, total_cost: what it spends; below the level where its densest configuration is.
     """
 
     runs: dict[str, list[float]]
     classes: dict[str, list[float]]
+    eighths: dict[str, list[float]]
     worst: dict[str, float]
     density: float
     total_cost: float
@@ -57,7 +61,7 @@ class Lost:
 
 def data_lost(row: dict) -> Lost:
     """Of one row that is not dense attention's."""
-    return Lost(row["runs"], row["classes"], row["worst"], row["density"], row["total_cost"])
+    return Lost(*(row[name] for name in Lost.__dataclass_fields__))
 
 
 def data_level(rows: Sequence[dict], budget: str, theta: float) -> float | None:
@@ -123,6 +127,22 @@ def data_classes(rows: Sequence[dict], lost: Lost) -> dict[str, tuple[float, flo
         name: (nats / max(1, count), nats / whole if loses else nan)
         for name, nats, count in zip(CLASSES, sums, there, strict=True)
     }
+
+
+def data_eighths(lost: Lost, tokens: int) -> list[float]:
+    """Nats a token by eighths of a group, all texts together; NaN of one without a row.
+
+    Args:
+        lost: of a method.
+        tokens: N.
+    """
+    rows = [row % GROUP * EIGHTHS // GROUP for row in range(GROUP, tokens - 1)]
+    return [
+        sum(sums[at] for sums in lost.eighths.values()) / (count * len(lost.eighths))
+        if (count := rows.count(at))
+        else nan
+        for at in range(EIGHTHS)
+    ]
 
 
 def draw_lost(found: dict[str, Lost | None], ax) -> None:

@@ -17,7 +17,8 @@ Oracles look at all scores before they choose, and save no work: pairs are all t
 by.
 
 Which tokens lose: those that follow the same two tokens as at an earlier place, the latest such
-place more than 2048 tokens back, or nearer; and those that are new.
+place more than 2048 tokens back, or nearer; and those that are new. And by where in its group of
+2048 rows the row lies that predicts them: a group's first rows see a window of few keys.
 
 Two parts:
 
@@ -39,7 +40,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from anchor_lab.experiments.compare.figure import ORACLES, OURS, VARIANTS
@@ -69,6 +70,7 @@ THETAS = (-float("inf"), 5.0, 7.0, 9.0, 12.0, 15.0)
 SHARES = (0.0, 0.1, 0.25, 0.5, 0.75)  # of TriangleMix: shallow layers; .5 as published
 RUNS = 32  # of tokens, whose mean losses are kept: what the intervals are drawn from
 WORST = 0.01  # of the tokens
+EIGHTHS = 8  # of a group
 
 PACKAGES = Path(__file__).parents[3]
 # What decides the numbers; texts and weights have hashes of their own.
@@ -281,6 +283,8 @@ class Reader:
         model.set_attn_implementation("sdpa")
         self.dense = self.losses()
         self.classes = [classes_of(ids, group_size)[group_size:] for ids in tokens.tolist()]
+        row = torch.arange(group_size, tokens.shape[1] - 1)
+        self.eighths = row % group_size * EIGHTHS // group_size
 
     @torch.no_grad()
     def losses(self) -> Float[Tensor, "B L"]:
@@ -297,8 +301,9 @@ class Reader:
         Returns:
             `BUDGETS` and "executed_density"; and by text, in nats above dense attention: "runs",
             means of `RUNS` runs of tokens; "classes", sums over the tokens of each of `CLASSES`;
-            "worst", the sum of the `WORST` of all tokens that lose most. For None, dense attention
-            itself, "classes" are its own losses, "counts" how many tokens there are of each class.
+            "eighths", sums over the rows of each eighth of their group; "worst", the sum of the
+            `WORST` of all tokens that lose most. For None, dense attention itself, sums are of its
+            own losses, "counts" says how many tokens there are of each class.
         """
         if method is None:
             spent, lost, more = dict.fromkeys((*BUDGETS, "executed_density"), 1.0), self.dense, {}
@@ -309,14 +314,15 @@ class Reader:
                 read = self.losses()
             spent, lost, more = costs.means(), read - self.dense, {}
         sums = [
-            torch.zeros(len(CLASSES), dtype=torch.float64).index_add(0, classes, one)
+            _sums(one, classes, len(CLASSES))
             for one, classes in zip(lost, self.classes, strict=True)
         ]
         worst = lost.topk(max(1, round(WORST * lost.shape[1])), dim=1).values.sum(1)
         runs = [[x.mean().item() for x in one.tensor_split(RUNS)] for one in lost]
         by_text = {
             "runs": [[round(x, 5) for x in one] for one in runs],
-            "classes": [[round(x, 3) for x in one.tolist()] for one in sums],
+            "classes": sums,
+            "eighths": [_sums(one, self.eighths, EIGHTHS) for one in lost],
             "worst": [round(x, 3) for x in worst.tolist()],
         }
         return {
@@ -324,3 +330,9 @@ class Reader:
             **{name: dict(zip(self.texts, x, strict=True)) for name, x in by_text.items()},
             **more,
         }
+
+
+def _sums(losses: Float[Tensor, "L"], kinds: Int[Tensor, "L"], count: int) -> list[float]:
+    """Of the losses of each kind."""
+    sums = torch.zeros(count, dtype=losses.dtype).index_add(0, kinds, losses)
+    return [round(x, 3) for x in sums.tolist()]

@@ -1,5 +1,6 @@
 """The page about losses: at equal pairs and at equal work, by text and by token."""
 
+from math import isnan
 from pathlib import Path
 
 from anchor_lab.experiments.compare.figure import OURS
@@ -34,6 +35,7 @@ def values(results: dict) -> dict:
         "dense": dense(rows, texts),
         "worst": percent(measure.WORST),
         "classes": list(CLASSES),
+        "eighths": [f"{at}/{measure.EIGHTHS}" for at in range(1, measure.EIGHTHS + 1)],
         "ours": [
             [row["configuration"], percent(row["density"]), percent(row["total_cost"]),
              *lost_in(figure.data_lost(row), texts)]
@@ -41,7 +43,12 @@ def values(results: dict) -> dict:
         ],
         "levels": [of_level(rows, theta, budget, texts) for theta in goals for budget in BUDGETS],
         "tokens_lost": [
-            {"theta": f"{theta:g}", "lines": by_token(rows, theta)} for theta in goals
+            {
+                "theta": f"{theta:g}",
+                "lines": by_token(rows, theta),
+                "eighths": by_eighth(rows, theta, settings["tokens"]),
+            }
+            for theta in goals
         ],
     }  # fmt: skip
 
@@ -117,6 +124,16 @@ def by_token(rows: list[dict], theta: float) -> list[list[str]]:
             ]
         )
     return table
+
+
+def by_eighth(rows: list[dict], theta: float, tokens: int) -> list[list[str]]:
+    """By method, for as many pairs: nats a token by eighths of a group."""
+    found = figure.data_at(rows, "density", figure.data_level(rows, "density", theta))
+    return [
+        [name, *("–" if isnan(x) else signed(x) for x in figure.data_eighths(lost, tokens))]
+        for name, lost in found.items()
+        if lost is not None
+    ]
 
 
 EXPERIMENT = Experiment(

@@ -122,7 +122,8 @@ def test_pairs_and_losses_come_from_their_own_results():
     }
     lost = {
         "method": "AnchorAttention", "configuration": "theta=12", "density": 0.6,
-        "total_cost": 0.7, "runs": {"prose": [0.25, 0.25]}, "classes": {}, "worst": {},
+        "total_cost": 0.7, "runs": {"prose": [0.25, 0.25]}, "classes": {}, "eighths": {},
+        "worst": {},
     }  # fmt: skip
     one = values(
         {"crossover": CROSSOVER, "lengths": lengths, "losses": {"settings": {}, "rows": [lost]}}

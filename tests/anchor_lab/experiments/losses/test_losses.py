@@ -114,6 +114,9 @@ def test_a_row_tells_what_the_logits_say(model, tokens):
         kinds = classes_of(tokens[at].tolist(), 128)[128:]
         sums = [lost[at][kinds == place].sum().item() for place in range(len(CLASSES))]
         assert row["classes"][text] == pytest.approx(sums, abs=5e-3)
+        eighths = [lost[at][16 * part : 16 * part + 16].sum().item() for part in range(8)]
+        eighths[0] += lost[at][128:].sum().item()  # the third group has three predictions
+        assert row["eighths"][text] == pytest.approx(eighths, abs=5e-3)
         assert row["worst"][text] == pytest.approx(lost[at].max().item(), abs=2e-3)
     own = reader.row(None)
     assert own["density"] == own["total_cost"] == 1
@@ -158,6 +161,7 @@ def pretend(spent):
     def read_one(method):
         density, cost = (1.0, 1.0) if method is None else spent[method]
         by_text = {"runs": {"t": [1 - density] * 4}, "classes": {"t": [0.0, 0.0, 1 - density]}}
+        by_text["eighths"] = {"t": [0.0] * 8}
         return {"density": density, "total_cost": cost, "worst": {"t": 0.1}, **by_text}
 
     return read_one
@@ -237,7 +241,9 @@ def made(name, label, density, cost, runs, classes, **more):
     return {
         "method": name, "configuration": label, "density": density, "total_cost": cost,
         "executed_density": cost, "runs": {"prose": runs, "chat": runs},
-        "classes": {"prose": classes, "chat": classes}, "worst": {"prose": 1.0, "chat": 1.0},
+        "classes": {"prose": classes, "chat": classes},
+        "eighths": {"prose": [sum(classes)] + [0.0] * 7, "chat": [0.0] * 8},
+        "worst": {"prose": 1.0, "chat": 1.0},
         **more,
     }  # fmt: skip
 
@@ -290,6 +296,18 @@ def test_tokens_of_a_kind_lose_by_the_token_and_by_their_share(results):
     ]  # fmt: skip
     assert line["TokenTopK"][4:] == ["–"] * 4  # it may lose nothing
     assert "XAttention" not in line
+
+
+def test_rows_lose_by_their_place_in_the_group(results):
+    ours = figure.data_lost(results["rows"][1])
+    # 5 nats in one of two texts; of 8192 tokens three groups count, without the last row.
+    found = figure.data_eighths(ours, 8192)
+    assert found == pytest.approx([5 / (2 * 3 * 256)] + [0.0] * 7)
+    few = figure.data_eighths(ours, 2304)
+    assert few[0] == pytest.approx(5 / (2 * 255))
+    assert few[1] != few[1]  # no row lies there
+    (lines, *_) = (one["eighths"] for one in values(results)["tokens_lost"])
+    assert [line[0] for line in lines][:2] == ["TokenTopK", "StreamingLLM"]
 
 
 def test_the_page_counts_as_less_what_lies_below_both_intervals(results):
