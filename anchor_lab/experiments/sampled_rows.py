@@ -53,7 +53,7 @@ class Sampled:
         return self.recall.quantile(0.1, -1)
 
 
-def spread_blocks(n: int, count: int) -> list[range]:
+def spread_blocks(n: int, count: int, phase: float = 0.0) -> list[range]:
     """Blocks of 128 query rows, one from each of `count` equal parts of the prompt.
 
     Where in its part moves by the golden ratio from part to part: blocks with an equal step would
@@ -63,18 +63,22 @@ def spread_blocks(n: int, count: int) -> list[range]:
     Args:
         n: N.
         count: at least 1; as many as there are blocks, or more, take them all, the last too.
+        phase: moves all of them inside their parts, in [0, 1): with phases evenly spread, as of
+            several layers, each place in a group is looked at about equally often.
 
     Raises:
-        ValueError: `count` is below 1.
+        ValueError: `count` is below 1, or `phase` is outside its range.
     """
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
+    if not 0 <= phase < 1:
+        raise ValueError(f"phase must be in [0, 1), got {phase}")
     blocks = token_blocks(n, ROWS)
     if count >= len(blocks):
         return blocks
     edges = [len(blocks) * part // count for part in range(count + 1)]
     places = [
-        low + int((part + 1) * GOLDEN % 1 * (high - low))
+        low + int(((part + 1) * GOLDEN + phase) % 1 * (high - low))
         for part, (low, high) in enumerate(pairwise(edges))
     ]
     return [blocks[place] for place in sorted({min(x, len(blocks) - 2) for x in places})]

@@ -16,7 +16,7 @@ times      prefills with a mark before and after each layer's attention: dense b
            and by cuDNN, and AnchorAttention with the tail of models
 
 Recall and pairs are those of all rows. The output error is of 32 blocks of 128 rows, spread over
-the prompt: those of them that lie beyond the first group.
+the prompt and others in every layer: those of them that lie beyond the first group.
 
 Expected on an H200, from counting and not measured. heads: at 65 536 tokens a layer has 2·10¹⁰
 scores, 9 heads of N²/2, and for all θ together each passes memory some eight times in float32:
@@ -247,20 +247,23 @@ def head_jobs(store: Store, model, texts: dict[str, Tensor], sizes: Sizes) -> It
             for layer, x in captured.items():
                 if time.monotonic() > until:
                     return False
-                store.add([{**key, "layer": layer, **heads(x.to(model.device))}])
+                phase = layer / model.config.num_hidden_layers
+                store.add([{**key, "layer": layer, **heads(x.to(model.device), phase=phase)}])
             return True
 
         if left:
             yield job
 
 
-def heads(x: Captured, config: AnchorConfig | None = None, blocks: int = BLOCKS) -> dict:
+def heads(
+    x: Captured, config: AnchorConfig | None = None, blocks: int = BLOCKS, phase: float = 0.0
+) -> dict:
     """What the heads of a layer keep and lose at each of `THETAS`, in float32, without a tail.
 
     Args:
         x: of a layer that read one prompt, longer than a group.
         config: sizes; its θ plays no part. None: as published.
-        blocks: of 128 rows, of which the output error is.
+        blocks, phase: of 128 rows, of which the output error is; see `spread_blocks`.
 
     Returns:
         "floor", the density without stripes, and for each θ: "density", "recall", "recall_p10",
@@ -283,7 +286,9 @@ def heads(x: Captured, config: AnchorConfig | None = None, blocks: int = BLOCKS)
         at = replace(config, theta=theta)
         plan = identify_stripes(q, k, anchor, at, scale)
         selections.append(stripe_selection(plan, at, n, 0.0, 64))
-    looked = evaluate_rows(q, k, v, selections, scale, spread_blocks(n, blocks), config.group_size)
+    looked = evaluate_rows(
+        q, k, v, selections, scale, spread_blocks(n, blocks, phase), config.group_size
+    )
     error = torch.stack([one.output_error[0] for one in looked])
     density = curve.density[:, 0]
     found = {

@@ -98,7 +98,9 @@ def prefills(model, tokens: Tensor, ways, rounds: int, clock) -> dict[str, dict]
 
     def once(way: str) -> dict:
         with _way(model, way):
-            return {"status": "ok", "found": watched(model, tokens, clock)}
+            whole, layers, tensors = watched(model, tokens, clock)
+            backend = chosen_backend(*tensors) if way == SDPA else None
+            return {"status": "ok", "found": (whole, layers, backend)}
 
     for around in range(rounds + 2):  # the first two warm up
         for way in [way for way in ways if way not in failed]:
@@ -118,7 +120,7 @@ def prefills(model, tokens: Tensor, ways, rounds: int, clock) -> dict[str, dict]
                 for layer in zip(*(layers for _, layers in rows), strict=True)
             ],
             "share": round(statistics.median(sum(layers) / whole for whole, layers in rows), 4),
-            "backend": backends[way] if way == SDPA else None,
+            "backend": backends[way],
         }
         for way, rows in taken.items()
         if way not in failed
@@ -126,11 +128,13 @@ def prefills(model, tokens: Tensor, ways, rounds: int, clock) -> dict[str, dict]
 
 
 @torch.no_grad()
-def watched(model, tokens: Tensor, clock) -> tuple[float, list[float], str]:
+def watched(
+    model, tokens: Tensor, clock
+) -> tuple[float, list[float], tuple[Tensor, Tensor, Tensor]]:
     """Milliseconds of one prefill, and of the attention of each of its layers.
 
     Returns:
-        (whole, layers, name of the backend that PyTorch chooses for such a layer).
+        (whole, layers, what the first layer's attention was given).
     """
     marks, first_call = [], []
 
@@ -151,7 +155,7 @@ def watched(model, tokens: Tensor, clock) -> tuple[float, list[float], str]:
         end = clock.mark()
         clock.wait()
     layers = [clock.ms(*pair) for pair in marks]
-    return clock.ms(start, end), layers, chosen_backend(*first_call[0])
+    return clock.ms(start, end), layers, first_call[0]
 
 
 def chosen_backend(q: Tensor, k: Tensor, v: Tensor) -> str:

@@ -12,8 +12,9 @@ next code, then chat, and so on. There the oracles, which bound others and are n
 swept with every second of their configurations.
 
 Recall and output error are those of the rows beyond the first 2048, which methods with groups keep
-whole. Sixteen blocks of 128 rows, one from each sixteenth of the prompt, stand for all rows, and
-the last block is none of them: what a method keeps of it for its own sake counts neither way.
+whole. Sixteen blocks of 128 rows, one from each sixteenth of the prompt and others in every layer,
+stand for all rows; the last block is none of them: what a method keeps of it for its own sake
+counts neither way.
 Executed pairs and pairs scored to choose are exact where a method has tiles; elsewhere those kept
 are executed. Scores are float32, no tail, no correction.
 
@@ -142,9 +143,14 @@ def measure(chosen: argparse.Namespace) -> int:
 
 @dataclass(frozen=True)
 class Cell:
-    """A layer that reads some texts, and the methods that choose in it, by their sweeps."""
+    """A layer that reads some texts, and the methods that choose in it, by their sweeps.
+
+    Attributes:
+        phase: of its blocks of rows, see `spread_blocks`.
+    """
 
     layer: int
+    phase: float
     texts: tuple[str, ...]
     methods: dict[str, dict[str, Method]]
 
@@ -171,9 +177,15 @@ def cells(n: int, sizes: Sizes, layers: int, methods: Sequence[str] | None = Non
         elif in_turn and name in ORACLES:
             labels = labels[:: sizes.step]
         chosen[name] = {label: labelled[label] for label in labels}
+    there = range(0, layers, sizes.every)
     return [
-        Cell(layer, (TEXTS[place % len(TEXTS)],) if in_turn else TEXTS, chosen)
-        for place, layer in enumerate(range(0, layers, sizes.every))
+        Cell(
+            layer,
+            place / len(there),
+            (TEXTS[place % len(TEXTS)],) if in_turn else TEXTS,
+            chosen,
+        )
+        for place, layer in enumerate(there)
     ]
 
 
@@ -212,7 +224,7 @@ def fill(
                 if time.monotonic() > until:
                     return False
                 one = [captured[text][cell.layer].to(model.device) for text in some]
-                found = of_layer(one, cell.methods[name])
+                found = of_layer(one, cell.methods[name], cell.phase)
                 key = {"length": n, "layer": cell.layer, "method": name}
                 rows += [{**key, "text": some[place], **row} for place, row in found]
         finally:
@@ -237,6 +249,7 @@ def captures(model, texts: dict[str, Tensor], n: int, left) -> dict[str, dict[in
 def of_layer(
     captured: Sequence[Captured],
     methods: dict[str, Method],
+    phase: float = 0.0,
     blocks: int = BLOCKS,
     group_size: int = GROUP,
 ) -> Iterator[tuple[int, dict]]:
@@ -245,6 +258,7 @@ def of_layer(
     Args:
         captured: of one layer, one prompt each, all of one length.
         methods: configurations by label.
+        phase: of the blocks, see `spread_blocks`.
         blocks: of 128 rows, that stand for all.
         group_size: rows of the first group.
 
@@ -256,7 +270,7 @@ def of_layer(
     scale, n = x[0].scaling, q.shape[2]
     with torch.no_grad():
         selections = [method.select(q, k, scale) for method in methods.values()]
-    looked = evaluate_rows(q, k, v, selections, scale, spread_blocks(n, blocks), group_size)
+    looked = evaluate_rows(q, k, v, selections, scale, spread_blocks(n, blocks, phase), group_size)
     for label, one in zip(methods, looked, strict=True):
         recall = one.recall.double().mean(-1)  # [texts, Hq]
         found = {

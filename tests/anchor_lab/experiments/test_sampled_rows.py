@@ -88,6 +88,21 @@ def test_the_blocks_see_windows_as_all_rows_do(n, count):
     assert kept / every == pytest.approx(density_floor(config, n, n).item(), rel=0.012)
 
 
+@pytest.mark.parametrize(("n", "count"), [(8192, 16), (32_768, 16)])
+def test_ten_layers_look_at_all_places_of_a_group(n, count):
+    places = [0] * 16
+    for layer in range(10):
+        blocks = spread_blocks(n, count, layer / 10)
+        assert len(blocks) == count
+        assert blocks[-1].stop < n
+        for rows in blocks:
+            places[rows.start // 128 % 16] += rows.start >= 2048
+    mean = sum(places) / 16
+    # The last place of the last group has gone to the one before.
+    assert all(0.75 * mean <= times <= 1.35 * mean for times in places[:14]), places
+    assert places[14] + places[15] == pytest.approx(2 * mean, rel=0.1)
+
+
 def test_as_many_blocks_as_there_are_are_all_of_them():
     assert spread_blocks(300, 3) == [range(128), range(128, 256), range(256, 300)]
     assert spread_blocks(100, 16) == [range(100)]
@@ -98,6 +113,8 @@ def test_as_many_blocks_as_there_are_are_all_of_them():
 def test_no_block_and_no_row_beyond_are_refused(inputs):
     with pytest.raises(ValueError, match="count must be at least 1, got 0"):
         spread_blocks(300, 0)
+    with pytest.raises(ValueError, match=r"phase must be in \[0, 1\), got 1"):
+        spread_blocks(300, 2, 1.0)
     q, k, v = inputs
     selection = METHODS[1].select(q, k, 0.25)
     with pytest.raises(ValueError, match="blocks must have a row beyond the first 128"):

@@ -85,7 +85,7 @@ def anchor_out(x, config):
 
 def test_few_blocks_give_the_error_of_their_own_rows(layer, monkeypatch):
     config = AnchorConfig(block_size=8, step=2)
-    monkeypatch.setattr(measure, "spread_blocks", lambda n, count: [range(128, 170)])
+    monkeypatch.setattr(measure, "spread_blocks", lambda n, count, phase: [range(128, 170)])
     found = measure.heads(layer, config)
     dense = dense_attention(layer.q, layer.k, layer.v, 0.25)
     for place, theta in enumerate(measure.THETAS):
@@ -225,7 +225,9 @@ def test_what_is_there_is_not_measured_again_and_time_ends_a_run(out, tmp_path, 
     settings = dict(whole["settings"])
     Store(path, measure.KEY, settings, whole["runs"][0]).add(left)
     asked, original = [], measure.heads
-    monkeypatch.setattr(measure, "heads", lambda x: asked.append(x.layer) or original(x))
+    monkeypatch.setattr(
+        measure, "heads", lambda x, phase: asked.append(x.layer) or original(x, phase=phase)
+    )
     monkeypatch.setattr(measure, "reads", None)  # all are there
     assert run(path, "--parts", "heads", "--time-s", "0") == 1
     assert asked == []

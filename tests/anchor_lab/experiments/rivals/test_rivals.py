@@ -58,6 +58,7 @@ def test_at_a_trained_length_all_texts_are_read_by_each_layer_and_all_that_is_sw
     cells = measure.cells(8192, measure.FULL, 30)
     assert [cell.layer for cell in cells] == list(range(0, 30, 3))
     assert all(cell.texts == measure.TEXTS for cell in cells)
+    assert [cell.phase for cell in cells] == [at / 10 for at in range(10)]
     counts = {name: len(one) for name, one in cells[0].methods.items()}
     assert counts == {name: len(method.sweep()) for name, method in METHODS.items()}
 
@@ -126,16 +127,16 @@ def test_a_later_run_measures_what_is_missing_alone(out, tmp_path, monkeypatch):
     Store(path, measure.KEY, whole["settings"], text=measure.TEXT_COLUMNS).add(left)
     asked, original = [], measure.of_layer
 
-    def noted(captured, methods):
-        asked.append((captured[0].layer, len(captured), next(iter(methods))))
-        return original(captured, methods)
+    def noted(captured, methods, phase):
+        asked.append((captured[0].layer, phase, len(captured), next(iter(methods))))
+        return original(captured, methods, phase)
 
     monkeypatch.setattr(measure, "of_layer", noted)
     methods = ["--methods", "Dense", "StreamingLLM", "AnchorAttention"]
     assert run(path, *methods, "--time-s", "-1") == 1
     assert asked == []
     assert run(path, *methods) == 0
-    assert asked == [(0, 1, "init=16 window=128"), (5, 1, "theta=1")]
+    assert asked == [(0, 0.0, 1, "init=16 window=128"), (5, 0.5, 1, "theta=1")]
     assert run(path, *methods) == 0  # nothing is left
     key = measure.KEY
     again = {tuple(row[name] for name in key): row for row in EXPERIMENT.read(path)["rows"]}
@@ -147,12 +148,12 @@ def test_a_later_run_measures_what_is_missing_alone(out, tmp_path, monkeypatch):
 def test_what_was_measured_of_a_layer_is_kept_when_the_time_is_over(tmp_path, monkeypatch):
     store = Store(tmp_path / "a.csv", measure.KEY, {}, text=measure.TEXT_COLUMNS)
     methods = {name: {"default": METHODS[name]()} for name in ("Dense", "StreamingLLM", "MoBA")}
-    plan = [measure.Cell(0, ("prose",), methods)]
+    plan = [measure.Cell(0, 0.0, ("prose",), methods)]
     clock = iter([0.0, 1.0, 2.0, 3.0])
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(measure, "captures", lambda *_: {"prose": {0: layer(0)}})
     row = {"configuration": "default", **dict.fromkeys(measure.MEASURES, 0.5)}
-    monkeypatch.setattr(measure, "of_layer", lambda captured, methods: iter([(0, row)]))
+    monkeypatch.setattr(measure, "of_layer", lambda captured, methods, phase: iter([(0, row)]))
     model = type("Model", (), {"device": "cpu"})
     assert not measure.fill(store, model, {}, 200, plan, 2.5)
     assert [row["method"] for row in store.rows] == ["Dense", "StreamingLLM"]
