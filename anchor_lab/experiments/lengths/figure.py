@@ -1,6 +1,6 @@
 """What grows with the length: curves of density, recall, error, loss and time."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import mean
 
 from anchor_lab.drawing.style import ACCENT, INK, MUTED, STRIPE, TAIL, WINDOW, caption, use_style
@@ -99,11 +99,12 @@ def _lengths(ax, lengths: Sequence[int]) -> None:
     ax.set_xlabel("N, tokens")
 
 
-def _percents(ax) -> None:
+def _in_words(ax, say: Callable[[float], str]) -> None:
+    """Ticks of a logarithmic axis at 1, 2 and 5, as people write them."""
     from matplotlib.ticker import FuncFormatter, LogLocator
 
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g} %"))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda x, _: say(x)))
     ax.yaxis.set_minor_formatter(lambda *_: "")
 
 
@@ -131,7 +132,7 @@ def draw_density(found: dict[int, dict], ax) -> None:
         label="no stripes",
     )
     ax.set(yscale="log", ylabel="pairs kept, of all causal pairs")
-    _percents(ax)
+    _in_words(ax, lambda share: f"{100 * share:g} %")
     _lengths(ax, list(found))
     ax.legend(loc="lower left")
 
@@ -170,6 +171,7 @@ def draw_times(times: dict[int, dict[str, dict]], ax) -> None:
         if points:
             ax.plot(*zip(*points, strict=True), line, color=colour, marker="o", ms=3, label=way)
     ax.set(yscale="log", ylabel="ms a prefill")
+    _in_words(ax, lambda ms: f"{ms:g}")
     _lengths(ax, list(times))
     ax.legend(loc="upper left")
 

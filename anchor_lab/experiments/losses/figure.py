@@ -145,6 +145,16 @@ def data_eighths(lost: Lost, tokens: int) -> list[float]:
     ]
 
 
+def _nats(ax) -> None:
+    """Linear up to .01, then logarithmic; what is drawn sets the ends."""
+    ax.axvline(0, color=INK, lw=0.6)
+    ax.set_xscale("symlog", linthresh=0.01)
+    low, high = ax.get_xlim()
+    ticks = [x for x in (-0.1, -0.01, 0, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+             if low <= x <= high]  # fmt: skip
+    ax.set_xticks(ticks, [f"{x:g}".replace("-", "−") for x in ticks])
+
+
 def draw_lost(found: dict[str, Lost | None], ax) -> None:
     """Who loses least?"""
     names = list(found)
@@ -156,8 +166,7 @@ def draw_lost(found: dict[str, Lost | None], ax) -> None:
         (low, high), colour = lost.interval, colour_of(name)
         ax.plot([low, high], [place, place], color=colour, lw=1)
         ax.plot([lost.mean], [place], "o", color=colour, ms=4)
-    ax.axvline(0, color=INK, lw=0.6)
-    ax.set_xscale("symlog", linthresh=0.01)
+    _nats(ax)
     ax.set_yticks(range(len(names)), names, fontsize=8)
     for tick, name in zip(ax.get_yticklabels(), names, strict=True):
         tick.set_color(STRIPE if name == OURS else INK)
@@ -177,8 +186,7 @@ def draw_classes(rows: Sequence[dict], found: dict[str, Lost | None], ax) -> Non
             ms=3.5,
             label=name,
         )
-    ax.axvline(0, color=INK, lw=0.6)
-    ax.set_xscale("symlog", linthresh=0.01)
+    _nats(ax)
     ax.set_yticks(range(len(names)), names, fontsize=8)
     ax.set(ylim=(len(names) - 0.4, -0.6), xlabel="loss − dense, nats a token of the kind")
     ax.grid(axis="y", color="#EEEEEE", zorder=0)
