@@ -11,11 +11,14 @@ from collections.abc import Sequence
 
 from anchor_lab.cli import print_anything
 from anchor_lab.experiments.ablations import page as ablations
+from anchor_lab.experiments.advice import page as advice
 from anchor_lab.experiments.answers import page as answers
 from anchor_lab.experiments.attention import page as attention
 from anchor_lab.experiments.compare import page as compare
 from anchor_lab.experiments.crossover import page as crossover
 from anchor_lab.experiments.experiment import Experiment
+from anchor_lab.experiments.lengths import page as lengths
+from anchor_lab.experiments.losses import page as losses
 from anchor_lab.experiments.model import page as model
 from anchor_lab.experiments.outliers import page as outliers
 from anchor_lab.experiments.parallel import page as parallel
@@ -23,6 +26,7 @@ from anchor_lab.experiments.questions import page as questions
 from anchor_lab.experiments.reference import page as reference
 from anchor_lab.experiments.retrieval import page as retrieval
 from anchor_lab.experiments.retrieval import written
+from anchor_lab.experiments.rivals import page as rivals
 from anchor_lab.experiments.side_by_side import page as side_by_side
 from anchor_lab.experiments.smollm2 import page as smollm2
 
@@ -41,6 +45,10 @@ EXPERIMENTS: dict[str, Experiment] = {
         smollm2,
         answers,
         crossover,
+        lengths,
+        rivals,
+        losses,
+        advice,
         side_by_side,
         outliers,
     )

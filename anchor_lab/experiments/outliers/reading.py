@@ -172,8 +172,16 @@ def density(kept: Sequence[Bool[Tensor, "B Hq _"]], config: AnchorConfig, n: int
 @torch.no_grad()
 def token_losses(model, tokens: Int[Tensor, "1 N"]) -> Float[Tensor, "L"]:
     """Loss of each row's prediction of the next token, nats, `[N - 1]` float32 on the CPU."""
-    hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[0, :-1]
-    targets = tokens[0, 1:]
+    hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+    return losses_after(model, hidden[0], tokens[0])
+
+
+@torch.no_grad()
+def losses_after(
+    model, hidden: Float[Tensor, "N H"], tokens: Int[Tensor, "N"]
+) -> Float[Tensor, "L"]:
+    """The same from what comes out of the last layer; of few rows at a time, logits are large."""
+    hidden, targets = hidden[:-1], tokens[1:]
     found = [
         F.cross_entropy(
             model.get_output_embeddings()(hidden[start : start + LOGITS]).float(),

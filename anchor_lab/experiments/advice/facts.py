@@ -1,0 +1,102 @@
+"""The two questions of a model's owner, answered by numbers of other experiments' results.
+
+faster from    the shortest prompt from which on every measured one was read faster
+kept           answers found, beside those that dense attention finds, over all tasks together
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from anchor_lab.experiments.answers.counts import Counts
+from anchor_lab.experiments.answers.page import data_cells, data_totals
+from anchor_lab.experiments.crossover.figure import data_prefills
+from anchor_lab.experiments.lengths.figure import data_heads, data_times
+from anchor_lab.experiments.lengths.prefills import CUDNN, SDPA
+
+MODEL = "smollm2"
+THETA = 12.0
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """A prefill of one length, by what computed its attention.
+
+    Attributes:
+        sdpa, always, auto: milliseconds: dense; AnchorAttention; whichever a model expects to be
+            faster, with the cost of deciding.
+        sparse_layers: in which "auto" ran AnchorAttention.
+    """
+
+    sdpa: float
+    always: float
+    auto: float
+    sparse_layers: int
+
+    @property
+    def gain(self) -> float:
+        """How many times as fast AnchorAttention is as dense attention."""
+        return self.sdpa / self.always
+
+
+def prefills(rows: Sequence[dict], model: str = MODEL) -> dict[int, Prefill]:
+    """By length what was measured in all three ways, from the rows of `crossover`."""
+    found = {}
+    for n, ways in data_prefills(rows).get(model, {}).items():
+        if {"sdpa", "auto", "always"} <= ways.keys():
+            ms = {way: row["ms"]["median"] for way, row in ways.items()}
+            sparse = ways["auto"]["sparse_layers"]
+            found[n] = Prefill(ms["sdpa"], ms["always"], ms["auto"], sparse)
+    return found
+
+
+def faster_from(found: dict[int, Prefill]) -> int | None:
+    """The shortest length from which on all were read faster; None where the longest was not."""
+    faster = None
+    for n in sorted(found, reverse=True):
+        if found[n].gain <= 1:
+            break
+        faster = n
+    return faster
+
+
+def most_gain(rows: Sequence[dict]) -> dict[int, tuple[float, float]]:
+    """By length attention's share of a dense prefill, and the gain if attention took no time.
+
+    From the rows of `lengths`, of the faster of the two dense ways.
+    """
+    found = {}
+    for n, ways in data_times(rows).items():
+        dense = [ways[way] for way in (SDPA, CUDNN) if way in ways]
+        if dense:
+            share = min(dense, key=lambda row: row["whole_ms"]["median"])["share"]
+            found[n] = (share, 1 / (1 - share))
+    return found
+
+
+def pairs_kept(results: dict) -> dict[int, dict[str, float]]:
+    """By length "density" and "recall" at the published θ, from the results of `lengths`."""
+    found = data_heads(results["rows"], results["settings"]["thetas"])
+    names = ("density", "recall")
+    return {n: {name: x["thetas"][THETA][name] for name in names} for n, x in found.items()}
+
+
+def answers(rows: Sequence[dict], ways: Sequence[str]) -> dict[int, dict[str, Counts]]:
+    """By length and way the answers over all tasks that dense attention itself finds enough of."""
+    cells = {
+        cell: found
+        for cell, found in data_cells(list(rows)).items()
+        if found["dense"].says_something
+    }
+    totals: dict[int, dict[str, Counts]] = {}
+    for (n, way), one in data_totals(cells, list(ways)).items():
+        totals.setdefault(n, {})[way] = one
+    return totals
+
+
+def lost_cells(rows: Sequence[dict], way: str) -> list[tuple[tuple[int, str, str], Counts]]:
+    """The cells in which a way finds too few, beside dense attention."""
+    return [
+        (cell, found[way])
+        for cell, found in data_cells(list(rows)).items()
+        if way in found and found["dense"].says_something and not found[way].keeps()
+    ]

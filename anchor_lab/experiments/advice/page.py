@@ -1,0 +1,176 @@
+"""Should I use it? From which length on it is faster, and whether answers survive.
+
+    python -m anchor_lab advice    writes advice.md from the results that lie beside it
+
+Measures nothing: every number is of the experiments crossover, answers, lengths and losses, read
+from their files. What is not there is said to be missing. `anchor-ref inspect` answers the same
+for another model, on its owner's text.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from anchor_lab.experiments import store
+from anchor_lab.experiments.advice import facts
+from anchor_lab.experiments.answers.counts import MARGIN, Counts, shown
+from anchor_lab.experiments.compare.figure import OURS
+from anchor_lab.experiments.experiment import Experiment
+from anchor_lab.experiments.losses.figure import data_lost
+from anchor_lab.experiments.page import digits, number, percent, render, spaced
+from anchor_models.backend import TAIL
+
+SOURCES = ("crossover", "answers", "lengths", "losses")
+DEFAULT, PAPER = f"tail {TAIL}", "tail 0"  # ways of answers: as in models, as published
+
+
+def gather(out: Path) -> dict:
+    """Results of each of `SOURCES` by name, those that are there.
+
+    Args:
+        out: the page, in a folder beside theirs.
+    """
+    files = {name: out.parent.parent / name / f"{name}.json" for name in SOURCES}
+    return {name: store.read(path) for name, path in files.items() if path.exists()}
+
+
+def measure(options: argparse.Namespace) -> int:
+    """Nothing is measured; 2 with a line on stderr where there is nothing to read."""
+    if "crossover" not in gather(options.out):
+        print(
+            "python -m anchor_lab crossover must come first: there are no times", file=sys.stderr
+        )
+        return 2
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    return 0
+
+
+def page(results: dict, _path: Path) -> str:
+    """The answers as Markdown."""
+    return render("advice/page.md.j2", **values(results))
+
+
+def values(results: dict) -> dict:
+    """What the template is filled with."""
+    times = facts.prefills(results["crossover"]["rows"])
+    lengths, asked, lost = (results.get(name) for name in ("lengths", "answers", "losses"))
+    return {
+        "sources": [f"[{name}](../{name}/{name}.md)" for name in SOURCES if name in results],
+        "missing": [name for name in SOURCES if name not in results],
+        "device": results["crossover"]["settings"]["device"],
+        "tail": TAIL,
+        "margin": f"{100 * MARGIN:g}",
+        "faster": faster(times),
+        "times": table_of_times(
+            times,
+            facts.most_gain(lengths["rows"]) if lengths else {},
+            facts.pairs_kept(lengths) if lengths else {},
+        ),
+        "answers": answers(asked["rows"]) if asked else None,
+        "losses": losses(lost) if lost else [],
+    }
+
+
+def faster(times: dict[int, facts.Prefill]) -> dict:
+    """From which length on, and by how much."""
+    start = facts.faster_from(times)
+    slower = [n for n in times if times[n].gain <= 1]
+    worst = min(slower, key=lambda n: times[n].gain) if slower else None
+    return {
+        "from": None if start is None else spaced(start),
+        "longest": spaced(max(times)) if times else None,
+        "gains": [
+            f"{times[n].gain:.2f} times as fast at {spaced(n)}"
+            for n in sorted(times)
+            if start is not None and n >= start
+        ],
+        "worst": None if worst is None else [spaced(worst), f"{1 / times[worst].gain:.2f}"],
+        "auto": [
+            spaced(n)
+            for n, x in sorted(times.items())
+            if x.sparse_layers == 0 and start is not None and n >= start
+        ],
+    }
+
+
+def table_of_times(times: dict, gains: dict, kept: dict) -> list[list[str]]:
+    """A row for each length: prefills, gain, what attention leaves to gain, what is kept."""
+    return [
+        [
+            spaced(n),
+            number(x.sdpa),
+            number(x.always),
+            f"{x.gain:.2f}",
+            number(x.auto),
+            "AnchorAttention" if x.sparse_layers else "dense",
+            percent(gains[n][0]) if n in gains else "–",
+            digits(gains[n][1], 2) if n in gains else "–",
+            percent(kept[n]["density"]) if n in kept else "–",
+            digits(kept[n]["recall"], 3) if n in kept else "–",
+        ]
+        for n, x in sorted(times.items())
+    ]
+
+
+def answers(rows: list[dict]) -> dict:
+    """What the tail of models finds, and the method as published."""
+    ways = list(dict.fromkeys(row["way"] for row in rows if row["way"].startswith("tail ")))
+    found = facts.answers(rows, ways)
+    default = {n: x[DEFAULT] for n, x in found.items() if DEFAULT in x}
+    paper = {n: x[PAPER] for n, x in found.items() if PAPER in x}
+    return {
+        "kept": [spaced(n) for n, one in default.items() if one.keeps()],
+        "lost": [_line(n, one) for n, one in default.items() if not one.keeps()],
+        "paper_lost": [_line(n, one) for n, one in paper.items() if not one.keeps()],
+        "cells": [
+            [spaced(n), task, placement, shown(x.dense, x.prompts), shown(x.ours, x.prompts)]
+            for (n, task, placement), x in facts.lost_cells(rows, DEFAULT)
+        ],
+        "ways": ways,
+        "table": [
+            [spaced(n), _dense(x), *(_ours(x[way]) if way in x else "–" for way in ways)]
+            for n, x in found.items()
+        ],
+    }
+
+
+def _dense(by_way: dict[str, Counts]) -> str:
+    one = next(iter(by_way.values()))
+    return shown(one.dense, one.prompts)
+
+
+def _ours(one: Counts) -> str:
+    return shown(one.ours, one.prompts)
+
+
+def _line(n: int, one: Counts) -> str:
+    return (
+        f"{spaced(n)} tokens, {one.ours} of {one.prompts} where dense attention finds {one.dense}"
+    )
+
+
+def losses(results: dict) -> list[list[str]]:
+    """What a text's predictions lose by θ, without a tail."""
+    ours = [row for row in results["rows"] if row["method"] == OURS]
+    table = []
+    for row in sorted(ours, key=lambda row: row["density"]):
+        low, high = data_lost(row).interval
+        mean = data_lost(row).mean
+        table.append(
+            [
+                row["configuration"],
+                percent(row["density"]),
+                f"{mean:.4f} ({low:.4f} to {high:.4f})".replace("-", "−"),
+            ]
+        )
+    return table
+
+
+EXPERIMENT = Experiment(
+    name="advice",
+    about=__doc__,
+    measure=measure,
+    page=page,
+    file="advice/advice.md",
+    read=gather,
+)

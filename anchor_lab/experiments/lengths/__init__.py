@@ -1,0 +1,1 @@
+"""What grows with the length of a prompt: sparsity, loss, time."""

@@ -1,0 +1,1 @@
+"""All methods on a real language model: what recall costs."""

@@ -1,0 +1,144 @@
+"""The answers to a model's owner: read from other results, and said as they are."""
+
+import pytest
+
+from anchor_lab.experiments.advice import facts
+from anchor_lab.experiments.advice.page import EXPERIMENT, values
+from anchor_lab.experiments.lengths.measure import THETAS
+from anchor_lab.experiments.lengths.prefills import CUDNN, OURS, SDPA
+from anchor_lab.experiments.store import write_json
+from tests.tree import ROOT
+
+
+def prefill(n, sdpa, auto, always, sparse=0, model="smollm2"):
+    return [
+        {
+            "part": "prefill", "model": model, "keys": n, "way": way, "ms": {"median": ms},
+            "sparse_layers": sparse if way == "auto" else 0,
+        }
+        for way, ms in (("sdpa", sdpa), ("auto", auto), ("always", always))
+    ]  # fmt: skip
+
+
+TIMES = [
+    *prefill(1000, 10.0, 11.0, 8.0),  # faster by chance, and slower again beyond
+    *prefill(2000, 10.0, 11.0, 20.0),
+    *prefill(4000, 30.0, 31.0, 20.0),
+    *prefill(8000, 90.0, 31.0, 30.0, sparse=30),
+    *prefill(500, 10.0, 1.0, 1.0, model="random"),
+    {"part": "prefill", "model": "smollm2", "keys": 9000, "way": "sdpa", "ms": {"median": 1.0}},
+]
+CROSSOVER = {"settings": {"device": "a GPU"}, "rows": TIMES}
+
+
+def asked(n, task, way, found):
+    return {"length": n, "task": task, "placement": "end", "way": way, "found": found}
+
+
+ANSWERS = {
+    "settings": {},
+    "rows": [
+        asked(4000, "single", "dense", [1] * 10),
+        asked(4000, "single", "tail 0", [1] * 2 + [0] * 8),
+        asked(4000, "single", "tail 512", [1] * 10),
+        asked(8000, "single", "dense", [1] * 10),
+        asked(8000, "single", "tail 0", [0] * 10),
+        asked(8000, "single", "tail 512", [1] * 7 + [0] * 3),
+        asked(8000, "variable", "dense", [1] + [0] * 9),  # says nothing
+        asked(8000, "variable", "tail 512", [0] * 10),
+        asked(8000, "single", "XAttention", [1] * 10),
+    ],
+}
+
+
+def test_faster_means_from_there_on():
+    found = facts.prefills(TIMES)
+    assert list(found) == [1000, 2000, 4000, 8000]  # of 9000 tokens two ways are missing
+    assert facts.faster_from(found) == 4000
+    assert found[8000].gain == 3
+    assert facts.faster_from({n: found[n] for n in (1000, 2000)}) is None
+    assert facts.faster_from({}) is None
+
+
+def test_the_page_says_where_it_pays_and_where_not():
+    one = values({"crossover": CROSSOVER})
+    assert one["faster"] == {
+        "from": "4\u202f000",
+        "longest": "8\u202f000",
+        "gains": ["1.50 times as fast at 4\u202f000", "3.00 times as fast at 8\u202f000"],
+        "worst": ["2\u202f000", "2.00"],
+        "auto": ["4\u202f000"],
+    }
+    assert one["missing"] == ["answers", "lengths", "losses"]
+    text = EXPERIMENT.page({"crossover": CROSSOVER}, ROOT)
+    assert "On a GPU from 4\u202f000 tokens on: 1.50 times as fast" in text
+    assert (
+        "at 2\u202f000 tokens, where it takes 2.00 times as long: **do not use it there**" in text
+    )
+    assert "**Not measured yet:** answers, lengths, losses." in text
+    assert "(../answers/answers.md)" not in text
+
+
+def test_where_nothing_is_gained_it_says_do_not_use_it():
+    rows = prefill(1000, 10.0, 11.0, 12.0) + prefill(2000, 10.0, 11.0, 10.0)
+    text = EXPERIMENT.page({"crossover": {**CROSSOVER, "rows": rows}}, ROOT)
+    assert "it is not faster, up to 2\u202f000 tokens: **do not use it here**." in text
+
+
+def test_attention_bounds_the_gain_by_its_share_of_the_faster_dense_way():
+    def row(way, ms, share):
+        return {
+            "part": "times", "length": 8000, "way": way, "status": "ok",
+            "whole_ms": {"median": ms}, "share": share,
+        }  # fmt: skip
+
+    rows = [row(SDPA, 10.0, 0.5), row(CUDNN, 8.0, 0.2), row(OURS, 1.0, 0.9)]
+    assert facts.most_gain(rows) == {8000: pytest.approx((0.2, 1.25))}
+    assert facts.most_gain(rows[2:]) == {}
+
+
+def test_answers_are_said_to_be_kept_or_lost_by_length():
+    found = values({"crossover": CROSSOVER, "answers": ANSWERS})["answers"]
+    assert found["kept"] == ["4\u202f000"]
+    assert found["lost"] == ["8\u202f000 tokens, 7 of 10 where dense attention finds 10"]
+    assert len(found["paper_lost"]) == 2
+    assert [line[:3] for line in found["cells"]] == [["8\u202f000", "single", "end"]]
+    assert found["ways"] == ["tail 0", "tail 512"]
+    assert found["table"][1][2].startswith("0 of 10")
+    text = EXPERIMENT.page({"crossover": CROSSOVER, "answers": ANSWERS}, ROOT)
+    assert "yes at 4\u202f000 tokens, within 2 % of the prompts" in text
+    assert "**no** at 8\u202f000 tokens, 7 of 10 where dense attention finds 10: **do not" in text
+
+
+def test_pairs_and_losses_come_from_their_own_results():
+    ten = len(THETAS)
+    names = ("density", "recall", "recall_p10", "error")
+    heads = {name: [0.5] * ten for name in names}
+    ends = {name: [0.5] * ten for name in ("density_most", "recall_least", "error_most")}
+    cell = {"part": "heads", "length": 4000, "text": "code", "layer": 0, "floor": 0.1}
+    lengths = {
+        "settings": {"thetas": [None, *THETAS[1:]]},
+        "rows": [{**cell, **heads, **ends}],
+    }
+    lost = {
+        "method": "AnchorAttention", "configuration": "theta=12", "density": 0.6,
+        "total_cost": 0.7, "runs": {"prose": [0.25, 0.25]}, "classes": {}, "eighths": {},
+        "worst": {},
+    }  # fmt: skip
+    one = values(
+        {"crossover": CROSSOVER, "lengths": lengths, "losses": {"settings": {}, "rows": [lost]}}
+    )
+    assert [line[-2:] for line in one["times"]] == [
+        ["–", "–"], ["–", "–"], ["50 %", "0.500"], ["–", "–"],
+    ]  # fmt: skip
+    assert one["losses"] == [["theta=12", "60 %", "0.2500 (0.2500 to 0.2500)"]]
+
+
+def test_the_command_reads_what_lies_beside_it(tmp_path, capsys):
+    out = tmp_path / "advice" / "advice.md"
+    assert EXPERIMENT.run(["--out", str(out)]) == 2
+    assert "crossover must come first" in capsys.readouterr().err
+    (tmp_path / "crossover").mkdir()
+    write_json(tmp_path / "crossover" / "crossover.json", CROSSOVER["settings"], TIMES)
+    assert EXPERIMENT.run(["--out", str(out)]) == 0
+    assert "from 4\u202f000 tokens on" in out.read_text("utf-8")
