@@ -21,7 +21,7 @@ LONGEST_CELL = 30  # lines
 ABSOLUTE_PATH = re.compile(
     r"(?<![\w<:/.~)\]}-])/(?:[\w.+-]+/)+[\w.+-]*|\b[A-Za-z]:\\\w+|ipykernel_\d+"
 )
-FIGURE_CALL = re.compile(r"\bdraw_\w+\(|\bplt\.show\(|\bimshow\(")
+FIGURE_CALL = re.compile(r"\b(draw|show)_\w+\(|\bplt\.show\(|\bimshow\(")
 LINK = re.compile(r"(?<!!)\]\(([^()\s]+)\)")
 # A file of the repository in code type, maybe with the name of something in it.
 NAMED = re.compile(
