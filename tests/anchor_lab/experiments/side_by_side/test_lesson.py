@@ -3,7 +3,8 @@
 from matplotlib import pyplot as plt
 
 from anchor_lab.drawing import style
-from anchor_lab.experiments.side_by_side import course, figure
+from anchor_lab.experiments.side_by_side import figure
+from anchor_lab.experiments.side_by_side import lesson as course
 from anchor_lab.experiments.side_by_side.ladders import OURS
 from anchor_lab.experiments.store import read
 from tests.tree import RESULTS

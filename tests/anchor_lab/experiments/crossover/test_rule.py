@@ -5,7 +5,7 @@ import torch
 from matplotlib import pyplot as plt
 
 from anchor_lab.drawing import style
-from anchor_lab.experiments.crossover import course
+from anchor_lab.experiments.crossover import rule as course
 from anchor_lab.experiments.store import read
 from anchor_ref import AnchorConfig, StripePlan
 from anchor_ref.measure import density
