@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from anchor_lab.drawing.shapes import curve, label
-from anchor_lab.drawing.style import ACCENT, DIM, INK, MUTED, STRIPE, caption, show
+from anchor_lab.drawing.style import ACCENT, DIM, INK, MUTED, STRIPE, finish, panels
 
 
 def data_layer_errors(
@@ -47,14 +47,12 @@ def draw_layer_errors(together: list[float], alone: Mapping[int, list[float]], a
 
 def show_layer_errors(together: list[float], alone: Mapping[int, list[float]], where: str) -> None:
     """The figure of `draw_layer_errors`, with its words."""
-    from matplotlib import pyplot as plt
-
-    figure, ax = plt.subplots(figsize=(6.6, 3.4))
+    figure, ax = panels(size=(6.6, 3.4))
     draw_layer_errors(together, alone, ax)
-    ax.set_title(draw_layer_errors.__doc__.splitlines()[0])
-    caption(figure, f"{where}; grey: in one layer alone, from that layer on.")
-    show(
+    finish(
         figure,
+        draw_layer_errors.__doc__.splitlines()[0],
+        f"{where}; grey: in one layer alone, from that layer on.",
         "Relative error of the hidden state after each layer. Grey: made in one layer alone, and "
         "most lines fall from there. Orange: made in all layers; it is highest after layer 5.",
     )
@@ -101,14 +99,12 @@ def show_changed_rows(
     changes: Mapping[str, Float[Tensor, "N"]], token: int, group: int, where: str
 ) -> None:
     """The figure of `draw_changed_rows`, with its words."""
-    from matplotlib import pyplot as plt
-
-    figure, ax = plt.subplots(figsize=(7, 3))
+    figure, ax = panels(size=(7, 3))
     draw_changed_rows(changes, token, group, ax)
-    ax.set_title(draw_changed_rows.__doc__.splitlines()[0], pad=16)
-    caption(figure, f"{where}; no point: the same to the bit.")
-    show(
+    finish(
         figure,
+        draw_changed_rows.__doc__.splitlines()[0] + "\n",  # names of lines stand below it
+        f"{where}; no point: the same to the bit.",
         "Largest change of a logit in each row. From the changed token on, both methods move "
         "nearly alike. Before it, dense has no point; AnchorAttention has small ones back to the "
         "group's start.",

@@ -1,7 +1,7 @@
 """Figures that notebook 12 alone shows: shares of the stages, a roofline."""
 
 from anchor_lab.drawing.shapes import label
-from anchor_lab.drawing.style import INK, STRIPE, caption, show
+from anchor_lab.drawing.style import INK, STRIPE, finish, panels
 from anchor_lab.experiments.attention.cells import STAGES, by_inputs, by_length, cells
 from anchor_lab.experiments.attention.figure import data_stages, draw_stack, short
 
@@ -25,18 +25,16 @@ def draw_shares(data: dict[str, list], ax) -> None:
     """Which stage takes the time?"""
     draw_stack(data, ax, short)
     ax.set(xlabel="N, tokens", ylabel="share of the time", xlim=(-0.6, len(data["at"]) - 0.5))
-    ax.set_title(draw_shares.__doc__)
 
 
 def show_shares(data: dict[str, list], where: str) -> None:
     """The figure of `draw_shares`, with its words."""
-    from matplotlib import pyplot as plt
-
-    figure, ax = plt.subplots(figsize=(7, 2.9))
+    figure, ax = panels(size=(7, 2.9))
     draw_shares(data, ax)
-    caption(figure, f"{where}; each stage timed alone; planted stripes, 5 % of the candidates.")
-    show(
+    finish(
         figure,
+        draw_shares.__doc__,
+        f"{where}; each stage timed alone; planted stripes, 5 % of the candidates.",
         "Stacked bars, one a length. Stage 1 shrinks from about a half to a twentieth, stage 3 "
         "grows to four fifths, stage 2 is a third at first and ends at about a sixth.",
     )
@@ -84,19 +82,30 @@ def draw_roofline(data: dict, ax) -> None:
         label(ax, name, (intensity, speed), offset, color=colour, va=side, weight="bold")
     ax.set(xscale="log", yscale="log", xlabel="FLOP for each byte", ylabel="TFLOP/s")
     ax.set(xlim=(knee / 30, most), ylim=(peak / 40, 1.8 * peak))
-    ax.set_title(draw_roofline.__doc__)
 
 
 def show_roofline(data: dict, n: int, where: str) -> None:
     """The figure of `draw_roofline`, with its words."""
-    from matplotlib import pyplot as plt
-
-    figure, ax = plt.subplots(figsize=(7.4, 3.6))
+    figure, ax = panels(size=(7.4, 3.6))
     draw_roofline(data, ax)
-    caption(figure, f"{where}, N = {n}; a point on the line would be the floor.")
-    show(
+    finish(
         figure,
+        draw_roofline.__doc__,
+        f"{where}, N = {n}; a point on the line would be the floor.",
         "Speed against work for each byte. All points lie to the right of the knee, so arithmetic "
         "sets the floor; stages 1 and 3 reach over a half of its speed, stage 2 less than a "
         "quarter, dense attention three quarters.",
     )
+
+
+def data_floor(results: dict, n: int) -> dict[str, float]:
+    """How many times its floor each stage, all three, and dense attention take at one length."""
+    names = {**STAGES, "anchor": "all three", "sdpa-cudnn": "dense, cuDNN"}
+    at = {name: cells(results, method)[n] for method, name in names.items()}
+    return {name: cell["ms"]["median"] / cell["floor_ms"] for name, cell in at.items()}
+
+
+def data_held(results: dict, n: int) -> tuple[float, float]:
+    """MiB that a call needs besides inputs and output, and MiB of these."""
+    cell = cells(results, "anchor")[n]
+    return cell["extra_mib"], cell["input_output_mib"]

@@ -15,17 +15,19 @@ from dataclasses import dataclass
 import torch
 
 from anchor_lab.drawing.shapes import label, name_ticks
-from anchor_lab.drawing.style import ACCENT, INK, STRIPE, caption, show
+from anchor_lab.drawing.style import ACCENT, INK, STRIPE, finish, panels
 from anchor_lab.experiments.attention.figure import short
-from anchor_lab.experiments.crossover.figure import WIDE, data_calls, data_prefills, heads_of
+from anchor_lab.experiments.course import columns
+from anchor_lab.experiments.crossover.course import MODELS
+from anchor_lab.experiments.crossover.figure import data_calls, data_prefills, heads_of
 from anchor_lab.experiments.crossover.fit import held_out, is_dense
+from anchor_lab.experiments.page import spaced
 from anchor_models.backend import TAIL
 from anchor_models.integration.cost import kept_share, method_pairs, read_values
 from anchor_ref import AnchorConfig
 from anchor_ref.regions import causal_pairs
 
-# By their names in the file: what a reader knows them by, and their heads.
-MODELS = {"smollm2": ("SmolLM2-135M", (9, 3, 64)), "random": ("an 8B's layers", WIDE)}
+NAMES = {"smollm2": "SmolLM2-135M", "random": "an 8B's layers"}  # short ones, for figures
 
 
 def share_kept(n: int, stripes: float, tail: int = 0) -> float:
@@ -38,6 +40,18 @@ def share_kept(n: int, stripes: float, tail: int = 0) -> float:
     """
     always, candidates, _, of_tail = method_pairs(AnchorConfig(tail=tail), n, n)
     return (always + stripes * candidates + of_tail) / causal_pairs(n)
+
+
+def kept_table(lengths: Sequence[int], stripes: Sequence[float]) -> str:
+    """`share_kept` by length and by the share of the candidates selected, and the tail's part."""
+    lines = [
+        columns("p without a tail", *(f"{x:.0%} kept" for x in stripes), "the tail", first=20)
+    ]
+    for n in lengths:
+        shares = [share_kept(n, x) for x in stripes]
+        shares.append(share_kept(n, 0.0, TAIL) - share_kept(n, 0.0))
+        lines.append(columns(f"  N = {spaced(n)}", *(f"{x:.3f}" for x in shares), first=20))
+    return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -102,6 +116,31 @@ def fit_rule(calls: Sequence[Call]) -> Rule:
     return Rule(*found[:, 0].tolist())
 
 
+def judged(rule: Rule, calls: Sequence[Call]) -> dict[str, float]:
+    """The relative error of a rule over held-out calls, and how often it foretells wrongly.
+
+    Returns:
+        median, nine_of_ten: |rule / measured − 1|; wrong: calls whose gain or loss it mistakes;
+        calls: how many there are; near: |r − 1| at most, of those that are mistaken.
+    """
+    judges = [call for call in calls if call.judges]
+    told = [rule(call.kept, call.dense_ms) for call in judges]
+    off = [abs(r / call.ratio - 1) for r, call in zip(told, judges, strict=True)]
+    middle, high = torch.tensor(off).double().quantile(torch.tensor([0.5, 0.9]).double()).tolist()
+    mistaken = [
+        abs(call.ratio - 1)
+        for r, call in zip(told, judges, strict=True)
+        if (r < 1) != (call.ratio < 1)
+    ]
+    return {
+        "median": middle,
+        "nine_of_ten": high,
+        "wrong": len(mistaken),
+        "calls": len(judges),
+        "near": max(mistaken, default=0.0),
+    }
+
+
 def data_share(rows: Sequence[dict]) -> dict[str, dict[int, dict[str, float]]]:
     """By model and length, while attention is dense: what a prefill takes, and its share of it.
 
@@ -113,10 +152,10 @@ def data_share(rows: Sequence[dict]) -> dict[str, dict[int, dict[str, float]]]:
     """
     found = {}
     for model, by_length in data_prefills(rows).items():
-        name, heads = MODELS[model]
+        _, heads = MODELS[model]
         dense, _ = data_calls(rows, heads, TAIL)
         layers = max(row["sparse_layers"] for ways in by_length.values() for row in ways.values())
-        found[name] = {
+        found[NAMES[model]] = {
             n: {
                 "ms": (whole := ways["sdpa"]["ms"]["median"]),
                 "attention_ms": dense[n],
@@ -153,6 +192,36 @@ def data_expected(
     }
 
 
+def off_by(
+    data: dict[str, dict[int, dict[str, float]]], expected: dict[str, dict[int, float]], least: int
+) -> dict[str, dict[int, float]]:
+    """rule / measured − 1 of prefills from `least` tokens on."""
+    return {
+        name: {n: expected[name][n] / at["always"] - 1 for n, at in found.items() if n >= least}
+        for name, found in data.items()
+    }
+
+
+def longer(data: dict[int, dict[str, float]], n: int, attention_ms: float) -> float:
+    """a of a prompt twice as long as the longest of one model, `n` tokens.
+
+    All but attention takes twice as long.
+
+    Args:
+        data: of one model, see `data_share`.
+        n: its length, twice the longest.
+        attention_ms: what one layer's dense attention takes there.
+
+    Raises:
+        ValueError: `n` is another length.
+    """
+    if n != 2 * max(data):
+        raise ValueError(f"n must be twice the longest, {2 * max(data)}, got {n}")
+    at = data[max(data)]
+    rest = 2 * (at["ms"] / at["layers"] - at["attention_ms"])
+    return attention_ms / (attention_ms + rest)
+
+
 def draw_share(data: dict[str, dict[int, dict[str, float]]], ax) -> None:
     """How much of a prefill is attention?"""
     for (name, found), colour in zip(data.items(), (STRIPE, ACCENT), strict=True):
@@ -161,18 +230,16 @@ def draw_share(data: dict[str, dict[int, dict[str, float]]], ax) -> None:
         label(ax, name, (max(found), shares[-1]), color=colour)
     ax.set(xscale="log", xlabel="N, tokens", ylabel="share of the time", ylim=(0, 1))
     name_ticks(ax.xaxis, list(found), [short(n) for n in found])
-    ax.set_title(draw_share.__doc__)
 
 
 def show_share(data: dict[str, dict[int, dict[str, float]]], where: str) -> None:
     """The figure of `draw_share`, with its words."""
-    from matplotlib import pyplot as plt
-
-    figure, ax = plt.subplots(figsize=(7.2, 3.2))
+    figure, ax = panels(size=(7.2, 3.2))
     draw_share(data, ax)
-    caption(figure, f"{where}; dense attention of all layers over the whole prefill, batch 1.")
-    show(
+    finish(
         figure,
+        draw_share.__doc__,
+        f"{where}; dense attention of all layers over the whole prefill, batch 1.",
         "Attention's share of a prefill against length, two models. For SmolLM2 it is below a "
         "seventh up to 4096 tokens, a third at 8192 and three quarters at 65 536; for layers of "
         "an 8B model it is an eighth at 8192 tokens and a half at 65 536.",
@@ -196,18 +263,16 @@ def draw_rule(data: dict[str, dict[int, dict[str, float]]], expected: dict, ax) 
     ax.set(xscale="log", xlabel="N, tokens", ylabel="time / time with dense attention")
     ax.set_ylim(0, None)
     name_ticks(ax.xaxis, list(found), [short(n) for n in found])
-    ax.set_title(draw_rule.__doc__.splitlines()[0])
 
 
 def show_rule(data: dict[str, dict[int, dict[str, float]]], expected: dict, where: str) -> None:
     """The figure of `draw_rule`, with its words."""
-    from matplotlib import pyplot as plt
-
-    figure, ax = plt.subplots(figsize=(7.2, 3.4))
+    figure, ax = panels(size=(7.2, 3.4))
     draw_rule(data, expected, ax)
-    caption(figure, f"{where}; θ = 12, tail {TAIL}. Lines: measured; dots: 1 − a (1 − r).")
-    show(
+    finish(
         figure,
+        draw_rule.__doc__.splitlines()[0],
+        f"{where}; θ = 12, tail {TAIL}. Lines: measured; dots: 1 − a (1 − r).",
         "Time of a prefill over that with dense attention, against length. From 16k tokens on "
         "the dotted rule lies on both measured lines, which fall to 0.43 and 0.64 at 64k. For "
         "SmolLM2 at 8k and below the measured line lies far above 1 and above the rule.",

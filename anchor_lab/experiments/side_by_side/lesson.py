@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 from anchor_lab.drawing.shapes import label, name_ticks
-from anchor_lab.drawing.style import ACCENT, INK, STRIPE, TAIL, caption, show
-from anchor_lab.experiments.page import spaced
+from anchor_lab.drawing.style import ACCENT, INK, STRIPE, TAIL, finish, panels
+from anchor_lab.experiments.course import columns
+from anchor_lab.experiments.page import number, percent, spaced
 from anchor_lab.experiments.side_by_side.figure import SHORT, draw_planted
 from anchor_lab.experiments.side_by_side.ladders import OURS
 from anchor_lab.experiments.side_by_side.losses import DENSE
@@ -13,15 +14,14 @@ from anchor_lab.experiments.side_by_side.timing import fastest
 
 def show_planted(data: dict[tuple[str, str], dict[int, float]], where: str) -> None:
     """The figure of `draw_planted`, with its words."""
-    from matplotlib import pyplot as plt
-
-    figure, ax = plt.subplots(figsize=(7.2, 4.4))
+    figure, ax = panels(size=(7.2, 4.4))
     draw_planted(data, ax)
     lengths = sorted({n for times in data.values() for n in times})
     name_ticks(ax.xaxis, lengths, [spaced(n) for n in lengths])
-    caption(figure, f"{where}; 32 / 8 heads of 128, planted stripes, 5 % of the candidates.")
-    show(
+    finish(
         figure,
+        draw_planted.__doc__,
+        f"{where}; 32 / 8 heads of 128, planted stripes, 5 % of the candidates.",
         "Milliseconds of a call against length, both logarithmic. All dense kernels, and blocks "
         "that cover the stripes, grow with the square of the length. AnchorAttention lies below "
         "them from 8192 tokens on and is over ten times faster at 131 072.",
@@ -46,6 +46,16 @@ def data_goal(rows: Sequence[dict], n: int, goal: str) -> list[dict]:
     return sorted(found, key=lambda row: row["ms"]["median"])
 
 
+def goal_table(found: Sequence[dict]) -> str:
+    """`data_goal` as text."""
+    lines = [columns("", "ms a call", "pairs kept", "recall")]
+    for row in found:
+        name = SHORT.get(row["method"], row["method"])
+        cells = number(row["ms"]["median"]), percent(row["density"]), f"{row['recall']:.3f}"
+        lines.append(columns(f"{name}, {row['way']}", *cells))
+    return "\n".join(lines)
+
+
 def data_losses(rows: Sequence[dict]) -> dict[str, list[tuple[float, float, float]]]:
     """By method: (pairs kept, loss above dense attention's, setting), by pairs."""
     found: dict[str, list[tuple[float, float, float]]] = {}
@@ -66,18 +76,16 @@ def draw_losses(data: dict[str, list[tuple[float, float, float]]], ax) -> None:
         label(ax, SHORT.get(method, method), (kept[0], lost[0]), (5, 6), color=colour)
     ax.set(xlim=(0, 1), ylim=(0, None), xlabel="share of the pairs kept")
     ax.set(ylabel="nats a token above dense")
-    ax.set_title(draw_losses.__doc__)
 
 
 def show_losses(data: dict[str, list[tuple[float, float, float]]], where: str) -> None:
     """The figure of `draw_losses`, with its words."""
-    from matplotlib import pyplot as plt
-
-    figure, ax = plt.subplots(figsize=(7.2, 3.6))
+    figure, ax = panels(size=(7.2, 3.6))
     draw_losses(data, ax)
-    caption(figure, f"{where}; SmolLM2, one text of 8192 tokens, rows beyond the first 2048.")
-    show(
+    finish(
         figure,
+        draw_losses.__doc__,
+        f"{where}; SmolLM2, one text of 8192 tokens, rows beyond the first 2048.",
         "Loss above dense attention's against the share of the pairs kept. AnchorAttention's two "
         "points, 0.18 at 40 % and 0.15 at 64 %, lie above the lines of FlexPrefill, FlashPrefill "
         "and XAttention, which lose less than half of that with as many pairs.",

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from anchor_lab.analysis.intervals import wilson
-from anchor_lab.drawing.style import INK, STRIPE, TAIL, caption, show
+from anchor_lab.drawing.style import INK, STRIPE, TAIL, finish, panels
 from anchor_lab.experiments.page import spaced
 from anchor_lab.experiments.smollm2.measure import WAYS
 from anchor_lab.experiments.smollm2.page import answers
@@ -43,18 +43,16 @@ def draw_answers(data: dict[int, dict[str, tuple[int, int]]], ax) -> None:
     ax.set_yticks(places, names)
     ax.set(xlim=(0, 1), xlabel="share of the answers found")
     ax.invert_yaxis()
-    ax.set_title(draw_answers.__doc__)
 
 
 def show_answers(data: dict[int, dict[str, tuple[int, int]]], where: str) -> None:
     """The figure of `draw_answers`, with its words."""
-    from matplotlib import pyplot as plt
-
-    figure, ax = plt.subplots(figsize=(7.2, 2.8))
+    figure, ax = panels(size=(7.2, 2.8))
     draw_answers(data, ax)
-    caption(figure, f"SmolLM2, {where}; θ = 12; lines: 95 % Wilson intervals.")
-    show(
+    finish(
         figure,
+        draw_answers.__doc__,
+        f"SmolLM2, {where}; θ = 12; lines: 95 % Wilson intervals.",
         "Shares of answers found, with intervals, at 4096 and 8064 tokens. Dense attention and "
         "the tail of 512 rows lie beside each other; without a tail about half are found at 4096 "
         "tokens and a sixth at 8064, and the intervals do not touch.",

@@ -97,6 +97,10 @@ def test_roofline_and_layers_are_those_of_the_file(results):
     roof = course.data_roofline(results, 2048)
     assert (roof["peak"], roof["bandwidth"]) == (10.0, 2.0)
     assert roof["points"]["3 sparse"] == (4 * 6e9 / 2e9, 6.0)
+    assert course.data_floor(results, 2048) == dict.fromkeys(
+        (*found.STAGES.values(), "all three", "dense, cuDNN"), 2.0
+    )
+    assert course.data_held(results, 2048) == (2.0, 20.48)
     assert figure.data_layers(results) == [("tiny", 1024, 3, 0.5, 0.5)]
 
 

@@ -54,6 +54,12 @@ def test_a_rule_that_holds_exactly_is_found():
     found = course.fit_rule(calls)
     assert (found.x, found.y, found.z) == pytest.approx((1.5, 0.1, 0.25))
     assert found(found.most_kept(2.0), 2.0) == pytest.approx(1)
+    right = course.judged(found, calls)
+    assert (right["calls"], right["wrong"], right["near"]) == (2, 0, 0.0)
+    assert right["nine_of_ten"] < 1e-6
+    bad = course.judged(course.Rule(0.0, 2.0, 0.0), calls)  # foretells a loss, twice a gain
+    assert bad["wrong"] == 2
+    assert 0 < bad["near"] < 1
 
 
 def test_the_share_is_that_of_all_layers_and_decides_what_a_gain_is_worth():
@@ -64,6 +70,10 @@ def test_the_share_is_that_of_all_layers_and_decides_what_a_gain_is_worth():
     assert found[8192]["always"] == pytest.approx(0.75)
     assert course.of_prefill(0.25, 0.0) == 0.75  # even free attention
     assert course.of_prefill(0.25, 1.0) == 1.0
+    # 8 ms a layer at 8192 tokens, 2 of them attention: 12 of the rest at twice the length
+    assert course.longer(found, 16_384, 4.0) == pytest.approx(4 / 16)
+    with pytest.raises(ValueError, match="16384, got 4096"):
+        course.longer(found, 4096, 4.0)
 
 
 def test_every_figure_draws_from_the_committed_results():
@@ -72,6 +82,7 @@ def test_every_figure_draws_from_the_committed_results():
     assert [len(found) for found in data.values()] == [9, 9]
     expected = course.data_expected(data, course.fit_rule(course.data_ratios(ROWS)))
     assert expected.keys() == data.keys()
+    assert "0.555" in course.kept_table([4096], [0.05])
     course.show_share(data, "here")
     course.show_rule(data, expected, "here")
     assert not plt.get_fignums()

@@ -37,6 +37,9 @@ def test_the_fastest_way_of_each_method_is_shown_and_ours_with_every_tail():
         ("dense", "A", 5.0),
     ]
     assert found[-1]["recall"] == 1.0
+    table = course.goal_table([each | {"density": 0.25} for each in found]).splitlines()
+    assert len(table) == 5
+    assert table[1].split()[-4:] == ["1", "25", "%", "0.910"]
 
 
 def test_losses_are_by_pairs_and_without_what_has_none():
