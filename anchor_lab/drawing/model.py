@@ -99,7 +99,7 @@ def show_changed_rows(
     changes: Mapping[str, Float[Tensor, "N"]], token: int, group: int, where: str
 ) -> None:
     """The figure of `draw_changed_rows`, with its words."""
-    figure, ax = panels(size=(7, 3))
+    figure, ax = panels(size=(7.0, 3.0))
     draw_changed_rows(changes, token, group, ax)
     finish(
         figure,

@@ -29,7 +29,7 @@ def draw_shares(data: dict[str, list], ax) -> None:
 
 def show_shares(data: dict[str, list], where: str) -> None:
     """The figure of `draw_shares`, with its words."""
-    figure, ax = panels(size=(7, 2.9))
+    figure, ax = panels(size=(7.0, 2.9))
     draw_shares(data, ax)
     finish(
         figure,

@@ -1,10 +1,17 @@
 """What notebook 13 shows of facts read and written: by θ, and by where the last block ends."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from anchor_lab.experiments.course import RESULTS, columns
 from anchor_lab.experiments.retrieval.written import ROWS, WAYS
+from anchor_lab.experiments.store import read
 
 Count = tuple[int, int]  # right, asked
+
+
+def written() -> list[dict]:
+    """The rows of results/retrieval/written.json, wherever a notebook runs."""
+    return read(RESULTS / "retrieval" / "written.json")["rows"]
 
 
 def data_places(
@@ -27,6 +34,30 @@ def data_places(
         for theta in thetas
         for name, place in places.items()
     }
+
+
+def table(
+    published: Mapping[tuple[float, str], Mapping[str, Count]],
+    here: Mapping[tuple[float, str, int], Sequence[Count]],
+) -> str:
+    """θ × rows of the last block × tail or none × read or written, as text.
+
+    Args:
+        published: see `data_places`.
+        here: by (θ, which rows, tail), of shorter prompts: for each of `WAYS` (right, asked).
+    """
+    tails = sorted({tail for *_, tail in here})
+    above = ["8192 tokens, no tail", *(f"short, tail {tail}" for tail in tails)]
+    lines = [
+        columns("", *above, first=20, other=24),
+        columns("right answers", *WAYS * len(above), first=20, other=12),
+    ]
+    for (theta, rows), ways in published.items():
+        cells = [ways[way] for way in WAYS]
+        cells += [cell for tail in tails for cell in here.get((theta, rows, tail), [])]
+        shown = (f"{right} of {asked}" for right, asked in cells)
+        lines.append(columns(f"θ = {theta:g}, {rows}", *shown, first=20, other=12))
+    return "\n".join(lines)
 
 
 def _count(row: dict, way: str, place: range) -> Count:

@@ -27,7 +27,7 @@ def test_the_figure_draws_from_the_committed_results():
     data = lesson.data_answers(read(RESULTS / "smollm2" / "smollm2.json")["rows"])
     figure, ax = plt.subplots()
     lesson.draw_answers(data, ax)
-    assert [text.get_text() for text in ax.texts][0].endswith(" of 30")
+    assert next(text.get_text() for text in ax.texts).endswith(" of 30")
     plt.close(figure)
     lesson.show_answers(data, "here")
     assert not plt.get_fignums()
