@@ -261,9 +261,10 @@ def show_split_errors(errors: dict[torch.dtype, dict[str, Tensor]], small_print:
     said = []
     for ax, (dtype, error) in zip(axes, errors.items(), strict=True):
         draw_split_error(error, ax)
-        ax.set_title(str(dtype).removeprefix("torch."))
-        once, split = (float(error[name][-1]) for name in ("rounded", "split"))
-        said.append(f"{ax.get_title()} {once:.2g} rounded once, {split:.1g} in two parts")
+        name = str(dtype).removeprefix("torch.")
+        ax.set_title(name)
+        once, split = (float(error[how][-1]) for how in ("rounded", "split"))
+        said.append(f"{name} {once:.2g} rounded once, {split:.1g} in two parts")
     finish(
         figure,
         draw_split_error.__doc__,
