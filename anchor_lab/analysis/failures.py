@@ -4,15 +4,17 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from anchor_lab.methods.selection import token_blocks
+from anchor_ref.anchor import compute_anchor
 from anchor_ref.config import AnchorConfig
 from anchor_ref.heads import causal_scores
 from anchor_ref.inputs import check_inputs
+from anchor_ref.measure import density, identification_cost, recall, rows_beyond
 from anchor_ref.regions import Group, groups
-from anchor_ref.stripes import block_means, passes_difference_test
+from anchor_ref.stripes import block_means, identify_stripes, passes_difference_test
 
 CAUSES = {
     "threshold": "the row's own test drops the key too: light alone, heavy with others",
@@ -150,6 +152,42 @@ def blame(
             rows = lost[cause][:, :, group.rows.start : group.rows.stop]
             rows += (weights * blamed).sum(-1)
     return lost
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What a configuration does for one head, and what for the rows that matter.
+
+    Attributes:
+        asked: mean recall of these rows.
+        beyond: mean recall of all rows beyond the first group.
+        cost: share of the causal pairs that are kept, and half of the share scored to choose.
+    """
+
+    asked: float
+    beyond: float
+    cost: float
+
+
+def try_config(
+    q: Float[Tensor, "1 1 N D"],
+    k: Float[Tensor, "1 1 N D"],
+    config: AnchorConfig,
+    scale: float,
+    rows: Int[Tensor, "rows"],
+) -> Tried:
+    """One head with one configuration, on its own dense attention.
+
+    Args:
+        q, k, config, scale: as in `identify_stripes`.
+        rows: those that must not lose what they look for.
+    """
+    n = q.shape[2]
+    plan = identify_stripes(q, k, compute_anchor(q, k, k, config, scale).max, config, scale)
+    kept = recall(q, k, plan, config, scale)[0, 0]
+    cost = density(plan, config, n, n).item() + identification_cost(config, n, n)
+    beyond = rows_beyond(config, n, n)
+    return Tried(kept[rows].mean().item(), kept[beyond].mean().item(), float(cost))
 
 
 def _mean_recall(

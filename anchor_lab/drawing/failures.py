@@ -6,9 +6,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from anchor_lab.analysis.failures import CAUSES
-from anchor_lab.drawing.shapes import curve, mark
-from anchor_lab.drawing.style import ACCENT, DIM, INIT, INK, SKIPPED, STRIPE, WINDOW
+from anchor_lab.analysis.failures import CAUSES, Tried
+from anchor_lab.drawing.pooling import draw_asked
+from anchor_lab.drawing.shapes import curve
+from anchor_lab.drawing.style import (
+    ACCENT,
+    INIT,
+    INK,
+    SKIPPED,
+    STRIPE,
+    WINDOW,
+    caption,
+    finish,
+    panels,
+    show,
+)
+from anchor_ref.stripes import passes_difference_test
 
 COLOURS = {"kept": SKIPPED, **dict(zip(CAUSES, (INIT, STRIPE, WINDOW, INK), strict=True))}
 
@@ -83,31 +96,89 @@ def draw_reach(data: dict[str, list[float]], ax) -> None:
     ax.set_ylim(0, 1.02)
 
 
-def data_warning(
-    recall: Float[Tensor, "N"], promised: Float[Tensor, "N"], first_row: int, least: float
-) -> dict[str, Tensor]:
-    """What each row that has candidates was promised and what it has.
+def draw_remedies(tried: Mapping[str, Tried], ax) -> None:
+    """What brings the answer back, and what does it cost?"""
+    names = range(len(tried))
+    for values, colour, mark, words in (
+        ([x.asked for x in tried.values()], STRIPE, "o", "recall of the rows that ask"),
+        ([x.beyond for x in tried.values()], ACCENT, "|", "of all rows beyond the first group"),
+        ([x.cost for x in tried.values()], INK, "x", "cost, in dense attention"),
+    ):
+        ax.plot(values, names, mark, color=colour, ms=8, mew=2, label=words)
+    ax.set_yticks(names, list(tried))
+    ax.set(xlim=(0, 1.04))
+    ax.grid(axis="y", color=SKIPPED)
+    ax.invert_yaxis()
+    ax.legend(loc="lower left", bbox_to_anchor=(-0.3, 1), ncols=3, columnspacing=1.2)
 
-    Args:
-        recall, promised: of one head's rows, `[N]`.
-        first_row: the first row that has candidates.
-        least: rows promised less are warned of.
 
-    Returns:
-        promised, recall, warned: `[N − first_row]`.
-    """
-    promised, recall = promised[first_row:], recall[first_row:].to(promised.dtype)
-    return {"promised": promised, "recall": recall, "warned": promised < least}
+def show_bound(data: dict[str, list]) -> None:
+    """The figure of `draw_bound`, with its words."""
+    figure, ax = panels(size=(6.4, 2.9))
+    draw_bound(data, ax)
+    ends = [f"{lost[-1]:.2f} at θ = {theta:g}" for theta, lost in data["lost"].items()]
+    finish(
+        figure,
+        draw_bound.__doc__,
+        "Computed: all candidates right below the threshold of one heavy key.",
+        "Mass lost, at most, against the number of candidates, a rising line for each θ; "
+        f"at {data['count'][-1]} candidates {', '.join(ends)}.",
+    )
 
 
-def draw_warning(data: dict[str, Tensor], least: float, ax) -> None:
-    """Which rows are warned of, and which need it?"""
-    ax.fill_between([0, 1], [0, 1], color=SKIPPED, lw=0)
-    ax.text(0.97, 0.04, "never: less\nthan promised", color=DIM, ha="right")
-    points = data["promised"], data["recall"], data["warned"]
-    mark(ax, *points, colours=(WINDOW, STRIPE), sizes=(9, 9), alpha=0.6)
-    ax.axvline(least, color=INK, lw=0.8)
-    warned, low = (float(x.double().mean()) for x in (data["warned"], data["recall"] < least))
-    ax.text(0.02, 1.05, f"warned: {warned:.1%}", color=STRIPE)
-    ax.text(least + 0.02, 1.05, f"low: {low:.1%}", color=INK)
-    ax.set(xlabel="promised recall", ylabel="recall", xlim=(-0.03, 1.03), ylim=(-0.03, 1.12))
+def show_asked(data: dict[str, Tensor], theta: float, where: str) -> None:
+    """Who asks for one key of the fact, row by row, and do the means of their blocks?"""
+    figure, ax = panels(size=(7.0, 3.2))
+    draw_asked(data, theta, ax)
+    ax.invert_yaxis()
+    wants = int(passes_difference_test(data["difference"], theta).sum())
+    hear = int(passes_difference_test(data["mean"], theta).sum())
+    finish(
+        figure,
+        draw_asked.__doc__,
+        f"{where}; the axis points down.",
+        f"Differences of {len(data['row'])} rows with one key, a dot each. {wants} of them lie "
+        f"within θ, and of the {len(data['mean'])} means of blocks {hear}.",
+    )
+
+
+def show_causes(data: dict[str, dict[str, float]], where: str) -> None:
+    """Which approximation loses the mass?"""
+    figure, ax = panels(size=(7.0, 0.9 + 0.5 * len(data)))
+    draw_causes(data, ax)
+    worst = [f"{name} {shares['kept']:.2f}" for name, shares in data.items()]
+    figure.suptitle(show_causes.__doc__, x=0.01, ha="left", size=11, weight="bold")
+    caption(figure, where)
+    show(
+        figure,
+        "A bar for each head: mass of its rows that is kept, and what loses the rest. Kept: "
+        f"{', '.join(worst)}. Most of the rest is lost to the mean query and to both means.",
+    )
+
+
+def show_reach(data: dict[str, list[float]], where: str) -> None:
+    """How far must the vectors move until recall falls?"""
+    figure, ax = panels(size=(6.4, 2.9))
+    draw_reach(data, ax)
+    reach, *names = data
+    ends = [f"{name} {data[name][-1]:.2f}" for name in names]
+    finish(
+        figure,
+        show_reach.__doc__,
+        where,
+        "Recall against how far each vector moves, a line for moves found by search and one for "
+        f"random ones. At {data[reach][-1]:g} of its length: {', '.join(ends)}.",
+    )
+
+
+def show_remedies(tried: Mapping[str, Tried], where: str) -> None:
+    """The figure of `draw_remedies`, with its words."""
+    figure, ax = panels(size=(7.6, 1.1 + 0.27 * len(tried)))
+    draw_remedies(tried, ax)
+    said = [f"{name}: {x.asked:.2f} for {x.cost:.2f}" for name, x in tried.items()]
+    figure.suptitle(draw_remedies.__doc__, x=0.01, ha="left", size=11, weight="bold")
+    caption(figure, where)
+    show(
+        figure,
+        f"A line for each remedy: recall of the rows that ask, and the cost. {'; '.join(said)}.",
+    )

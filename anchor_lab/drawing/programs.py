@@ -9,7 +9,7 @@ from torch import Tensor
 
 from anchor_lab.drawing.maps import draw_regions, region_bounds
 from anchor_lab.drawing.shapes import CENTRED, box, label
-from anchor_lab.drawing.style import ACCENT, INIT, INK, SKIPPED, STRIPE, WINDOW
+from anchor_lab.drawing.style import ACCENT, INIT, INK, SKIPPED, STRIPE, WINDOW, finish, panels
 from anchor_ref.config import AnchorConfig
 from anchor_ref.heads import causal_scores, scaled_scores
 from anchor_ref.regions import groups
@@ -70,6 +70,21 @@ def draw_stage1_loads(data: dict[str, list | Tensor], ax) -> None:
     label(ax, "hidden: later keys", (end, (top + bottom) / 2), (14, 12), arrowprops=line)
 
 
+def show_stage1_loads(data: dict[str, list | Tensor], small_print: str) -> None:
+    """The figure of `draw_stage1_loads`, with its words."""
+    figure, ax = panels(size=(5.4, 5.0))
+    draw_stage1_loads(data, ax)
+    regions = [region for *_, region in data["tiles"]]
+    finish(
+        figure,
+        draw_stage1_loads.__doc__,
+        f"{small_print}; loaded in the order of the numbers.",
+        f"The triangle of all tokens. In the band of one program's rows {len(regions)} tiles are "
+        f"loaded: {regions.count('initial')} of the initial region, then the diagonal, half of "
+        "it hidden, then those further back in the window.",
+    )
+
+
 def data_headroom(
     q: Float[Tensor, "Hq N D"],
     k: Float[Tensor, "Hkv N D"],
@@ -115,6 +130,22 @@ def draw_headroom(data: dict[str, Tensor], ax) -> None:
         label(ax, words, (len(position), limit), (0, 3), **look)
     ax.set(xlabel="query position", ylabel="log₂ of the row's largest weight", ylim=(-0.8, 28))
     ax.set_xlim(0, len(position))
+
+
+def show_headroom(data: dict[str, Tensor], small_print: str) -> None:
+    """The figure of `draw_headroom`, with its words."""
+    figure, ax = panels(size=(7.0, 3.0))
+    draw_headroom(data, ax)
+    headroom = data["headroom"]
+    none = float((headroom == 0).float().mean())
+    finish(
+        figure,
+        draw_headroom.__doc__,
+        small_print,
+        f"Logarithm of each row's largest weight, by query position. {none:.0%} of the points lie "
+        f"at 0, the highest at {float(headroom.max()):.0f}; lines show where float16 and the "
+        "wider types need another launch.",
+    )
 
 
 def data_chunks(
@@ -163,6 +194,20 @@ def draw_chunks(data: dict[str, list], ax) -> None:
     ax.set_ylabel("group")
 
 
+def show_chunks(data: dict[str, list], small_print: str) -> None:
+    """The figure of `draw_chunks`, with its words."""
+    figure, ax = panels(size=(7.0, 4.2))
+    draw_chunks(data, ax)
+    finish(
+        figure,
+        draw_chunks.__doc__,
+        small_print,
+        f"A row of keys for each of {len(data['groups'])} groups: initial region, candidates, "
+        f"window. Brackets show how {len(data['chunks'])} programs share the candidates in "
+        "chunks; thin lines among them are the stripes.",
+    )
+
+
 def data_split_error(
     pooled: Float[Tensor, "M D"], k: Float[Tensor, "N D"], scale: float, dtype: torch.dtype
 ) -> dict[str, Tensor]:
@@ -208,6 +253,24 @@ def draw_split_error(data: dict[str, Tensor], ax) -> None:
         label(ax, words, at, (offset, 0), ha=side, va="baseline", color=colour)
     ax.set(xscale="log", xlim=(1e-9, 1), ylim=(0, 1.02))
     ax.set(xlabel="error of the score", ylabel="share of scores with less")
+
+
+def show_split_errors(errors: dict[torch.dtype, dict[str, Tensor]], small_print: str) -> None:
+    """The figure of `draw_split_error`, one panel for each dtype, with its words."""
+    figure, axes = panels(1, len(errors), size=(7.0, 2.9), sharey=True)
+    said = []
+    for ax, (dtype, error) in zip(axes, errors.items(), strict=True):
+        draw_split_error(error, ax)
+        name = str(dtype).removeprefix("torch.")
+        ax.set_title(name)
+        once, split = (float(error[how][-1]) for how in ("rounded", "split"))
+        said.append(f"{name} {once:.2g} rounded once, {split:.1g} in two parts")
+    finish(
+        figure,
+        draw_split_error.__doc__,
+        small_print,
+        f"Largest error of a score: {'; '.join(said)}.",
+    )
 
 
 def data_compaction(decisions: Bool[Tensor, "lists lanes"]) -> dict[str, Tensor]:
@@ -260,6 +323,20 @@ def draw_compaction(data: dict[str, Tensor], ax) -> None:
     ax.text(-0.3, base + 1.15, "place", **left)
     ax.set(xlim=(-2, lanes + 6), ylim=(base + 1.5, -0.3))
     ax.set_axis_off()
+
+
+def show_compaction(data: dict[str, Tensor], small_print: str) -> None:
+    """The figure of `draw_compaction`, with its words."""
+    figure, ax = panels(size=(7.0, 3.2))
+    draw_compaction(data, ax)
+    finish(
+        figure,
+        draw_compaction.__doc__,
+        small_print,
+        f"{len(data['counts'])} lists of bits. Lines lead from the {int(data['counts'].sum())} "
+        "set bits to as many places side by side, which hold the keys of one list after the "
+        "other; an empty list has none.",
+    )
 
 
 def data_gather(
@@ -317,6 +394,20 @@ def draw_gather(data: dict[str, Tensor], ax) -> None:
     ax.tick_params(length=0)
 
 
+def show_gather(data: dict[str, Tensor], small_print: str) -> None:
+    """The figure of `draw_gather`, with its words."""
+    figure, ax = panels(size=(7.0, 3.0))
+    draw_gather(data, ax)
+    tiles, hidden = len(data["slots"]), int((data["slots"] < 0).sum())
+    finish(
+        figure,
+        draw_gather.__doc__,
+        f"{small_print}; grey is skipped.",
+        "Above, keys in memory, with stripes scattered between initial region and window. Lines "
+        f"gather them into {tiles} tiles; the last one ends in {hidden} hidden places.",
+    )
+
+
 def data_schedule(
     work: Int[Tensor, "programs"], processors: int, order: Int[Tensor, "programs"]
 ) -> dict[str, Tensor]:
@@ -352,6 +443,24 @@ def draw_schedule(data: dict[str, Tensor], ax) -> None:
     ax.set(xlabel="time, in tiles of keys", ylabel="multiprocessor")
     ax.set_yticks(range(int(data["processor"].max()) + 1))
     ax.invert_yaxis()
+
+
+def show_schedules(schedules: dict[str, dict[str, Tensor]]) -> None:
+    """The figure of `draw_schedule`, one panel for each order, with its words."""
+    figure, axes = panels(len(schedules), size=(7.0, 2.1 * len(schedules)), sharex=True)
+    for ax, (name, schedule) in zip(axes, schedules.items(), strict=True):
+        draw_schedule(schedule, ax)
+        ax.set_title(name.capitalize())
+        if ax is not axes[-1]:
+            ax.set_xlabel("")  # it is under the last
+    done = [f"in {name} all are done after {int(x['end'].max())}" for name, x in schedules.items()]
+    finish(
+        figure,
+        draw_schedule.__doc__,
+        "Lists of the 8M model, layer 7, N = 512, θ = 5.5; one program each; long is dark.",
+        "Schedules of the same lists on some multiprocessors, time in tiles of keys: "
+        f"{'; '.join(done)}.",
+    )
 
 
 def _draw_band(init: int, window: int, end: int, ax, *, y: int, height: float) -> None:

@@ -37,6 +37,37 @@ def use_style() -> None:
     )
 
 
+def panels(rows: int = 1, columns: int = 1, size: tuple[float, float] = (7, 2.8), **options):
+    """An empty figure of the course in its style, and its axes: one, or an array of them.
+
+    Args:
+        rows, columns: of panels.
+        size: width and height in inches.
+        options: further arguments of `plt.subplots`.
+    """
+    from matplotlib import pyplot as plt
+
+    use_style()
+    return plt.subplots(rows, columns, figsize=size, **options)
+
+
+def finish(figure, asked: str, small_print: str, alt: str) -> None:
+    """Put question and small print around a figure of a notebook, and show it.
+
+    Args:
+        figure: a matplotlib figure.
+        asked: the question that it answers; the title of a single panel, else above all.
+        small_print: see `caption`.
+        alt: see `show`.
+    """
+    if len(figure.axes) == 1:
+        figure.axes[0].set_title(asked)
+    else:
+        question(figure, asked)
+    caption(figure, small_print)
+    show(figure, alt)
+
+
 def caption(figure, text: str) -> None:
     """A line of small print under the figure: reduction, model, layer, head, N, θ."""
     figure.supxlabel(text, x=0.01, ha="left", fontsize=7.5, color=DIM)

@@ -21,7 +21,7 @@ LONGEST_CELL = 30  # lines
 ABSOLUTE_PATH = re.compile(
     r"(?<![\w<:/.~)\]}-])/(?:[\w.+-]+/)+[\w.+-]*|\b[A-Za-z]:\\\w+|ipykernel_\d+"
 )
-FIGURE_CALL = re.compile(r"\bdraw_\w+\(|\bplt\.show\(|\bimshow\(")
+FIGURE_CALL = re.compile(r"\b(?:draw|show)_\w+\(|\bplt\.show\(|\bimshow\(")
 LINK = re.compile(r"(?<!!)\]\(([^()\s]+)\)")
 # A file of the repository in code type, maybe with the name of something in it.
 NAMED = re.compile(
@@ -313,6 +313,7 @@ FAULTS = [
     (counts, change_cell(2, execution_count=1)),
     (counts, change_cell(1, execution_count=3)),
     (missing_figures, change_cell(1, outputs=[said("<Figure size 640x480>")])),
+    (missing_figures, change_cell(2, source="lesson.show_map(x, 2)")),
     (pictures_without_words, change_cell(1, outputs=[new_output("display_data", PNG)])),
     (pictures_without_words, change_cell(1, outputs=[picture(" ")])),
     (missing_results, change_cell(2, outputs=[])),

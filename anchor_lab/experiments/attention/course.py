@@ -1,15 +1,9 @@
-"""Figures that notebook 12 alone shows: shares of the stages, a roofline, memory."""
+"""Figures that notebook 12 alone shows: shares of the stages, a roofline."""
 
 from anchor_lab.drawing.shapes import label
-from anchor_lab.drawing.style import ACCENT, INK, STRIPE
+from anchor_lab.drawing.style import INK, STRIPE, finish, panels
 from anchor_lab.experiments.attention.cells import STAGES, by_inputs, by_length, cells
-from anchor_lab.experiments.attention.figure import (
-    METHODS,
-    data_stages,
-    draw_stack,
-    logarithmic,
-    short,
-)
+from anchor_lab.experiments.attention.figure import data_stages, draw_stack, short
 
 
 def data_shares(results: dict) -> dict[str, list]:
@@ -31,6 +25,19 @@ def draw_shares(data: dict[str, list], ax) -> None:
     """Which stage takes the time?"""
     draw_stack(data, ax, short)
     ax.set(xlabel="N, tokens", ylabel="share of the time", xlim=(-0.6, len(data["at"]) - 0.5))
+
+
+def show_shares(data: dict[str, list], where: str) -> None:
+    """The figure of `draw_shares`, with its words."""
+    figure, ax = panels(size=(7.0, 2.9))
+    draw_shares(data, ax)
+    finish(
+        figure,
+        draw_shares.__doc__,
+        f"{where}; each stage timed alone; planted stripes, 5 % of the candidates.",
+        "Stacked bars, one a length. Stage 1 shrinks from about a half to a twentieth, stage 3 "
+        "grows to four fifths, stage 2 is a third at first and ends at about a sixth.",
+    )
 
 
 def data_roofline(results: dict, n: int) -> dict:
@@ -77,28 +84,28 @@ def draw_roofline(data: dict, ax) -> None:
     ax.set(xlim=(knee / 30, most), ylim=(peak / 40, 1.8 * peak))
 
 
-def data_memory(results: dict) -> dict[str, tuple[list[int], list[float]]]:
-    """MiB that a call holds besides inputs and output, by length, and these themselves."""
+def show_roofline(data: dict, n: int, where: str) -> None:
+    """The figure of `draw_roofline`, with its words."""
+    figure, ax = panels(size=(7.4, 3.6))
+    draw_roofline(data, ax)
+    finish(
+        figure,
+        draw_roofline.__doc__,
+        f"{where}, N = {n}; a point on the line would be the floor.",
+        "Speed against work for each byte. All points lie to the right of the knee, so arithmetic "
+        "sets the floor; stages 1 and 3 reach over a half of its speed, stage 2 less than a "
+        "quarter, dense attention three quarters.",
+    )
 
-    def line(method: str, field: str) -> tuple[list[int], list[float]]:
-        found = cells(results, method)
-        return list(found), [cell[field] for cell in found.values()]
 
-    return {
-        **{METHODS[method][0]: line(method, "extra_mib") for method in ("anchor", "flex")},
-        "q, k, v and output": line("anchor", "input_output_mib"),
-    }
+def data_floor(results: dict, n: int) -> dict[str, float]:
+    """How many times its floor each stage, all three, and dense attention take at one length."""
+    names = {**STAGES, "anchor": "all three", "sdpa-cudnn": "dense, cuDNN"}
+    at = {name: cells(results, method)[n] for method, name in names.items()}
+    return {name: cell["ms"]["median"] / cell["floor_ms"] for name, cell in at.items()}
 
 
-def draw_memory(lines: dict[str, tuple[list[int], list[float]]], ax) -> None:
-    """How much memory does a call need beside its inputs?"""
-    ticks = max((lengths for lengths, _ in lines.values()), key=len)
-    looks = zip((STRIPE, ACCENT, INK), ("-", "-.", "--"), strict=True)
-    for (name, (lengths, sizes)), (colour, dash) in zip(lines.items(), looks, strict=True):
-        ax.plot(lengths, sizes, dash, color=colour, marker="o", ms=3)
-        if lengths[-1] < ticks[-1]:  # others go on to the right of its end
-            label(ax, name, (lengths[-1], sizes[-1]), (-6, 6), color=colour, ha="right")
-        else:
-            label(ax, name, (lengths[-1], sizes[-1]), color=colour)
-    logarithmic(ax, ticks, short)
-    ax.set(xlabel="N, tokens", ylabel="MiB")
+def data_held(results: dict, n: int) -> tuple[float, float]:
+    """MiB that a call needs besides inputs and output, and MiB of these."""
+    cell = cells(results, "anchor")[n]
+    return cell["extra_mib"], cell["input_output_mib"]

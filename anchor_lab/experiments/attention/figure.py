@@ -64,7 +64,7 @@ def draw_times(lines: Lines, ax, even: float | None = None) -> None:
     """From which length on is it faster than dense attention?
 
     Args:
-        lines: as `data_times` returns them. A line of any other name is drawn thin.
+        lines: as `data_times` returns them.
         ax: where to.
         even: break-even length with cuDNN, to be marked; None, 0 and inf are not.
     """
@@ -92,17 +92,11 @@ def _draw_lines(lines: Lines, ax, name_of: Callable[[float], str]) -> None:
     """Times over logarithmic axes, each line named at its end."""
     ticks = sorted({place for places, _ in lines.values() for place in places})
     for key, (places, times) in lines.items():
-        known = key in METHODS or key == "floor"
-        title, colour, dash = METHODS.get(key, _FLOOR) if known else (key, DIM, "-")
-        width, mark = 1.6 if known else 0.9, "" if key == "floor" else "o"
-        ax.plot(
-            places, times, dash, color=colour, lw=width, marker=mark, ms=2 * width, zorder=width
-        )
+        title, colour, dash = METHODS.get(key, _FLOOR)
+        mark = "" if key == "floor" else "o"
+        ax.plot(places, times, dash, color=colour, lw=1.6, marker=mark, ms=3.2)
         end = places[-1], times[-1]
-        if not known:  # high above its start, where no line passes
-            leader = {"arrowstyle": "-", "color": colour, "lw": 0.6, "relpos": (0, 0)}
-            label(ax, title, (places[0], times[0]), (0, 95), color=colour, arrowprops=leader)
-        elif key == "flex" and places[-1] < ticks[-1]:  # between two lines that end where it does
+        if key == "flex" and places[-1] < ticks[-1]:  # between two lines that end where it does
             label(ax, title, end, (-7, 6), color=colour, ha="right")
         else:
             label(ax, title, end, (6, -3 if key == "floor" else 0), color=colour)

@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from anchor_lab.analysis.failures import CAUSES, blame, redirect, search_failure
+from anchor_lab.analysis.failures import CAUSES, blame, redirect, search_failure, try_config
 from anchor_ref import AnchorConfig, anchor_attention
-from anchor_ref.measure import recall
+from anchor_ref.measure import identification_cost, recall
 from anchor_ref.regions import groups
 from tests.brute_force import brute_masks, cases, score_slack
 
@@ -141,3 +141,21 @@ def test_vectors_of_length_zero_stay_where_they_are():
 def test_bad_arguments_are_named(arguments, words):
     with pytest.raises(ValueError, match=words):
         search_failure(*normal(), CONFIG, **arguments)
+
+
+def test_a_tail_that_holds_the_rows_gives_them_everything_and_is_paid_for():
+    random = torch.Generator().manual_seed(3)
+    q, k = (torch.randn(1, 1, 40, 8, generator=random) for _ in range(2))
+    sizes = {"block_size": 4, "step": 2, "theta": 0.5}
+    rows = torch.tensor([38, 39])
+    without, with_tail = (
+        try_config(q, k, AnchorConfig(**sizes, tail=tail), 0.3, rows) for tail in (0, 2)
+    )
+    assert without.asked < 1
+    assert with_tail.asked == pytest.approx(1)
+    assert with_tail.cost > without.cost
+    assert with_tail.beyond > without.beyond
+    dense = try_config(q, k, AnchorConfig(**sizes | {"theta": float("inf")}), 0.3, rows)
+    chosen = identification_cost(AnchorConfig(**sizes), 40, 40)
+    assert (dense.asked, dense.beyond) == pytest.approx((1, 1))
+    assert dense.cost == pytest.approx(1 + chosen)

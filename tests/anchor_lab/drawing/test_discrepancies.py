@@ -60,14 +60,15 @@ def test_memory_by_length_lists_every_part_of_both_sides():
 
 def test_every_figure_draws(counted):
     style.use_style()
-    figure, axes = plt.subplots(1, 6, figsize=(18, 3))
-    figures.draw_counted(figures.data_counted(counted), axes[0])
+    figures.show_counted({"a": counted, "b": counted.clamp(max=1)}, "here")
     errors = {"a": [3.0, 2.0, 1.0], "b": [4.0, 3.0, 3.0]}
-    figures.draw_theta_error(figures.data_theta_error([6.0, 9.0, math.inf], errors), axes[1])
-    figures.draw_rounding(figures.data_rounding({"x": TEST, "y": TEST}, 12.0, 1.5), axes[2:4])
-    assert axes[2].get_title(loc="left") == "x: 1 of 3 turned over"
-    figures.draw_tail(figures.data_tail([16, 24, 31, 32], 16), axes[4])
-    figures.draw_memory(figures.data_memory([4096, 8192], 32, 8, 128, 0.1), axes[5])
-    figure.canvas.draw()
-    assert all(ax.get_xlabel() for ax in axes)
-    plt.close(figure)
+    figures.show_theta_error(figures.data_theta_error([6.0, 9.0, math.inf], errors), "here")
+    rounding = figures.data_rounding({"x": TEST, "y": TEST}, 12.0, 1.5)
+    _, axes = plt.subplots(1, 2)
+    figures.draw_rounding(rounding, axes)
+    assert axes[0].get_title(loc="left") == "x: 1 of 3 turned over"
+    plt.close("all")
+    figures.show_rounding(rounding, "here")
+    figures.show_tail(figures.data_tail([16, 24, 31, 32], 16))
+    figures.show_memory(figures.data_memory([4096, 8192], 32, 8, 128, 0.1))
+    assert not plt.get_fignums()

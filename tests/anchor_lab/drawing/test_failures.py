@@ -6,10 +6,10 @@ import pytest
 import torch
 from matplotlib import pyplot as plt
 
-from anchor_lab.analysis.failures import blame
+from anchor_lab.analysis.failures import blame, try_config
 from anchor_lab.drawing import failures as figures
-from anchor_lab.drawing import style
-from anchor_ref import AnchorConfig
+from anchor_lab.drawing import pooling, style
+from anchor_ref import AnchorConfig, compute_anchor
 
 CONFIG = AnchorConfig(block_size=8, step=2, theta=1.0)
 
@@ -37,19 +37,6 @@ def test_shares_of_a_bar_are_means_over_the_rows_asked_about(head):
     assert shares["kept"] < 0.99
 
 
-def test_a_row_is_warned_of_when_it_is_promised_too_little():
-    recall, promised = torch.tensor([1.0, 0.9, 0.2, 0.7]), torch.tensor([1.0, 0.5, 0.1, 0.4])
-    data = figures.data_warning(recall, promised.double(), 1, 0.5)
-    assert data["warned"].tolist() == [False, True, True]
-    assert data["recall"].tolist() == pytest.approx([0.9, 0.2, 0.7])
-    assert data["promised"].tolist() == pytest.approx([0.5, 0.1, 0.4])
-    _, ax = plt.subplots()
-    figures.draw_warning(data, 0.5, ax)
-    said = {text.get_text() for text in ax.texts}
-    assert {"warned: 66.7%", "low: 33.3%"} <= said
-    plt.close("all")
-
-
 def test_a_cause_that_is_grey_as_another_is_hatched():
     _, ax = plt.subplots()
     figures.draw_causes({"case": dict.fromkeys(figures.COLOURS, 0.125) | {"kept": 0.5}}, ax)
@@ -64,14 +51,16 @@ def test_a_cause_that_is_grey_as_another_is_hatched():
 def test_every_figure_draws(head):
     style.use_style()
     q, k = head
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3))
-    figures.draw_bound(figures.data_bound([2.0, 12.0], [1, 1000]), axes[0])
-    figures.draw_causes(figures.data_causes({"case": blame(q, k, CONFIG)}, 16), axes[1])
+    figures.show_bound(figures.data_bound([2.0, 12.0], [1, 1000]))
+    figures.show_causes(figures.data_causes({"case": blame(q, k, CONFIG)}, 16), "here")
     reach = {"reach": [0.1, 0.2], "found": [0.5, 0.1], "random": [1.0, 0.9]}
-    figures.draw_reach(reach, axes[2])
-    figure.canvas.draw()
-    assert all(ax.get_xlabel() for ax in axes)
-    plt.close(figure)
+    figures.show_reach(reach, "here")
+    anchor = compute_anchor(q, k, k, CONFIG).max[0, 0]
+    asked = pooling.data_asked(q[0, 0], k[0, 0], anchor, 9, CONFIG, 8**-0.5)
+    figures.show_asked(asked, CONFIG.theta, "here")
+    tried = {"as it is": try_config(q, k, CONFIG, 8**-0.5, torch.tensor([43]))}
+    figures.show_remedies(tried, "here")
+    assert not plt.get_fignums()
 
 
 def _legend(ax):

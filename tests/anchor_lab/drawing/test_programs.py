@@ -156,26 +156,19 @@ def test_every_figure_draws():
     state = compute_anchor(inputs.q, inputs.k, inputs.v, CONFIG)
     assert state.max.isfinite().all()
     keys = torch.tensor([20, 21, 60], dtype=torch.int32)
-    drawn = [
-        (programs.draw_stage1_loads, programs.data_stage1_loads(CONFIG, N, 112, TILE)),
-        (programs.draw_headroom, programs.data_headroom(q, k, CONFIG, 0.125, TILE)),
-        (programs.draw_chunks, programs.data_chunks(CONFIG, N, 40, [keys] * 4)),
-        (
-            programs.draw_split_error,
-            programs.data_split_error(q[0, :4], k[0], 0.125, torch.float16),
-        ),
-        (programs.draw_compaction, programs.data_compaction(torch.eye(3, 8).bool())),
-        (programs.draw_gather, programs.data_gather(CONFIG, N, 2, keys, tile=8)),
-        (
-            programs.draw_schedule,
-            programs.data_schedule(torch.tensor([2, 0, 5]), 2, torch.arange(3)),
-        ),
-    ]
-    figure, axes = plt.subplots(2, 4, figsize=(16, 8))
-    for ax, (draw, data) in zip(axes.flat, drawn, strict=False):
-        draw(data, ax)
-    figure.canvas.draw()
-    plt.close(figure)
+    programs.show_stage1_loads(programs.data_stage1_loads(CONFIG, N, 112, TILE), "here")
+    programs.show_headroom(programs.data_headroom(q, k, CONFIG, 0.125, TILE), "here")
+    programs.show_chunks(programs.data_chunks(CONFIG, N, 40, [keys] * 4), "here")
+    errors = {
+        dtype: programs.data_split_error(q[0, :4], k[0], 0.125, dtype)
+        for dtype in (torch.float16, torch.bfloat16)
+    }
+    programs.show_split_errors(errors, "here")
+    programs.show_compaction(programs.data_compaction(torch.eye(3, 8).bool()), "here")
+    programs.show_gather(programs.data_gather(CONFIG, N, 2, keys, tile=8), "here")
+    schedule = programs.data_schedule(torch.tensor([2, 0, 5]), 2, torch.arange(3))
+    programs.show_schedules({"one order": schedule, "another": schedule})
+    assert not plt.get_fignums()
 
 
 @pytest.mark.parametrize("number", ["09", "10", "11"])

@@ -93,13 +93,14 @@ def test_shares_are_of_the_sum_of_the_stages(results):
         assert sum(shares) == pytest.approx(1)
 
 
-def test_roofline_memory_and_layers_are_those_of_the_file(results):
+def test_roofline_and_layers_are_those_of_the_file(results):
     roof = course.data_roofline(results, 2048)
     assert (roof["peak"], roof["bandwidth"]) == (10.0, 2.0)
     assert roof["points"]["3 sparse"] == (4 * 6e9 / 2e9, 6.0)
-    memory = course.data_memory(results)
-    assert memory["AnchorAttention"] == ([1024, 2048, 4096], [1, 2, 4])
-    assert memory["q, k, v and output"][1][0] == pytest.approx(10.24)
+    assert course.data_floor(results, 2048) == dict.fromkeys(
+        (*found.STAGES.values(), "all three", "dense, cuDNN"), 2.0
+    )
+    assert course.data_held(results, 2048) == (2.0, 20.48)
     assert figure.data_layers(results) == [("tiny", 1024, 3, 0.5, 0.5)]
 
 
@@ -110,15 +111,14 @@ def test_every_figure_draws(results, committed):
     n = 131072 if committed else 2048
     race = figure.data_times(results)
     style.use_style()
-    drawn, axes = plt.subplots(2, 3, figsize=(14, 8))
-    figure.draw_times({**race, "another device": race["anchor"]}, axes[0, 0])
-    assert "another device" in {text.get_text() for text in axes[0, 0].texts}
-    course.draw_shares(course.data_shares(results), axes[0, 1])
-    course.draw_roofline(course.data_roofline(results, n), axes[0, 2])
-    course.draw_memory(course.data_memory(results), axes[1, 0])
-    figure.draw_layers(figure.data_layers(results), axes[1, 1])
+    drawn, axes = plt.subplots(1, 2, figsize=(10, 4))
+    figure.draw_times(race, axes[0])
+    figure.draw_layers(figure.data_layers(results), axes[1])
     drawn.canvas.draw()
     plt.close(drawn)
+    course.show_shares(course.data_shares(results), "here")
+    course.show_roofline(course.data_roofline(results, n), n, "here")
+    assert not plt.get_fignums()
 
 
 def test_lengths_are_named_shortly():

@@ -1,0 +1,62 @@
+"""When a whole prompt gains: attention's share of a prefill, and what became of the time."""
+
+from collections.abc import Mapping, Sequence
+
+from anchor_lab.experiments.course import columns
+from anchor_lab.experiments.crossover.figure import WIDE, data_calls, data_prefills
+from anchor_lab.experiments.page import number, spaced
+
+# The prefills that were measured: in words, and the heads of one of their layers.
+MODELS = {
+    "smollm2": ("SmolLM2, 135M, 30 layers", (9, 3, 64)),
+    "random": ("4 of the 32 layers of an 8B model", WIDE),
+}
+SHORTEST = 4096  # below it nothing is ever gained, and the host decides
+
+
+def data_shares(rows: Sequence[dict]) -> dict[str, dict[int, dict[str, float]]]:
+    """What attention takes of whole prefills, and what AnchorAttention leaves of them.
+
+    Args:
+        rows: of results/crossover/crossover.json.
+
+    Returns:
+        By model and length: dense, ours, ms of a prefill; share, of dense attention in it; most,
+        how many times faster it would be if attention took no time; gain, how many times faster
+        it was.
+    """
+    found: dict[str, dict[int, dict[str, float]]] = {}
+    for model, by_length in data_prefills(rows).items():
+        if model not in MODELS:
+            continue
+        calls, _ = data_calls(rows, MODELS[model][1], tail=0)
+        layers = max(ways["always"]["sparse_layers"] for ways in by_length.values())
+        for n, ways in by_length.items():
+            if n < SHORTEST or n not in calls:
+                continue
+            dense, ours = (ways[way]["ms"]["median"] for way in ("sdpa", "auto"))
+            share = layers * calls[n] / dense
+            found.setdefault(model, {})[n] = {
+                "dense": dense,
+                "ours": ours,
+                "share": share,
+                "most": 1 / (1 - share),
+                "gain": dense / ours,
+            }
+    return found
+
+
+def table(shares: Mapping[str, Mapping[int, Mapping[str, float]]]) -> str:
+    """`data_shares` as text."""
+    lines = []
+    for model, by_length in shares.items():
+        cells = list(by_length.values())
+        lines += [
+            columns(MODELS[model][0], *(f"N = {spaced(n)}" for n in by_length)),
+            columns("  dense prefill, ms", *(number(x["dense"]) for x in cells)),
+            columns("  attention's share of it", *(f"{x['share']:.0%}" for x in cells)),
+            columns("  with AnchorAttention, ms", *(number(x["ours"]) for x in cells)),
+            columns("  times faster", *(f"{x['gain']:.2f}" for x in cells)),
+            columns("  if attention were free", *(f"{x['most']:.2f}" for x in cells)),
+        ]
+    return "\n".join(lines)
