@@ -27,6 +27,8 @@ def values(results: dict) -> dict:
         "crossings": crossings(rows),
         "missing": missing(rows),
         "prefills": prefills(rows),
+        "spread": any("over_sdpa" in row for row in rows),
+        "random_layers": next((x["layers"] for x in rows if x.get("model") == "random"), None),
         "fit": found,
         "coefficients": coefficients(found) if found else [],
         "rest": [number(found["layer_device_ms"][name]) for name in cost.LAYER_WORK]
