@@ -1,6 +1,6 @@
 """Figures and numbers of stage 3: scattered keys, what the choice is worth, and the tail."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -32,7 +32,7 @@ def show_touched(plans: Sequence[StripePlan], config: AnchorConfig, n: int) -> d
         show_touched.__doc__,
         f"Nine heads of SmolLM2, all groups with candidates; N = {n}, b = {config.block_size}, "
         f"θ = {config.theta:g}.",
-        f"A dot a head: share of keys that are stripes and share of blocks that hold one: {words}.",
+        f"A dot a head: share of the keys that are stripes, and of the blocks with one: {words}.",
     )
     return data
 
@@ -58,7 +58,11 @@ def with_others(
 
 
 def data_controls(
-    x: Captured, place: int, config: AnchorConfig, seed: int = 0
+    x: Captured,
+    place: int,
+    config: AnchorConfig,
+    yours: Callable[[int, int], Tensor] | None = None,
+    seed: int = 0,
 ) -> dict[str, dict[str, float]]:
     """What stage 2's choice is worth beside none, chance, and the last keys before a group.
 
@@ -68,12 +72,14 @@ def data_controls(
     Args:
         x, place: the head.
         config: sizes and θ.
+        yours: one control more, see `with_others`.
         seed: of chance.
 
     Returns:
-        By `CONTROLS`, over the rows beyond the first group: lost, the mean of 1 − r; apart, the
-        mean of ‖kept − dropped‖ in which a row counts by its 1 − r; error, the mean of
-        ‖kept − dense‖. Both lengths in units of the mean ‖dense‖, so error = lost · apart.
+        By `CONTROLS`, and "yours" where it is given, over the rows beyond the first group: lost,
+        the mean of 1 − r; apart, the mean of ‖kept − dropped‖ in which a row counts by its 1 − r;
+        error, the mean of ‖kept − dense‖. Both lengths in units of the mean ‖dense‖, so error =
+        lost · apart.
     """
     n = x.q.shape[2]
     one = replace(x, q=x.q[:, place : place + 1], heads=(x.query_heads[place],))
@@ -81,17 +87,20 @@ def data_controls(
     plan = identify_stripes(one.q, one.k, state.max, config, one.scaling)
     generator = torch.Generator().manual_seed(seed)
     nothing = torch.empty(0, dtype=torch.int64)
-    plans = (
+    plans = [
         StripePlan.from_lists([nothing] * plan.counts.numel(), tuple(plan.counts.shape)),
         with_others(plan, config, n, lambda m, c: torch.randperm(m, generator=generator)[:c]),
         with_others(plan, config, n, lambda m, c: torch.arange(m - c, m)),
         plan,
-    )
+    ]
+    names = [*CONTROLS]
+    if yours is not None:
+        names, plans = [*names, "yours"], [*plans, with_others(plan, config, n, yours)]
     beyond = rows_beyond(config, n, n)
     dense = dense_attention(one.q, one.k, one.v, one.scaling)[0, 0, beyond].double()
     unit = dense.norm(dim=-1).mean()
     found = {}
-    for name, made in zip(CONTROLS, plans, strict=True):
+    for name, made in zip(names, plans, strict=True):
         lost = 1 - recall(one.q, one.k, made, config, one.scaling)[0, 0, beyond].double()
         out = attend_stripes(one.q, one.k, one.v, state, made, config, one.scaling)
         wrong = (out[0, 0, beyond].double() - dense).norm(dim=-1).mean() / unit
@@ -111,6 +120,29 @@ def controls_table(found: dict[str, dict[str, float]]) -> str:
         for name, x in found.items()
     ]
     return "\n".join([head, *lines])
+
+
+def data_errors(
+    layers: Iterable[Captured], config: AnchorConfig
+) -> dict[tuple[int, int], dict[str, float]]:
+    """By (layer, head) the error that each of `data_controls` leaves."""
+    return {
+        (x.layer, head): {
+            name: one["error"] for name, one in data_controls(x, place, config).items()
+        }
+        for x in layers
+        for place, head in enumerate(x.query_heads)
+    }
+
+
+def errors_table(errors: dict[tuple[int, int], dict[str, float]]) -> str:
+    """`data_errors` as text; a star where a control leaves less than the choice."""
+    lines = [f"{'error':18}" + "".join(f"{name:>15}" for name in CONTROLS)]
+    for (layer, head), of in errors.items():
+        beaten = "  *" if of["chosen"] > min(of.values()) else ""
+        cells = "".join(f"{of[name]:>15.3f}" for name in CONTROLS)
+        lines.append(f"{f'layer {layer}, head {head}':18}{cells}{beaten}")
+    return "\n".join(lines)
 
 
 def data_tails(
