@@ -125,7 +125,7 @@ def show_asked(
         f"Rows of the last group; {small_print(x, place, config)}.",
         f"Anchor minus score of one key, a dot for each row of the last group: {len(asks)} rows "
         f"ask, the last of them row {asks[-1] if asks else 'none'}. The block mean nearest to θ "
-        f"is {float(data["mean"].min()):.1f}, θ is {config.theta:g}.",
+        f"is {float(data['mean'].min()):.1f}, θ is {config.theta:g}.",
     )
     return data
 
