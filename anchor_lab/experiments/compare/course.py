@@ -13,7 +13,8 @@ from anchor_lab.methods import Method
 from anchor_models.capture import Captured
 from anchor_ref.config import AnchorConfig
 
-PIXELS = 128  # to a side of a small picture
+PIXELS = 256  # to a side of a picture
+POWER = 0.4  # of the share kept that is drawn: one column in 32 is a hint of colour, not black
 BEYOND = "recall_beyond_mean"
 # Place in its sweep of the setting whose density in layer 3, head 2 is nearest to 0.3.
 STEPS = {
@@ -50,11 +51,13 @@ def show_masks(
         columns: pictures in a row.
     """
     head, rows = one_head(x, place), -(-len(chosen) // columns)
-    wide = 9.6 / columns
-    figure, axes = style.panels(rows, columns, (9.6, 1.22 * wide * rows), squeeze=False)
+    wide = min(9.6 / columns, 3.4)
+    size = (wide * columns, 1.22 * wide * rows + 0.4)
+    figure, axes = style.panels(rows, columns, size, squeeze=False)
     told = []
     for ax, (name, (method, row)) in zip(axes.flat, chosen.items(), strict=False):
-        draw_kept(data_kept(method.select(head.q, head.k, head.scaling), 0, PIXELS), ax)
+        kept = data_kept(method.select(head.q, head.k, head.scaling), 0, PIXELS)
+        draw_kept(kept**POWER, ax)
         shares = f"recall {row[BEYOND]:.2f}, density {row['density']:.2f}"
         ax.set_title(f"{name}\n{shares}", color=colour_of(name), fontsize=8.5)
         told.append(f"{name}: {shares}")
@@ -64,8 +67,8 @@ def show_masks(
     style.finish(
         figure,
         "What does each method keep of the same head?",
-        f"Share kept of each {cell} x {cell} pairs, yellow: all. Recall over the rows beyond the "
-        f"first 2048. {small_print(x, place)}.",
+        f"Share kept of each {cell} x {cell} pairs, to the power of {POWER}; yellow: all. Recall "
+        f"beyond row 2048. {small_print(x, place)}.",
         f"Triangles of what is kept, a method each. {'; '.join(told)}.",
     )
 
