@@ -1,13 +1,12 @@
 """How pictures of a map lie: what a screen, a scale and pooling leave of its stripes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from anchor_lab.drawing.shapes import curve, name_ticks
-from anchor_lab.drawing.style import ACCENT, INK, STRIPE
+from anchor_lab.drawing.style import INK
 
 # A difference of lightness L* (0 to 100) that is easily seen; about 1 is the least that can be.
 SEEN = 2.3
@@ -83,42 +82,3 @@ def draw_pictures(pictures: Mapping[str, Int[Tensor, "P P 3"]], axes) -> None:
         ax.set(xticks=[], yticks=[], xlabel="key →", ylabel="← query")
         for spine in ax.spines.values():
             spine.set(visible=True, color=INK, lw=0.5)
-
-
-def data_fading(
-    weights: Float[Tensor, "N N"], positions: Int[Tensor, "S"], tokens: Sequence[int]
-) -> dict[str, list]:
-    """How far a stripe stands above its neighbours when cells grow.
-
-    Args:
-        weights: a map with stripes.
-        positions: keys of the stripes.
-        tokens: tokens to a side of a cell, each a divisor of N.
-
-    Returns:
-        tokens; max, mean: the last row of cells pooled so; of each the median cell with a stripe
-        over the median cell without one.
-    """
-    found: dict[str, list] = {"tokens": list(tokens), "max": [], "mean": []}
-    for size in tokens:
-        cells = len(weights) // size
-        stripe = torch.zeros(cells, dtype=torch.bool)
-        stripe[positions // size] = True
-        stripe[[0, -1]] = False  # the sink's cell and the diagonal's are neither
-        other = ~stripe
-        other[[0, -1]] = False
-        for how in ("max", "mean"):
-            last = pool(weights, cells, how)[-1]
-            found[how].append(float(last[stripe].median() / last[other].median()))
-    return found
-
-
-def draw_fading(data: dict[str, list], ax) -> None:
-    """How much of a stripe is left when a cell grows?"""
-    for how, colour, mark in (("max", STRIPE, "o"), ("mean", ACCENT, "s")):
-        curve(ax, data["tokens"], data[how], f"pooled by {how}", colour, marker=mark)
-    ax.axhline(1, color=INK, lw=0.8, ls=":")
-    ax.set(xscale="log", yscale="log", xlabel="tokens to a side of a cell")
-    ax.set(ylabel="stripe / neighbours", xlim=(data["tokens"][0] / 1.2, data["tokens"][-1] * 4))
-    for axis, numbers in ((ax.xaxis, data["tokens"]), (ax.yaxis, (1, 2, 5, 10, 20, 50))):
-        name_ticks(axis, numbers, [str(number) for number in numbers])

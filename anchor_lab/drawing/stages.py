@@ -138,22 +138,6 @@ def draw_touched(data: Mapping[str, Tensor], ax) -> None:
     ax.set_ylabel("share of blocks with a stripe")
 
 
-def draw_error(lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], ax) -> None:
-    """How much output error is left at which density?
-
-    `lines` holds the densities and errors of two selections, by name.
-    """
-    top = max(lines, key=lambda name: lines[name][1][1])
-    above, below = (6, "left", "bottom"), (-6, "right", "top")
-    for (name, (densities, errors)), colour in zip(lines.items(), (STRIPE, INK), strict=True):
-        ax.plot(densities, errors, color=colour, marker="o", ms=4)
-        # At the second point, where lines have parted and their labels have room.
-        by, side, edge = above if name == top else below
-        at = densities[1], errors[1]
-        label(ax, name, at, (by, by), color=colour, weight="bold", ha=side, va=edge)
-    ax.set(xlabel="density: share of the causal pairs", ylabel="output error")
-
-
 def data_recall(recall: Float[Tensor, "N"], block: int = 128) -> dict[str, Tensor]:
     """Recall along the sequence, in blocks of rows.
 

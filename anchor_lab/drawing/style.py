@@ -37,7 +37,7 @@ def use_style() -> None:
     )
 
 
-def panels(rows: int = 1, columns: int = 1, size: tuple[float, float] = (7, 2.8), **options):
+def panels(rows: int = 1, columns: int = 1, size: tuple = (7, 2.8), **options):
     """An empty figure of the course in its style, and its axes: one, or an array of them.
 
     Args:

@@ -15,18 +15,19 @@ from anchor_ref.plan import StripePlan
 from anchor_ref.regions import groups
 
 PIXELS = 128  # to a side of a small map
+WIDTH = 9.6  # of a figure, at most, inches
 FIRST_ROW, ROW_STEP = 2048, 16  # rows whose mass is told in words: those with keys far away
 
 
 def show_maps(
-    heads: Sequence[tuple[Captured, int]], columns: int = 2, asked: str = ""
+    heads: Sequence[tuple[Captured, int]], kinds: Sequence[str] = (), columns: int = 2
 ) -> dict[str, dict[str, Tensor]]:
     """Where do these heads look?
 
     Args:
         heads: layer and place of the query head in it.
+        kinds: what each of them is, for its title.
         columns: maps in a row.
-        asked: another question than this.
 
     Returns:
         `maps.data_attention_map` of each, by name, with "sink", "window" and "stripes" as in
@@ -38,11 +39,19 @@ def show_maps(
         )
         for x, place in heads
     }
-    rows = -(-len(shown) // columns)
+    rows, wide = -(-len(shown) // columns), min(4.1, WIDTH / columns)
     figure, axes = style.panels(
-        2 * rows, columns, (4.1 * columns, 4.4 * rows), height_ratios=[1, 5] * rows, squeeze=False
+        2 * rows,
+        columns,
+        (wide * columns, 1.08 * wide * rows),
+        height_ratios=[1, 5] * rows,
+        squeeze=False,
     )
-    titled = {name.capitalize(): data for name, data in shown.items()}
+    kinds = kinds or [""] * len(shown)
+    titled = {
+        f"{kind}: {name}".removeprefix(": ").capitalize(): data
+        for kind, (name, data) in zip(kinds, shown.items(), strict=True)
+    }
     strips, below = axes[::2].flatten(), axes[1::2].flatten()
     gallery.draw_maps(titled, below[: len(shown)], strips[: len(shown)])
     for ax in [*strips[len(shown) :], *below[len(shown) :]]:
@@ -55,7 +64,7 @@ def show_maps(
     words = "; ".join(f"{name}: {_in_words(data)}" for name, data in shown.items())
     style.finish(
         figure,
-        asked or show_maps.__doc__.splitlines()[0],
+        show_maps.__doc__.splitlines()[0],
         f"Largest weight in each {cell} x {cell} cell, above it the mean mass on {cell} keys; "
         f"SmolLM2, N = {heads[0][0].q.shape[2]}.",
         f"Attention maps of real heads, a strip of mass above each. {words}.",

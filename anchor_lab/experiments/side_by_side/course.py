@@ -8,6 +8,7 @@ from anchor_lab.experiments.side_by_side.figure import SHORT, data_recalls
 from anchor_lab.experiments.side_by_side.ladders import OURS, PUBLISHED
 from anchor_lab.experiments.side_by_side.losses import losses_of
 from anchor_lab.experiments.side_by_side.measure import DENSE
+from anchor_lab.experiments.side_by_side.page import equal_loss
 from anchor_lab.experiments.side_by_side.timing import fastest
 
 
@@ -65,3 +66,14 @@ def data_losses(rows: Sequence[dict]) -> dict[float, float]:
         for (method, theta), row in sorted(losses_of(rows).items(), key=str)
         if method == OURS
     }
+
+
+def losses_table(rows: Sequence[dict]) -> str:
+    """Who loses no more than AnchorAttention, of the whole model's next tokens, in how many ms."""
+    lines = []
+    for table in equal_loss(rows):
+        lines.append(columns(table["title"], "nats", "pairs", "ms a layer"))
+        for name, _, nats, pairs, who, ms in table["lines"]:
+            if who != "nobody":
+                lines.append(columns(f"  {name.replace('*', '')}", nats, pairs, ms))
+    return "\n".join(lines)

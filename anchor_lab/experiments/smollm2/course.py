@@ -40,3 +40,21 @@ def tails_table(rows: Sequence[dict]) -> str:
         for n, times in data_times(rows).items()
     ]
     return "\n".join([columns("a layer's attention, ms", *ways), *lines])
+
+
+def written(rows: Sequence[dict], length: int, prompt: int) -> dict[str, str]:
+    """What the model wrote to one prompt, by the way in which the prompt was read.
+
+    Raises:
+        ValueError: there is no such prompt.
+    """
+    found = {
+        row["way"]: row["written"]
+        for row in rows
+        if (row["part"], row.get("length"), row.get("prompt")) == ("answers", length, prompt)
+    }
+    if not found:
+        raise ValueError(
+            f"length and prompt must be of one that was asked, got {length}, {prompt}"
+        )
+    return {way: found[way] for way in WAYS if way in found}

@@ -57,19 +57,10 @@ def test_plain_imshow_hides_stripes_that_max_pooling_shows(striped):
     assert reduction.data_seen(pooled, places, N)["seen"].all()
 
 
-def test_a_mean_fades_as_computed_and_a_maximum_does_not(striped):
-    weights, places = striped
-    ground = float(weights[-1, 1])
-    data = reduction.data_fading(weights, places, [1, 8])
-    assert data["max"] == pytest.approx([0.03 / ground] * 2, rel=0.05)
-    assert data["mean"] == pytest.approx([0.03 / ground, (0.03 / ground + 7) / 8], rel=0.05)
-
-
 def test_every_figure_draws(striped):
-    weights, places = striped
+    weights, _ = striped
     style.use_style()
-    figure, axes = plt.subplots(1, 2)
-    reduction.draw_pictures({"a": reduction.picture(weights, 50)}, axes[:1])
-    reduction.draw_fading(reduction.data_fading(weights, places, [1, 8]), axes[1])
+    figure, ax = plt.subplots()
+    reduction.draw_pictures({"a": reduction.picture(weights, 50)}, [ax])
     figure.canvas.draw()
     plt.close(figure)

@@ -198,11 +198,9 @@ def test_every_figure_draws(head):
 
 def test_figures_of_scattered_stripes_draw():
     style.use_style()
-    figure, axes = plt.subplots(1, 2)
-    stages.draw_touched({"keys": torch.rand(5), "blocks": torch.rand(5)}, axes[0])
-    stages.draw_error({"a": ([0.1, 0.3], [0.5, 0.2]), "b": ([0.1, 0.3], [0.6, 0.4])}, axes[1])
+    figure, ax = plt.subplots()
+    stages.draw_touched({"keys": torch.rand(5), "blocks": torch.rand(5)}, ax)
     figure.canvas.draw()
-    assert {text.get_text() for text in axes[1].texts} == {"a", "b"}
     plt.close(figure)
 
 
