@@ -1,11 +1,8 @@
 """Whether the caller of a model waits for weights that AnchorAttention does not have."""
 
-import torch
+import sys
 
-try:
-    from transformers.utils.output_capturing import _active_collector as _collector
-except ImportError:  # transformers 4 collects nothing so, and warns
-    _collector = None
+import torch
 
 NO_WEIGHTS = (
     "output_attentions must be False with attn_implementation='anchor_attention', got True: it "
@@ -19,9 +16,19 @@ def weights_are_collected() -> bool:
     transformers 5 takes it from the caller, and collects what layers put out; only some models
     hand it on to their attention. Without weights it would give an empty tuple and no word.
     """
-    if _collector is None:
+    if not _are_ever():
         return False
+    from transformers.utils.output_capturing import _active_collector
+
     # torch.compile cannot trace a context variable: transformers has an attribute for its sake.
-    compiling = torch.compiler.is_compiling()
-    collected = _collector.global_var if compiling else _collector.get()
+    if torch.compiler.is_compiling():
+        collected = _active_collector.global_var
+    else:
+        collected = _active_collector.get()
     return "attentions" in (collected or ())
+
+
+@torch.compiler.assume_constant_result
+def _are_ever() -> bool:
+    """transformers 4 collects nothing so, and warns."""
+    return "transformers.utils.output_capturing" in sys.modules

@@ -8,7 +8,6 @@ from functools import partial
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from anchor_models.backend import anchor_attention, choose_backend, implementation
 from anchor_models.integration.cost import Expected, expected
@@ -133,7 +132,7 @@ def _again(
 
 
 def _attend_by_wrapper(module, q, k, v, dropout: float, scaling) -> Tensor:
-    return sdpa_attention_forward(module, q, k, v, None, dropout=dropout, scaling=scaling)[0]
+    return dense(module, q, k, v, None, {"dropout": dropout, "scaling": scaling})
 
 
 def _attend_densely(shared: bool, module, q, k, v, dropout: float, scaling) -> Tensor:
@@ -155,6 +154,8 @@ def _attend_sparsely(attend, config, module, q, k, v, dropout: float, scaling) -
 
 def dense(module, query, key, value, mask: Tensor | None, given: dict) -> Tensor:
     """What `attn_implementation="sdpa"` computes, `[B, Nq, Hq, D]`."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
     return sdpa_attention_forward(module, query, key, value, mask, **given)[0]
 
 
