@@ -1,6 +1,7 @@
 """What holds for all tests: annotations are checked, draws repeat, skips are said aloud."""
 
 import os
+import sys
 
 import hypothesis
 import jaxtyping
@@ -35,6 +36,13 @@ def pytest_collection_modifyitems(items):
     if not torch.cuda.is_available():
         for item in needs_gpu:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def no_figure_is_left_to_the_next_test():
+    yield
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
 
 
 @pytest.fixture

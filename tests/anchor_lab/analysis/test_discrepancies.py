@@ -138,11 +138,9 @@ def test_memory_is_that_of_the_tensors():
 @pytest.mark.parametrize("name", ["15_method_and_code"])
 def test_tests_named_in_the_notebooks_exist(name):
     notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
-    sections = [
-        cell.source
-        for cell in notebook.cells
-        if cell.cell_type == "markdown" and "**What to notice.**" in cell.source
-    ]
+    words = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    sections = [x for x in words.split("\n## ") if "**What to notice.**" in x]
+    assert len(sections) == 6, [x[:40] for x in sections]
     for section in sections:
         named = re.findall(r"`(tests/[\w/]+\.py): (test_\w+)`", section)
         assert named, f"no test guards: {section[:80]}"
