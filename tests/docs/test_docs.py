@@ -108,7 +108,8 @@ class Runner:
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": f"{self.folder}{os.pathsep}{self.folder / 'kernels'}",
             "CUDA_VISIBLE_DEVICES": "",
-            "HF_HUB_OFFLINE": "1",
+            "HF_HUB_OFFLINE": "1",  # RULER makes its needles without a network
+            "HF_DATASETS_OFFLINE": "1",
         }
         environment.pop("TRITON_INTERPRET", None)  # set for the tests of this process
         done = subprocess.run(

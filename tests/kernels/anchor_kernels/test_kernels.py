@@ -186,7 +186,7 @@ def test_selection_and_output_agree_with_float64(record_property):
     ratios = []
 
     @given(cases())
-    @settings(max_examples=60)
+    @settings(max_examples=60 if ON_GPU else 40)  # the interpreter is slow
     def check(case):
         ratios.append(check_selection_and_output(case))
 
@@ -439,7 +439,7 @@ def test_offsets_beyond_31_bits_are_reached(dim):
 
 
 @given(cases(), st.sampled_from([1, 5, 16, 33, 150]))
-@settings(max_examples=30)
+@settings(max_examples=30 if ON_GPU else 20)
 def test_a_tail_changes_no_row_before_it_and_nothing_that_was_selected(case, tail):
     out, trace = run(case, config=replace(case.config, tail=tail))
     without, other = run(case, config=replace(case.config, tail=0))
