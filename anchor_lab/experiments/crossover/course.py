@@ -8,10 +8,40 @@ from anchor_lab.experiments.page import number, spaced
 
 # The prefills that were measured: in words, and the heads of one of their layers.
 MODELS = {
-    "smollm2": ("SmolLM2, 135M, 30 layers", (9, 3, 64)),
-    "random": ("4 of the 32 layers of an 8B model", WIDE),
+    "smollm2": ("SmolLM2, 135M, {layers} layers", (9, 3, 64)),
+    "random": ("{layers} of the 32 layers of an 8B model", WIDE),
 }
 SHORTEST = 4096  # below it nothing is ever gained, and the host decides
+
+
+def data_dense(rows: Sequence[dict]) -> dict[str, dict[int, dict[str, float]]]:
+    """By model and length, while attention is dense: what a prefill takes, and its share of it.
+
+    The share is the device's time for the layers' attention over the whole prefill's.
+
+    Args:
+        rows: of results/crossover/crossover.json.
+
+    Returns:
+        ms: of the whole; attention_ms: of one layer's attention; layers; share.
+    """
+    found: dict[str, dict[int, dict[str, float]]] = {}
+    for model, by_length in data_prefills(rows).items():
+        if model not in MODELS:
+            continue
+        calls, _ = data_calls(rows, MODELS[model][1], tail=0)
+        layers = max(ways["always"]["sparse_layers"] for ways in by_length.values())
+        found[model] = {
+            n: {
+                "ms": (whole := ways["sdpa"]["ms"]["median"]),
+                "attention_ms": calls[n],
+                "layers": layers,
+                "share": layers * calls[n] / whole,
+            }
+            for n, ways in by_length.items()
+            if n in calls
+        }
+    return found
 
 
 def data_shares(rows: Sequence[dict]) -> dict[str, dict[int, dict[str, float]]]:
@@ -21,27 +51,24 @@ def data_shares(rows: Sequence[dict]) -> dict[str, dict[int, dict[str, float]]]:
         rows: of results/crossover/crossover.json.
 
     Returns:
-        By model and length: dense, ours, ms of a prefill; share, of dense attention in it; most,
-        how many times faster it would be if attention took no time; gain, how many times faster
-        it was.
+        By model and length: dense, ours, ms of a prefill; layers; share, of dense attention in
+        it; most, how many times faster it would be if attention took no time; gain, how many
+        times faster it was.
     """
     found: dict[str, dict[int, dict[str, float]]] = {}
-    for model, by_length in data_prefills(rows).items():
-        if model not in MODELS:
-            continue
-        calls, _ = data_calls(rows, MODELS[model][1], tail=0)
-        layers = max(ways["always"]["sparse_layers"] for ways in by_length.values())
-        for n, ways in by_length.items():
-            if n < SHORTEST or n not in calls:
+    prefills = data_prefills(rows)
+    for model, by_length in data_dense(rows).items():
+        for n, dense in by_length.items():
+            if n < SHORTEST:
                 continue
-            dense, ours = (ways[way]["ms"]["median"] for way in ("sdpa", "auto"))
-            share = layers * calls[n] / dense
+            ours = prefills[model][n]["auto"]["ms"]["median"]
             found.setdefault(model, {})[n] = {
-                "dense": dense,
+                "dense": dense["ms"],
                 "ours": ours,
-                "share": share,
-                "most": 1 / (1 - share),
-                "gain": dense / ours,
+                "layers": dense["layers"],
+                "share": dense["share"],
+                "most": 1 / (1 - dense["share"]),
+                "gain": dense["ms"] / ours,
             }
     return found
 
@@ -51,8 +78,9 @@ def table(shares: Mapping[str, Mapping[int, Mapping[str, float]]]) -> str:
     lines = []
     for model, by_length in shares.items():
         cells = list(by_length.values())
+        name = MODELS[model][0].format(layers=cells[0]["layers"])
         lines += [
-            columns(MODELS[model][0], *(f"N = {spaced(n)}" for n in by_length)),
+            columns(name, *(f"N = {spaced(n)}" for n in by_length)),
             columns("  dense prefill, ms", *(number(x["dense"]) for x in cells)),
             columns("  attention's share of it", *(f"{x['share']:.0%}" for x in cells)),
             columns("  with AnchorAttention, ms", *(number(x["ours"]) for x in cells)),

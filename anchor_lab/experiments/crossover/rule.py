@@ -18,8 +18,8 @@ from anchor_lab.drawing.shapes import label, name_ticks
 from anchor_lab.drawing.style import ACCENT, INK, STRIPE, finish, panels
 from anchor_lab.experiments.attention.figure import short
 from anchor_lab.experiments.course import columns
-from anchor_lab.experiments.crossover.course import MODELS
-from anchor_lab.experiments.crossover.figure import data_calls, data_prefills, heads_of
+from anchor_lab.experiments.crossover.course import data_dense
+from anchor_lab.experiments.crossover.figure import data_prefills, heads_of
 from anchor_lab.experiments.crossover.fit import held_out, is_dense
 from anchor_lab.experiments.page import spaced
 from anchor_models.backend import TAIL
@@ -142,31 +142,19 @@ def judged(rule: Rule, calls: Sequence[Call]) -> dict[str, float]:
 
 
 def data_share(rows: Sequence[dict]) -> dict[str, dict[int, dict[str, float]]]:
-    """By model and length, while attention is dense: what a prefill takes, and its share of it.
-
-    The share is the device's time for the layers' attention over the whole prefill's.
+    """`data_dense`, whose share is a, by short names, and the ratio that was measured.
 
     Returns:
-        ms: of the whole; attention_ms: of one layer's attention; layers; share: a; always: the
-        measured ratio with AnchorAttention in every layer.
+        What `data_dense` does; always: the ratio with AnchorAttention in every layer.
     """
-    found = {}
-    for model, by_length in data_prefills(rows).items():
-        _, heads = MODELS[model]
-        dense, _ = data_calls(rows, heads, TAIL)
-        layers = max(row["sparse_layers"] for ways in by_length.values() for row in ways.values())
-        found[NAMES[model]] = {
-            n: {
-                "ms": (whole := ways["sdpa"]["ms"]["median"]),
-                "attention_ms": dense[n],
-                "layers": layers,
-                "share": layers * dense[n] / whole,
-                "always": ways["always"]["ms"]["median"] / whole,
-            }
-            for n, ways in by_length.items()
-            if n in dense
+    prefills = data_prefills(rows)
+    return {
+        NAMES[model]: {
+            n: dense | {"always": prefills[model][n]["always"]["ms"]["median"] / dense["ms"]}
+            for n, dense in by_length.items()
         }
-    return found
+        for model, by_length in data_dense(rows).items()
+    }
 
 
 def of_prefill(share: float, ratio: float) -> float:
@@ -269,11 +257,15 @@ def show_rule(data: dict[str, dict[int, dict[str, float]]], expected: dict, wher
     """The figure of `draw_rule`, with its words."""
     figure, ax = panels(size=(7.2, 3.4))
     draw_rule(data, expected, ax)
+    ends = [
+        f"{name} {found[max(found)]['always']:.2f} and {expected[name][max(found)]:.2f}"
+        for name, found in data.items()
+    ]
     finish(
         figure,
         draw_rule.__doc__.splitlines()[0],
         f"{where}; θ = 12, tail {TAIL}. Lines: measured; dots: 1 − a (1 − r).",
-        "Time of a prefill over that with dense attention, against length. From 16k tokens on "
-        "the dotted rule lies on both measured lines, which fall to 0.43 and 0.64 at 64k. For "
-        "SmolLM2 at 8k and below the measured line lies far above 1 and above the rule.",
+        "Time of a prefill over that with dense attention, against length, measured and by the "
+        f"rule, at the longest: {'; '.join(ends)}. For SmolLM2 at 8k and below the "
+        "measured line lies far above 1 and above the rule.",
     )

@@ -42,11 +42,13 @@ def test_attentions_share_is_its_layers_over_the_prefill():
     assert found[8192] == {
         "dense": 100.0,
         "ours": 80.0,
+        "layers": 30,
         "share": pytest.approx(0.6),
         "most": pytest.approx(2.5),
         "gain": pytest.approx(1.25),
     }
     assert "60%" in crossover.table({"smollm2": found})
+    assert "SmolLM2, 135M, 30 layers" in crossover.table({"smollm2": found})
 
 
 def test_a_gain_is_no_larger_than_attention_allows():
