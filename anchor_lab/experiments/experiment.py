@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from anchor_lab.experiments.environment import lacks_cuda
-from anchor_lab.experiments.store import read, write_whole
+from anchor_lab.experiments.store import OtherResults, read, write_whole
 
 # Of the repository, where its commands are run.
 RESULTS = Path("results")
@@ -60,7 +60,12 @@ class Experiment:
         return self.about.splitlines()[0]
 
     def run(self, arguments: Sequence[str]) -> int:
-        """Measure, then write page and figure; returns the exit status."""
+        """Measure, then write page and figure.
+
+        Returns:
+            The exit status: 0, what measuring returned, or 2 with a line on stderr for a file
+            that was made with something else.
+        """
         parser = self.parser()
         options = parser.parse_args(arguments)
         if options.out is not None and options.out.is_dir():
@@ -70,7 +75,12 @@ class Experiment:
         if not options.table:
             if self.needs_cuda and lacks_cuda(f"anchor_lab {self.name}"):
                 return 2
-            if status := self.measure(options):
+            try:
+                status = self.measure(options)
+            except OtherResults as problem:
+                print(problem, file=sys.stderr)
+                status = 2
+            if status:
                 return status
         self.write_page(options.out)
         return 0

@@ -17,6 +17,10 @@ from pathlib import Path
 SETTINGS = "settings.json"  # beside a table
 
 
+class OtherResults(ValueError):
+    """A file holds what this run cannot go on with; the message says what, and what to do."""
+
+
 class Store:
     """Rows found so far, in a file that a later run goes on with.
 
@@ -33,8 +37,8 @@ class Store:
         rows: as dicts, in the order in which they were found.
 
     Raises:
-        ValueError: the file's rows were made with other settings, or nobody knows with which; or
-            it is no such file.
+        OtherResults: the file's rows were made with other settings, or nobody knows with which;
+            or it is no such file.
     """
 
     def __init__(
@@ -58,7 +62,7 @@ class Store:
         elif (  # of a run that stopped before its first row, or somebody else's
             self._is_table and beside.exists() and not _json(beside).keys() & settings.keys()
         ):
-            raise ValueError(f"{beside} is not of an experiment: give another folder")
+            raise OtherResults(f"{beside} is not of an experiment: give another folder")
         self._places = {self.key_of(row): place for place, row in enumerate(self.rows)}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self._is_table:
@@ -122,16 +126,16 @@ def read(path: Path, text: Sequence[str] = ()) -> dict:
 
     Raises:
         OSError: there is no such file.
-        ValueError: it is none that a `Store` wrote, or a table without its settings.
+        OtherResults: it is none that a `Store` wrote, or a table without its settings.
     """
     if path.suffix == ".json":
         found = _json(path)
         if not {"settings", "rows"} <= found.keys():
-            raise ValueError(f"{path} holds no rows of an experiment: give another file")
+            raise OtherResults(f"{path} holds no rows of an experiment: give another file")
         return {"runs": [], **found}
     rows, about = read_table(path, text), path.with_name(SETTINGS)
     if not about.exists():
-        raise ValueError(
+        raise OtherResults(
             f"{path.parent} holds {path.name} without {SETTINGS}, which says what it was made "
             "with: give another folder, or remove that one"
         )
@@ -217,7 +221,7 @@ def _check_settings(path: Path, found: dict, wanted: dict) -> None:
     """Results of other settings are neither used nor written over: name the first that differs."""
     for name in {**found, **wanted}:
         if found.get(name) != wanted.get(name):
-            raise ValueError(
+            raise OtherResults(
                 f"{path} holds results made with {name} {found.get(name)!r}, this run has "
                 f"{wanted.get(name)!r}: give another place, or remove that file"
             )

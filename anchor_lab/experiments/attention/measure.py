@@ -21,7 +21,6 @@ a run was cut off.
 """
 
 import argparse
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass, fields
@@ -263,15 +262,14 @@ def measure(options: argparse.Namespace) -> int:
     """Measure what the file lacks.
 
     Returns:
-        0; 1 while the file has no cell at all; 2 with a line on stderr where it is of another
-        device, of other kernels or libraries, or none of this experiment.
+        0; 1 while the file has no cell at all.
+
+    Raises:
+        OtherResults: the file is of another device, of other kernels or libraries, or none of this
+            experiment.
     """
     about = cuda_facts() | {"kernels": kernels_version()}
-    try:
-        store = Store(options.out, KEY, {name: about.pop(name) for name in SAME_IN_ALL_RUNS})
-    except ValueError as problem:
-        print(problem, file=sys.stderr)
-        return 2
+    store = Store(options.out, KEY, {name: about.pop(name) for name in SAME_IN_ALL_RUNS})
     captures = find_captures(options.activations)
     plan = planned(
         options.lengths or (QUICK_LENGTHS if options.quick else LENGTHS),

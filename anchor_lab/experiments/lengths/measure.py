@@ -121,7 +121,10 @@ def measure(chosen: argparse.Namespace) -> int:
 
     Returns:
         0; 1 when the time was over before all was there; 2 with a line on stderr for a length that
-        is not of this experiment, or a file that was made with something else.
+        is not of this experiment.
+
+    Raises:
+        OtherResults: the file was made with something else.
     """
     sizes = QUICK if chosen.quick else FULL
     there = sorted({*sizes.lengths, *sizes.prefills})
@@ -149,11 +152,7 @@ def measure(chosen: argparse.Namespace) -> int:
         **({"kernels": kernels_version(), **cuda_facts()} if cuda else {}),
     }
     run = {"date": settings.pop("date"), "command": chosen.command}
-    try:
-        store = Store(chosen.out, KEY, settings, run)
-    except ValueError as problem:
-        print(problem, file=sys.stderr)
-        return 2
+    store = Store(chosen.out, KEY, settings, run)
     until = time.monotonic() + chosen.time_s
     some = replace(
         sizes,

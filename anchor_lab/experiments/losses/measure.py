@@ -127,8 +127,10 @@ def measure(chosen: argparse.Namespace) -> int:
     """Read what is missing.
 
     Returns:
-        0; 1 when the time was over before all was there; 2 with a line on stderr for a file that
-        was made with something else.
+        0; 1 when the time was over before all was there.
+
+    Raises:
+        OtherResults: the file was made with something else.
     """
     sizes, device = (QUICK if chosen.quick else FULL), chosen.device
     model, tokenizer = load_pretrained(chosen.model, torch.float32, device)
@@ -146,11 +148,7 @@ def measure(chosen: argparse.Namespace) -> int:
         **(cuda_facts() if torch.device(device).type == "cuda" else {}),
     }
     run = {"date": settings.pop("date"), "command": chosen.command}
-    try:
-        store = Store(chosen.out, KEY, settings, run)
-    except ValueError as problem:
-        print(problem, file=sys.stderr)
-        return 2
+    store = Store(chosen.out, KEY, settings, run)
     until = time.monotonic() + chosen.time_s
     reader = Reader(model, tokens, sizes.texts, GROUP)
     parts = {name: PARTS[name in SORTING] for name in chosen.methods or sizes.methods}

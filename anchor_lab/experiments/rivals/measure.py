@@ -101,7 +101,10 @@ def measure(chosen: argparse.Namespace) -> int:
 
     Returns:
         0; 1 when the time was over before all was there; 2 with a line on stderr for a length that
-        is not of this experiment, or a file that was made with something else.
+        is not of this experiment.
+
+    Raises:
+        OtherResults: the file was made with something else.
     """
     sizes, device = (QUICK if chosen.quick else FULL), chosen.device
     lengths = chosen.lengths or list(sizes.lengths)
@@ -127,11 +130,7 @@ def measure(chosen: argparse.Namespace) -> int:
         **(cuda_facts() if cuda else {}),
     }
     del settings["date"]  # of the first run alone: the table does not know of runs
-    try:
-        store = Store(chosen.out, KEY, settings, text=TEXT_COLUMNS)
-    except ValueError as problem:
-        print(problem, file=sys.stderr)
-        return 2
+    store = Store(chosen.out, KEY, settings, text=TEXT_COLUMNS)
     until = time.monotonic() + chosen.time_s
     for n in lengths:
         plan = cells(n, sizes, model.config.num_hidden_layers, chosen.methods)

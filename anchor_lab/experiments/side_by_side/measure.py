@@ -132,8 +132,10 @@ def measure(options: argparse.Namespace) -> int:
     """Measure what is missing.
 
     Returns:
-        0; 2 with a line on stderr where the file is of another device, of other kernels or
-        libraries, or where equal losses are asked for before there are any.
+        0; 2 with a line on stderr where equal losses are asked for before there are any.
+
+    Raises:
+        OtherResults: the file is of another device, of other kernels or libraries.
     """
     device, cuda = options.device, torch.device(options.device).type == "cuda"
     model = options.model or ("bundled" if options.quick else NAME)
@@ -147,11 +149,7 @@ def measure(options: argparse.Namespace) -> int:
         "command": options.command,
         "packages": executors.versions(),
     }
-    try:
-        store = Store(options.out, KEY, settings, run)
-    except ValueError as problem:
-        print(problem, file=sys.stderr)
-        return 2
+    store = Store(options.out, KEY, settings, run)
     if "equal_loss" in options.parts and "loss" not in options.parts and not losses_of(store.rows):
         print("the part loss must come before equal_loss: there are no losses", file=sys.stderr)
         return 2

@@ -154,6 +154,19 @@ def test_every_experiment_has_a_title_and_committed_results(one):
     assert json.dumps(one.file).count("/") == 1
 
 
+def test_a_file_made_with_something_else_is_refused_in_a_line_and_stays(seen, tmp_path, capsys):
+    out = tmp_path / "a.json"
+    assert runner.main(["counting", "--quick", "--out", str(out)]) == 0
+    before = out.read_bytes()
+    capsys.readouterr()
+    assert runner.main(["counting", "--out", str(out)]) == 2
+    said = capsys.readouterr()
+    assert "holds results made with quick True, this run has False" in said.err
+    assert said.err.count("\n") == 1
+    assert not said.out  # no page is written
+    assert out.read_bytes() == before
+
+
 @pytest.mark.parametrize("more", [[], ["--table"]])
 def test_a_folder_in_place_of_a_file_is_refused(seen, tmp_path, more, capsys):
     with pytest.raises(SystemExit, match="2"):
