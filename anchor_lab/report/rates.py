@@ -91,7 +91,7 @@ def measured_here(
             cells, _fastest_ms(calls, device, plan.repeats), strict=True
         )
     ]
-    found: dict = {"device": _name(device), "layer_host_ms": 0.0, "kept": {}}
+    found: dict = {"device": _name(device), "layer_host_ms": 0.0, "host_busy": 1.0, "kept": {}}
     found["layer_device_ms"] = {}
     judges = [row for row in rows if row["keys"] == plan.held_out]
     fixed = ON_GPU_ALONE if device.type == "cuda" else ()

@@ -5,6 +5,9 @@ whichever is longer. Both have more to do than attention:
 
     t = max(host + the host's rest of the layer, Σ coefficient · work + the device's rest)
 
+A host that is busy with something else takes longer, and AnchorAttention asks more of it than
+dense attention does: a gain must be one with such a host, too.
+
 Work is counted from the method's own definition (`anchor_ref.regions`), in 10⁹: elements of q; the
 products and the scores of the pairs of stage 1, of stage 3 and of the tail; the products of stage
 2. The rest of a layer goes over elements of q, Hq · D a token, and multiplies with matrices of
@@ -133,9 +136,10 @@ class Coefficients:
 
     Attributes:
         values: `device`, a name; `generation`, of its compute capability; `layer_host_ms` and
-            `layer_device_ms`, by `LAYER_WORK`, of a layer beside its attention; `margin`, by how
-            much an expectation may err; `kept`, by θ: the `share` of the candidates at `tokens`
-            and the `exponent` of the length; and for `anchor`, `dense` and `masked`: `host_ms` and
+            `layer_device_ms`, by `LAYER_WORK`, of a layer beside its attention; `host_busy`, how
+            many times as long as usual the host takes in one prefill of ten; `margin`, by how much
+            an expectation may err; `kept`, by θ: the `share` of the candidates at `tokens` and the
+            `exponent` of the length; and for `anchor`, `dense` and `masked`: `host_ms` and
             `device_ms`, by work.
             There may be `error`, the relative one of a side's time that nine of ten calls stay
             below, and `matrix_tflops`, the rate of a large matrix product.
@@ -168,12 +172,21 @@ def expected_at(values: dict, shape: Shape, config: AnchorConfig, share: float) 
     if way not in values:
         return None
     rest = device_ms(values["layer_device_ms"], layer_work(shape))
-    anchor = layer_ms(values, "anchor", anchor_work(shape, config, share), rest)
-    dense = layer_ms(values, way, dense_work(shape), rest)
-    return Expected(anchor, dense, anchor * (1 + values["margin"]) < dense, values["device"])
+    work = {"anchor": anchor_work(shape, config, share), way: dense_work(shape)}
+
+    def both(busy: float) -> list[float]:
+        return [layer_ms(values, *side, rest, busy) for side in work.items()]
+
+    gain = all(
+        anchor * (1 + values["margin"]) < dense
+        for anchor, dense in (both(1.0), both(values["host_busy"]))
+    )
+    return Expected(*both(1.0), gain, values["device"])
 
 
-def layer_ms(values: dict, way: str, work: dict[str, float], rest: float) -> float:
+def layer_ms(
+    values: dict, way: str, work: dict[str, float], rest: float, busy: float = 1.0
+) -> float:
     """Expected milliseconds of a layer whose attention goes this way, see the head of the file.
 
     Args:
@@ -181,10 +194,11 @@ def layer_ms(values: dict, way: str, work: dict[str, float], rest: float) -> flo
         way: "anchor", "dense" or "masked".
         work: of attention.
         rest: the device's milliseconds beside attention.
+        busy: how many times as long as usual the host takes.
     """
     found = values[way]
     device = device_ms(found["device_ms"], work) + rest
-    return max(found["host_ms"] + values["layer_host_ms"], device)
+    return max(busy * (found["host_ms"] + values["layer_host_ms"]), device)
 
 
 def device_ms(coefficients: dict[str, float], work: dict[str, float]) -> float:

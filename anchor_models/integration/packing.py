@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from anchor_models.integration.later import Later, may_come_later
 from anchor_models.integration.passes import Pass
 from anchor_models.integration.sequences import (
     Tokens,
@@ -11,6 +12,7 @@ from anchor_models.integration.sequences import (
     is_segments,
     packed,
     refuse_restarts,
+    restarts,
     whole,
 )
 
@@ -20,8 +22,9 @@ def texts_of(
 ) -> list[Tokens] | None:
     """The texts of a call; None when a mask of another kind says who sees whom.
 
-    To read them the host waits for the GPU. The layers of a model are given the same tensors, so
-    the first of them reads and the others do not wait.
+    To read a mask or bounds the host waits for the GPU. The layers of a model are given the same
+    tensors, so the first of them reads and the others do not wait. Positions are asked one
+    question, whose answer a later layer hears.
 
     Args:
         read: the pass of this call, which remembers them.
@@ -33,12 +36,24 @@ def texts_of(
         ValueError: mask, positions and bounds do not fit each other or the tensors.
     """
     if read.texts is None:
-        names = ("position_ids", "cu_seq_lens_q", "cu_seq_lens_k")
+        names = ("cu_seq_lens_q", "cu_seq_lens_k")
         read.texts = _read(query, key, mask, *map(kwargs.get, names))
+        if read.texts is not None and kwargs.get("cu_seq_lens_q") is None:
+            _ask_positions(read, kwargs.get("position_ids"))
     return read.texts
 
 
-def _read(query, key, mask, positions, bounds, key_bounds) -> list[Tokens] | None:
+def _ask_positions(read: Pass, positions: Tensor | None) -> None:
+    found = restarts(positions, read.texts or [])
+    if found is None:
+        return
+    if may_come_later(found.is_cuda, read.config, read.layer):
+        read.wait_for(Later(found))
+    else:
+        refuse_restarts(bool(found))
+
+
+def _read(query, key, mask, bounds, key_bounds) -> list[Tokens] | None:
     n_queries, n_keys = query.shape[2], key.shape[2]
     texts = None
     if is_segments(mask):
@@ -52,6 +67,4 @@ def _read(query, key, mask, positions, bounds, key_bounds) -> list[Tokens] | Non
         texts = whole(query.shape[0], n_keys)
     if bounds is not None:
         return packed(bounds, key_bounds, query, key, mask, texts)
-    if texts is not None:
-        refuse_restarts(positions, texts)
     return texts

@@ -12,9 +12,10 @@ from weakref import ref
 import torch
 from torch import Size, Tensor
 
+from anchor_models.integration.later import Later
 from anchor_models.integration.options import in_force
 from anchor_models.integration.record import running_record
-from anchor_models.integration.sequences import Tokens
+from anchor_models.integration.sequences import Tokens, refuse_restarts
 from anchor_models.interface import BEYOND_QKV
 from anchor_ref.inputs import check_type
 
@@ -71,16 +72,52 @@ class Pass:
         decision: None while nothing was decided that would serve other layers.
     """
 
-    __slots__ = ("_config", "_ids", "_seen", "_sizes", "decision", "layer", "texts")
+    __slots__ = (
+        *("_config", "_ids", "_last", "_restarts", "_seen", "_sizes"),
+        *("decision", "layer", "texts"),
+    )
 
     def __init__(self, config, layer: int, sizes: tuple, tensors: tuple):
         self.layer = layer
         self.texts: list[Tokens] | None = None
         self.decision: Decision | None = None
+        self._restarts: Later | None = None
+        self._last = getattr(config, "num_hidden_layers", 0) - 1
         self._config = ref(config) if config is not None else lambda: None
         self._sizes = sizes
         self._ids = tuple(map(id, tensors))
         self._seen = [(ref(x), _version(x)) for x in tensors if x is not None]
+
+    @property
+    def config(self):
+        """Of the model; None when it is gone."""
+        return self._config()
+
+    def wait_for(self, restarts: Later) -> None:
+        """Do positions begin again? A later layer hears it; see `hear`."""
+        self._restarts = restarts
+
+    def hear(self, wait: bool) -> None:
+        """Refuse positions that begin again, as soon as that is known.
+
+        Args:
+            wait: for what is not known; False: ask again.
+
+        Raises:
+            ValueError: they do.
+        """
+        if self._restarts is None:
+            return
+        found = self._restarts.known(wait)
+        if found is not None:
+            self._restarts = None
+            refuse_restarts(found)
+
+    def is_at(self, layer: int) -> None:
+        """A later layer of the pass asks."""
+        self.layer = layer
+        if self._restarts is not None:
+            self.hear(wait=layer >= self._last)
 
     def goes_on(self, config, layer: int, sizes: tuple, tensors: tuple) -> bool:
         """Is this layer a later one of the same pass?"""
@@ -121,8 +158,9 @@ def pass_of(q_size: Size, k_size: Size, mask: Tensor | None, kwargs: Mapping, mo
     sizes = (q_size[0], q_size[2], k_size[2])
     found, layer = _last, module.layer_idx
     if found.goes_on(module.config, layer, sizes, tensors):
-        found.layer = layer
+        found.is_at(layer)
         return found
+    found.hear(wait=True)  # of a model whose last layers have another mask, or do not ask
     _last = Pass(module.config, layer, sizes, tensors)
     return _last
 
@@ -156,7 +194,7 @@ def decided(module, query: Tensor, key: Tensor, mask: Tensor | None, kwargs: Map
         or (found.of_layer is not None and not found.of_layer(layer))
     ):
         return None
-    last.layer = layer
+    last.is_at(layer)
     return found
 
 

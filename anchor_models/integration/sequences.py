@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from anchor_ref.inputs import check_cu_seqlens
@@ -170,8 +170,8 @@ def packed(
     return [Tokens(slice(0, 1), span, span) for span in spans]
 
 
-def refuse_restarts(positions: Tensor | None, texts: list[Tokens]) -> None:
-    """Refuse positions that begin again where the mask knows of one text only.
+def restarts(positions: Tensor | None, texts: list[Tokens]) -> Bool[Tensor, ""] | None:
+    """Do positions begin again at 0 where the mask knows of one text only?
 
     transformers' sdpa then reads one text, its flash attention several.
 
@@ -179,20 +179,27 @@ def refuse_restarts(positions: Tensor | None, texts: list[Tokens]) -> None:
         positions: `position_ids` as the layer got them, `[B or 1, Nq]`; others are not judged.
         texts: what the mask says.
 
-    Raises:
-        ValueError: positions begin again at 0 inside a text.
+    Returns:
+        On the device of the positions, which nothing waits for; None where nothing is judged.
     """
     if positions is None or positions.ndim != 2:
-        return
-    for text in texts:
-        rows = text.rows if len(positions) > 1 else slice(0, 1)
-        if not positions[rows, text.queries][:, 1:].all():
-            raise ValueError(
-                "position_ids must not begin again inside a text, got packed texts that the "
-                "attention mask does not know of: pass use_cache=False and no attention_mask; "
-                "where that was so, the model tells its mask nothing of positions: pass "
-                "cu_seq_lens_q and cu_seq_lens_k, or each text by itself"
-            )
+        return None
+    found = [
+        (positions[text.rows if len(positions) > 1 else slice(0, 1), text.queries][:, 1:] == 0)
+        for text in texts
+    ]
+    return torch.stack([x.any() for x in found]).any() if found else None
+
+
+def refuse_restarts(found: bool) -> None:
+    """Refuse what `restarts` finds, with a ValueError."""
+    if found:
+        raise ValueError(
+            "position_ids must not begin again inside a text, got packed texts that the "
+            "attention mask does not know of: pass use_cache=False and no attention_mask; "
+            "where that was so, the model tells its mask nothing of positions: pass "
+            "cu_seq_lens_q and cu_seq_lens_k, or each text by itself"
+        )
 
 
 def _texts(rows: slice, text_of: Tensor, query_of: Tensor) -> Iterator[Tokens]:

@@ -62,6 +62,7 @@ def fit(rows: Sequence[dict], settings: dict, kept: dict) -> dict:
     found["layer_host_ms"] = digits(
         max(0.0, of_a_layer(shortest) - found["dense"]["host_ms"]),
     )
+    found["host_busy"] = digits(shortest["ms"]["p90"] / shortest["ms"]["median"])
     found["layer_device_ms"] = rest_of_layers([x for x in layers if x is not shortest], found)
     found["kept"] = kept
     found["margin"] = digits(margin(calls, found))

@@ -20,6 +20,7 @@ ZERO = dict.fromkeys(cost.ANCHOR_WORK, 0.0)
 VALUES = {
     "device": "a made-up GPU",
     "layer_host_ms": 0.0,
+    "host_busy": 1.0,
     "layer_device_ms": {},
     "margin": 0.0,
     "error": 0.07,

@@ -39,6 +39,7 @@ def values(**changes) -> dict:
         "device": "a made-up GPU",
         "generation": 9,
         "layer_host_ms": 0.1,
+        "host_busy": 1.0,
         "layer_device_ms": {},
         "margin": 0.0,
         "kept": KEPT,
@@ -112,6 +113,26 @@ def test_who_names_a_backend_or_wants_it_always_is_not_overruled(measured, named
     model.config.anchor_attention = named
     assert [one for one, _ in ran(model, tokens())] == ["anchor"] * 2
     assert [one for one, _ in ran(model, tokens(), when="auto", backend="auto")] == ["dense"] * 2
+
+
+@pytest.mark.parametrize(("busy", "gain"), [(1.0, True), (2.4, True), (2.6, False)])
+def test_a_gain_must_be_one_with_a_busy_host_too(busy, gain):
+    """Of 4 ms dense on the device ours takes 2; the host needs 1.6 ms for ours, 0.6 for dense."""
+    shape, config = Shape(1, 4, 2, 4096, 4096, 64), AnchorConfig()
+    per_call = {"call": 2.0, **dict.fromkeys(cost.ANCHOR_WORK[1:], 0.0)}
+    dense = {"call": 4.0, **dict.fromkeys(cost.DENSE_WORK[1:], 0.0)}
+    found = cost.expected_at(
+        values(
+            anchor={"host_ms": 1.5, "device_ms": per_call},
+            dense={"host_ms": 0.5, "device_ms": dense},
+            host_busy=busy,
+        ),
+        shape,
+        config,
+        0.5,
+    )
+    assert found.gain is gain
+    assert (found.anchor, found.dense) == (2.0, 4.0)  # told is what is usual
 
 
 def test_each_text_is_asked_about_by_itself(measured):

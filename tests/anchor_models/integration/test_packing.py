@@ -9,7 +9,7 @@ import torch
 import transformers
 
 import anchor_ref
-from anchor_models.integration import packing, passes, prefill
+from anchor_models.integration import later, packing, passes, prefill
 from anchor_models.integration.sequences import HIDDEN
 from anchor_models.transformers import options, record
 from tests.anchor_models.integration.tiny import (
@@ -47,7 +47,7 @@ def test_layers_share_one_look_at_mask_and_positions(monkeypatch):
     model, ids = build(num_hidden_layers=3), tokens(2)
     mask = (torch.arange(N) >= torch.tensor([[0], [35]])).long()
     reads = counted(monkeypatch, packing, "from_segments")
-    checks = counted(monkeypatch, packing, "refuse_restarts")
+    checks = counted(monkeypatch, packing, "restarts")
     with options(theta=THETA, **SIZES):
         for times in (1, 2):
             logits(model, ids, attention_mask=mask)
@@ -134,6 +134,135 @@ def test_what_buffers_hold_is_read_anew_where_the_first_layers_are_gone():
         found = model(ids, use_cache=False, **given).logits
         new = {name: x.clone() for name, x in given.items()}
         assert torch.equal(found, model(ids, use_cache=False, **new).logits)
+
+
+RESTARTS = (torch.arange(N) % 60)[None]
+BEGIN_AGAIN = "position_ids must not begin again inside a text"
+
+
+class FromDevice(later.Later):
+    """An answer that is there when it has been asked for so often, or when somebody waits."""
+
+    def __init__(self, value, asked: int):
+        self.value, self.left, self.waited = bool(value), asked, 0
+
+    def known(self, wait):
+        self.waited += wait
+        self.left -= 1
+        return self.value if wait or self.left <= 0 else None
+
+
+@pytest.fixture
+def from_device(monkeypatch):
+    """Makes answers come later, as those of a GPU; returns all of them."""
+
+    later_may_come = packing.may_come_later
+
+    def come(asked: int, cuda: bool = True) -> list[FromDevice]:
+        answers = []
+
+        def make(value):
+            answers.append(FromDevice(value, asked))
+            return answers[-1]
+
+        monkeypatch.setattr(later, "_is_captured", lambda: False)
+        monkeypatch.setattr(packing, "may_come_later", lambda _, *x: later_may_come(cuda, *x))
+        monkeypatch.setattr(packing, "Later", make)
+        return answers
+
+    return come
+
+
+def layers_that_ran(model) -> list[int]:
+    seen = []
+    for layer in model.model.layers:
+        layer.register_forward_pre_hook(lambda layer, _: seen.append(layer.self_attn.layer_idx))
+    return seen
+
+
+@pytest.mark.parametrize("when", ["dense", "sparse", "looked at"])
+@pytest.mark.parametrize(("asked", "refused_by", "waited"), [(1, 1, 0), (2, 2, 0), (9, 3, 1)])
+def test_restarts_are_refused_by_the_layer_that_hears_of_them(
+    from_device, when, asked, refused_by, waited
+):
+    """The last one waits: no output of the model is made of texts taken for one."""
+    model, answers = build(num_hidden_layers=4), from_device(asked)
+    seen = layers_that_ran(model)
+    theta = {0: THETA, 1: 5.0, 2: 6.0, 3: 7.0} if when == "looked at" else THETA
+    sizes = SIZES if when != "dense" else SIZES | {"block_size": 64}  # a text is one group
+    with options(theta=theta, **sizes), pytest.raises(ValueError, match=BEGIN_AGAIN):
+        logits(model, tokens(), position_ids=RESTARTS)
+    assert seen == list(range(refused_by + 1))
+    assert [x.waited for x in answers] == [waited]
+    with options(theta=theta, **sizes):  # the next prompt is none the worse for it
+        logits(model, tokens())
+    assert len(answers) == 2
+
+
+def test_positions_that_go_on_are_asked_about_once_and_waited_for_at_the_end(from_device):
+    model, answers = build(num_hidden_layers=4), from_device(9)
+    with options(theta=THETA, **SIZES):
+        found = logits(model, tokens())
+        assert [x.waited for x in answers] == [1]
+        answers[0].left = 9
+        assert torch.equal(logits(model, tokens()), found)
+    assert answers[0].left == 9
+
+
+def test_a_pass_that_another_one_follows_is_waited_for(from_device):
+    """Of a model whose last layers have another mask, or do not ask."""
+    answers, config = from_device(9), transformers.LlamaConfig()
+    x = torch.zeros(1, 2, 40, 8)
+    given = {"position_ids": (torch.arange(40) % 30)[None]}
+
+    def layer(index, mask=None):
+        read = passes.pass_of(
+            x.shape, x.shape, mask, given, SimpleNamespace(layer_idx=index, config=config)
+        )
+        return packing.texts_of(read, x, x, mask, given)
+
+    layer(0)
+    assert answers[0].waited == 0
+    with pytest.raises(ValueError, match=BEGIN_AGAIN):
+        layer(1, segments(3))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"num_hidden_layers": 1}, {"layer_types": ["full_attention", "conv"]}, {"is_cuda": False}],
+    ids=str,
+)
+def test_where_nobody_would_hear_the_answer_the_first_layer_waits(from_device, changes):
+    answers = from_device(9, changes.get("is_cuda", True))
+    config = transformers.LlamaConfig(num_hidden_layers=2)
+    vars(config).update(changes)
+    x, given = torch.zeros(1, 2, 40, 8), {"position_ids": (torch.arange(40) % 30)[None]}
+    module = SimpleNamespace(layer_idx=0, config=config)
+    read = passes.pass_of(x.shape, x.shape, None, given, module)
+    with pytest.raises(ValueError, match=BEGIN_AGAIN):
+        packing.texts_of(read, x, x, None, given)
+    assert answers == []
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("when", ["auto", "always"])
+def test_a_pass_does_not_make_the_host_wait(when):
+    """With positions that a caller hands over, and with those of the model."""
+    sizes = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+    model = build(num_hidden_layers=4, **sizes).to("cuda", torch.bfloat16)
+    ids = tokens().repeat(1, 30).to("cuda")  # more than a group
+    positions = torch.arange(ids.shape[1], device="cuda")[None]
+    with options(when=when), torch.no_grad():
+        model(ids)  # compiles kernels, makes tables
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            found = model(ids).logits
+            again = model(ids, position_ids=positions).logits
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert torch.equal(found, again)
+        with pytest.raises(ValueError, match=BEGIN_AGAIN):
+            model(ids, position_ids=positions % 1000)
 
 
 @pytest.mark.parametrize("name", ["cu_seq_lens_q", "cu_seq_lens_k"])

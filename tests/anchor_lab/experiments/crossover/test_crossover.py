@@ -108,7 +108,7 @@ def test_the_file_of_the_fit_is_written_before_the_prefills_read_it(out):
     found = json.loads(out.with_name("cost.json").read_text(encoding="utf-8"))
     assert found == fit.fit(read(out)["rows"], SETTINGS, LAW)
     assert found["device"] == "a made-up GPU"
-    assert {"anchor", "dense", "masked", "margin", "kept", "layer_host_ms"} <= found.keys()
+    assert {"anchor", "dense", "masked", "margin", "kept", "layer_host_ms", "host_busy"} <= found.keys()
     assert any(found["layer_device_ms"].values())
     shape = cost.Shape(1, 9, 3, 4096, 4096, 64)
     assert cost._expected(cost.Coefficients(found), shape, AnchorConfig(), (12.0,)) is not None
@@ -147,7 +147,7 @@ def made_up(device: dict, dense: dict, noise=lambda row: 1.0) -> list[dict]:
         rows.append(row)
         host = 0.3 if cell.way == "anchor" else 0.05
         rows.append({"part": "host", **vars(cell), "host_ms": host})
-    rows.append({"part": "layer", "keys": 256, "layers": 30, "ms": {"median": 15.0}})
+    rows.append({"part": "layer", "keys": 256, "layers": 30, "ms": {"median": 15.0, "p90": 24.0}})
     for heads, n in product(((9, 3, 64), (32, 8, 128)), (16_384, 32_768)):
         row = dict(zip(("q_heads", "kv_heads", "head_dim"), heads, strict=True))
         row |= {"part": "layer", "way": "dense", "queries": n, "keys": n, "layers": 4}
@@ -170,6 +170,7 @@ def test_the_fit_finds_the_coefficients_that_the_times_were_made_of():
     assert found["margin"] == pytest.approx(0, abs=1e-3)
     assert (found["anchor"]["host_ms"], found["dense"]["host_ms"]) == (0.3, 0.05)
     assert found["layer_host_ms"] == pytest.approx(15 / 30 - 0.05)
+    assert found["host_busy"] == pytest.approx(24 / 15)
     assert found["layer_device_ms"] == pytest.approx(REST, rel=0.01)
 
 
