@@ -30,7 +30,13 @@ from anchor_lab.methods.flex_prefill import FlexPrefill
 from anchor_lab.methods.method import Method
 from anchor_lab.methods.moba import MoBA
 from anchor_lab.methods.one_list import HeadAveragedTopK
-from anchor_lab.methods.outliers import OutlierRows, SharedStripes, StripeBudget, TwoMeans
+from anchor_lab.methods.outliers import (
+    NearStripes,
+    OutlierRows,
+    SharedStripes,
+    StripeBudget,
+    TwoMeans,
+)
 from anchor_lab.methods.pbs import PBSAttention
 from anchor_lab.methods.sale import SALE, SALEFloat
 from anchor_lab.methods.selection import Selection
@@ -79,7 +85,8 @@ METHODS: dict[str, type[Method]] = {
 }
 
 # Beyond the paper: chosen by name, never among the methods that are compared by default.
-# SharedStripes is not here: a command that looks at some heads alone would tell nothing of it.
+# SharedStripes is not here: a command that looks at some heads alone would tell nothing of it; nor
+# is NearStripes, which is made of another one.
 EXTENSIONS: dict[str, type[Method]] = {
     method.__name__: method for method in (OutlierRows, TwoMeans, StripeBudget)
 }
@@ -113,6 +120,7 @@ __all__ = [
     "EXTENSIONS",
     "METHODS",
     "Method",
+    "NearStripes",
     "Selection",
     "SharedStripes",
     "TriangleMix",

@@ -7,6 +7,7 @@ key is kept for a group when one test of one block passes.
     TwoMeans        two means of a block, split by direction, in place of one
     StripeBudget    a share of the candidates, those that pass by most, in place of a threshold
     SharedStripes   what any query head of a kv head keeps, kept by all of them
+    NearStripes     the keys right before a group, kept by all of its rows
 """
 
 from abc import abstractmethod
@@ -19,7 +20,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from anchor_lab.methods.method import check_published, number
+from anchor_lab.methods.method import check_published, integer, number
 from anchor_lab.methods.ranking import largest
 from anchor_lab.methods.stripes import SWEEP_THETAS, StripeMethod, row_anchor
 from anchor_ref.config import AnchorConfig
@@ -30,7 +31,7 @@ from anchor_ref.plan import StripePlan
 from anchor_ref.regions import Group, causal_pairs, groups
 from anchor_ref.stripes import pooled_difference
 
-BY = ("cosine", "group", "distance", "anchor", "random")
+BY = ("cosine", "group", "distance", "anchor", "random", "even")
 
 
 class Extension(StripeMethod):
@@ -79,7 +80,8 @@ class OutlierRows(Extension):
         by: which R rows of a block are asked, of equal ones the earlier: those of the least cosine
             to the block's mean ("cosine", as in the reference) or to the mean of its group
             ("group"), those furthest from the block's mean ("distance"), those of the lowest
-            anchor ("anchor"), or any ("random", the same in every call, head and layer).
+            anchor ("anchor"), any ("random", the same in every call, head and layer), or one in
+            the middle of each of R equal parts ("even").
         thetas: a threshold for each query head, in place of θ and θ₂; None means those.
 
     Raises:
@@ -87,7 +89,7 @@ class OutlierRows(Extension):
     """
 
     config: AnchorConfig = field(default_factory=lambda: AnchorConfig(theta=5.0, outliers=4))
-    by: Literal["cosine", "group", "distance", "anchor", "random"] = "cosine"
+    by: Literal["cosine", "group", "distance", "anchor", "random", "even"] = "cosine"
     thetas: tuple[float, ...] | None = None
 
     def __post_init__(self):
@@ -129,6 +131,9 @@ class OutlierRows(Extension):
         dtype, count = anchor.dtype, self.config.outliers
         if self.by == "cosine":
             return torch.cat([outlier_rows(q, rows, count, dtype) for rows in group.blocks], -1)
+        if self.by == "even":
+            places = [row for rows in group.blocks for row in evenly(rows, count)]
+            return torch.tensor(places, device=q.device).expand(*q.shape[:2], -1)
         strange = self._strangeness(q.to(dtype), anchor, group)
         ranked = (x.argsort(dim=-1, descending=True, stable=True) for x in strange)
         found = zip(group.blocks, ranked, strict=True)
@@ -149,6 +154,12 @@ class OutlierRows(Extension):
             else:
                 drawn = torch.rand(len(rows), generator=torch.Generator().manual_seed(rows.start))
                 yield drawn.to(q).expand(*q.shape[:2], -1)
+
+
+def evenly(rows: range, count: int) -> list[int]:
+    """A row in the middle of each of `count` equal parts; all of them where they are fewer."""
+    count = min(count, len(rows))
+    return [rows[(2 * part + 1) * len(rows) // (2 * count)] for part in range(count)]
 
 
 @dataclass(frozen=True)
@@ -247,3 +258,34 @@ class SharedStripes(Extension):
         kept = OutlierRows(self.config).kept(q, k, anchor, group, scale)
         of_kv_head = kept.unflatten(1, (k.shape[1], -1))
         return of_kv_head.any(2, keepdim=True).expand_as(of_kv_head).flatten(1, 2)
+
+
+@dataclass(frozen=True)
+class NearStripes(Extension):
+    """The keys right before a group are stripes, whatever tests say: an extension.
+
+    A group's first rows have a window of few keys; the keys before it, which lie as near to them,
+    are far away for the group's last rows, and a mean over a block asks for those that all of its
+    rows want.
+
+    Args:
+        choice: how other stripes are chosen.
+        keys: kept before each group, at least 0.
+    """
+
+    choice: OutlierRows = field(default_factory=OutlierRows)
+    keys: int = integer(256, 0)
+
+    @property
+    def config(self) -> AnchorConfig:
+        return self.choice.config
+
+    @classmethod
+    def sweep(cls) -> list["NearStripes"]:
+        """Those of `OutlierRows`."""
+        return [cls(method) for method in OutlierRows.sweep()]
+
+    def kept(self, q, k, anchor, group, scale):
+        kept = self.choice.kept(q, k, anchor, group, scale)
+        kept[..., max(0, kept.shape[-1] - self.keys) :] = True
+        return kept

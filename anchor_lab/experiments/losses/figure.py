@@ -150,9 +150,8 @@ def _nats(ax) -> None:
     ax.axvline(0, color=INK, lw=0.6)
     ax.set_xscale("symlog", linthresh=0.01)
     low, high = ax.get_xlim()
-    ticks = [x for x in (-0.1, -0.01, 0, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
-             if low <= x <= high]  # fmt: skip
-    ax.set_xticks(ticks, [f"{x:g}".replace("-", "−") for x in ticks])
+    ticks = [x for x in (-1, -0.1, -0.01, 0, 0.01, 0.03, 0.1, 0.3, 1, 3) if low <= x <= high]
+    ax.set_xticks(ticks, [f"{x:g}".replace("-", "−") for x in ticks], fontsize=8)
 
 
 def draw_lost(found: dict[str, Lost | None], ax) -> None:

@@ -4,11 +4,13 @@
     python -m anchor_lab losses --time-s 450          begins nothing later; the same call goes on
     python -m anchor_lab losses --parts methods       one part; the same file takes the other
     python -m anchor_lab losses --methods XAttention  one method beside AnchorAttention
+    python -m anchor_lab losses --text emma.txt --out results/losses/emma.json
     python -m anchor_lab losses --table               .md and .png from losses.json
 
-SmolLM2-135M-Instruct reads 8192 tokens of prose, code and a chat full of lists, in float32, with a
-method in the place of every layer's attention, no tail and no correction. What counts is the loss
-of its predictions in the rows beyond the first 2048 above that of dense attention.
+SmolLM2-135M-Instruct reads 8192 tokens of prose, code and a chat full of lists, or of a text that
+somebody brings, in float32, with a method in the place of every layer's attention, no tail and no
+correction. What counts is the loss of its predictions in the rows beyond the first 2048 above that
+of dense attention.
 
 AnchorAttention is read at several θ. What it keeps and what it costs at θ = 12, as published, and
 at θ = 9 are the levels for all others: of each sweep the two neighbouring configurations between
@@ -51,7 +53,7 @@ from anchor_lab.experiments.losses.spending import spending
 from anchor_lab.experiments.losses.tokens import CLASSES, classes_of
 from anchor_lab.experiments.outliers.measure import hash_of
 from anchor_lab.experiments.outliers.reading import losses_after
-from anchor_lab.experiments.outliers.texts import tokens_of
+from anchor_lab.experiments.outliers.texts import texts_of
 from anchor_lab.experiments.smollm2.measure import weights_hash
 from anchor_lab.experiments.store import Store
 from anchor_lab.methods import METHODS, Method, TriangleMix
@@ -115,9 +117,10 @@ QUICK = Sizes(
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    """--model, --parts, --methods, --time-s"""
+    """--model, --text, --parts, --methods, --time-s"""
     add = parser.add_argument
     add("--model", default=NAME, help=f"another causal model; default {NAME}")
+    add("--text", type=Path, help="a UTF-8 file to read in place of the three texts")
     add("--parts", nargs="+", choices=PARTS, default=PARTS)
     add("--methods", nargs="+", choices=FULL.methods, help="beside AnchorAttention; default all")
     add("--time-s", type=float, default=float("inf"), help="begin nothing later")
@@ -134,7 +137,7 @@ def measure(chosen: argparse.Namespace) -> int:
     """
     sizes, device = (QUICK if chosen.quick else FULL), chosen.device
     model, tokenizer = load_pretrained(chosen.model, torch.float32, device)
-    ids = {kind: tokens_of(kind, tokenizer, sizes.tokens) for kind in sizes.texts}
+    ids = texts_of(sizes.texts, tokenizer, sizes.tokens, chosen.text)
     tokens = torch.tensor(list(ids.values()), device=device)
     settings = {
         "model": chosen.model,
@@ -150,7 +153,7 @@ def measure(chosen: argparse.Namespace) -> int:
     run = {"date": settings.pop("date"), "command": chosen.command}
     store = Store(chosen.out, KEY, settings, run)
     until = time.monotonic() + chosen.time_s
-    reader = Reader(model, tokens, sizes.texts, GROUP)
+    reader = Reader(model, tokens, tuple(ids), GROUP)
     parts = {name: PARTS[name in SORTING] for name in chosen.methods or sizes.methods}
     wanted = ladders(sizes.thetas, [name for name in parts if parts[name] in chosen.parts])
     if fill(store, wanted, reader.row, until):

@@ -8,7 +8,18 @@ from anchor_lab.analysis.intervals import bootstrap
 from anchor_lab.drawing.style import ACCENT, INK, STRIPE, caption, use_style
 
 DENSE, PAPER = "dense", "paper"
-PARTS = ("paper", "rows", "chosen", "bound", "means", "budget", "shared", "calibrated")
+PARTS = (
+    "paper",
+    "rows",
+    "chosen",
+    "even",
+    "near",
+    "bound",
+    "means",
+    "budget",
+    "shared",
+    "calibrated",
+)
 
 
 @dataclass(frozen=True)
@@ -106,7 +117,7 @@ def data_saved(line: Line, lines: Sequence[Line]) -> tuple[float, float, float] 
 
 def draw_lines(lines: Sequence[Line], ax) -> None:
     """What is lost with so many pairs?"""
-    marks = dict(zip(PARTS, "osvD^<>P", strict=True))
+    marks = dict(zip(PARTS, "osvdXD^<>P", strict=True))
     colours = {"paper": INK, "rows": STRIPE}
     for part in PARTS:
         of_part = sorted((x for x in lines if x.part == part), key=lambda x: x.pairs)

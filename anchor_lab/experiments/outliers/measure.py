@@ -13,6 +13,8 @@ of its predictions in the rows beyond the first group, which keeps everything.
 paper       the method as published, at several θ: what all others are compared with
 rows        outlier rows: how many, at which θ and θ₂, with the test of means and without
 chosen      as many rows, chosen otherwise
+even        rows at equal distances, which cost nothing to choose, in other numbers
+near        the keys right before a group kept by all of its rows
 bound       every row tested by itself: what no choice of rows can pass
 means       two means of a block in place of one
 budget      a share of the candidates in place of θ
@@ -43,11 +45,18 @@ from anchor_lab.experiments.answers.prompts import make_prompt
 from anchor_lab.experiments.environment import cuda_facts, environment, sources_version
 from anchor_lab.experiments.experiment import progress
 from anchor_lab.experiments.outliers import reading, variants
-from anchor_lab.experiments.outliers.texts import CALIBRATION, KINDS, tokens_of
-from anchor_lab.experiments.outliers.variants import CALIBRATED, FIXED, GRID, TARGETS, Variant
+from anchor_lab.experiments.outliers.texts import CALIBRATION, KINDS, texts_of, tokens_of
+from anchor_lab.experiments.outliers.variants import (
+    CALIBRATED,
+    CALIBRATIONS,
+    FIXED,
+    GRID,
+    TARGETS,
+    Variant,
+)
 from anchor_lab.experiments.smollm2.measure import weights_hash
 from anchor_lab.experiments.store import Store
-from anchor_lab.methods.outliers import OutlierRows
+from anchor_lab.methods.outliers import Extension
 from anchor_models import Captured, capture_qkv
 from anchor_models.models import load_pretrained
 from anchor_models.smollm2 import NAME, stretch
@@ -60,7 +69,6 @@ PARTS = (*FIXED, CALIBRATED, ANSWERS)
 LENGTHS, QUICK_LENGTHS = (8192, 32_768), (2304,)
 SHORT = 8192  # up to here every variant is read, beyond only those for long prompts
 RUNS = 64  # of tokens, whose mean losses are kept: what the intervals are drawn from
-COUNTS = (0, 4)  # outlier rows, with which heads are calibrated
 ASKED, QUICK_ASKED = 8064, 2304  # tokens of a prompt that asks; leaves room for an answer
 TASKS = ("single", "multi-key", "variable")
 PROMPTS, NEW_TOKENS, BATCH = 20, 24, 10
@@ -72,6 +80,9 @@ ANSWERING = (  # the variants that are asked
     "R = 4, 5/5",
     "R = 4, 7/7",
     "R = 8, 7/7",
+    "R = 8, 5/5, evenly spaced",
+    "near 256, θ = 9",
+    "near 256, R = 8, 5/5, evenly spaced",
     "all rows, θ₂ = 3",
 )
 
@@ -84,9 +95,10 @@ MEASURING = (
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    """--model, --parts, --lengths, --time-s"""
+    """--model, --text, --parts, --lengths, --time-s"""
     add = parser.add_argument
     add("--model", default=NAME, help=f"another causal model; default {NAME}")
+    add("--text", type=Path, help="a UTF-8 file to read in place of the four texts")
     add("--parts", nargs="+", choices=PARTS, default=PARTS)
     add("--lengths", nargs="+", type=int, help=f"default {' '.join(map(str, LENGTHS))}")
     add("--time-s", type=float, default=float("inf"), help="begin nothing later")
@@ -102,10 +114,12 @@ def measure(chosen: argparse.Namespace) -> int:
         return 2
     model, tokenizer = load_pretrained(chosen.model, torch.float32, device)
     kinds = KINDS[:1] if quick else KINDS
-    texts = {
-        (n, kind): torch.tensor([tokens_of(kind, tokenizer, n)], device=device)
-        for n, kind in product(lengths, (*kinds, CALIBRATION))
-    }
+    texts = {}
+    for n in lengths:
+        read = texts_of(kinds, tokenizer, n, chosen.text)
+        read[CALIBRATION] = tokens_of(CALIBRATION, tokenizer, n)
+        texts |= {(n, name): torch.tensor([ids], device=device) for name, ids in read.items()}
+    kinds = [name for name in read if name != CALIBRATION]
     settings = {
         "model": chosen.model,
         "weights": weights_hash(model),
@@ -167,10 +181,11 @@ def loss_jobs(
             for kind in kinds if n <= SHORT or one.long else ():
                 yield from job(part, kind, one.name, lambda one=one: one)
     if CALIBRATED in parts:
-        for count, target in product(COUNTS[-1:] if quick else COUNTS, TARGETS):
-            make = _calibrated(store, model, texts[n, CALIBRATION], n, count, target)
+        choices = list(CALIBRATIONS)
+        for choice, target in product(choices[1:2] if quick else choices, TARGETS):
+            make = _calibrated(store, model, texts[n, CALIBRATION], n, choice, target)
             for kind in kinds:
-                yield from job(CALIBRATED, kind, variants.calibrated_name(count, target), make)
+                yield from job(CALIBRATED, kind, variants.calibrated_name(choice, target), make)
 
 
 def read_text(model, tokens: torch.Tensor, variant: Variant | None) -> dict:
@@ -195,13 +210,13 @@ def read_text(model, tokens: torch.Tensor, variant: Variant | None) -> dict:
     }
 
 
-def _calibrated(store, model, tokens, n, count, target) -> Callable[[], Variant]:
+def _calibrated(store, model, tokens, n, choice, target) -> Callable[[], Variant]:
     """Makes a variant with the thresholds of the store, found now where it has none."""
     key = {
         "part": THETAS,
         "length": n,
         "text": CALIBRATION,
-        "variant": variants.calibrated_name(count, target),
+        "variant": variants.calibrated_name(choice, target),
     }
 
     def make() -> Variant:
@@ -209,22 +224,25 @@ def _calibrated(store, model, tokens, n, count, target) -> Callable[[], Variant]
             with stretch(model, n):
                 captured = capture_qkv(model, tokens)
             device = model.device
-            found = [calibrate(x.to(device), count, target) for x in captured.values()]
+            make = CALIBRATIONS[choice]
+            found = [calibrate(x.to(device), make, target) for x in captured.values()]
             store.add([{**key, "thetas": found}])
         (row,) = (row for row in store.rows if store.key_of(row) == tuple(key.values()))
-        return variants.calibrated(count, target, row["thetas"])
+        return variants.calibrated(choice, target, row["thetas"])
 
     return make
 
 
-def calibrate(x: Captured, count: int, target: float) -> list[float]:
+def calibrate(
+    x: Captured, make: Callable[[tuple[float, ...]], Extension], target: float
+) -> list[float]:
     """The least threshold of `GRID` with which each head reaches a recall beyond, or the last."""
     heads, size = x.q.shape[1], AnchorConfig().group_size
     low, high = torch.zeros(heads, dtype=torch.long), torch.full((heads,), len(GRID) - 1)
     grid = torch.tensor(GRID)
     while bool((low < high).any()):
         middle = (low + high) // 2
-        method = OutlierRows(variants.rows(count, 0.0), thetas=tuple(grid[middle].tolist()))
+        method = make(tuple(grid[middle].tolist()))
         most = reading.SCORES[x.q.device.type]
         kept = reading.choose(x.q, x.k, method, x.scaling, most)
         _, recall = reading.attend(x.q, x.k, x.v, kept, method.config, x.scaling, most)

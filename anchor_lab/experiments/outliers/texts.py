@@ -8,7 +8,7 @@ story      sentences about nothing in particular: to calibrate on
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from anchor_lab.experiments.smollm2.prompts import course_text
@@ -33,9 +33,33 @@ def tokens_of(kind: str, tokenizer, length: int, root: Path = Path()) -> list[in
     """
     if kind not in _TEXTS:
         raise ValueError(f"kind must be one of {', '.join(_TEXTS)}, got {kind!r}")
-    ids = tokenizer(_TEXTS[kind](tokenizer, LETTERS * length, root), verbose=False).input_ids
+    return _first_tokens(_TEXTS[kind](tokenizer, LETTERS * length, root), kind, tokenizer, length)
+
+
+def texts_of(
+    kinds: Sequence[str], tokenizer, length: int, file: Path | None = None
+) -> dict[str, list[int]]:
+    """The first tokens of several texts by name, or of one that somebody brings.
+
+    Args:
+        kinds: some of `KINDS`.
+        tokenizer, length: as in `tokens_of`.
+        file: UTF-8; takes the place of all kinds, and its stem is the name.
+
+    Raises:
+        OSError: there is no such file.
+        ValueError: see `tokens_of`; or the file is not UTF-8.
+    """
+    if file is None:
+        return {kind: tokens_of(kind, tokenizer, length) for kind in kinds}
+    text = Path(file).read_text("utf-8")[: LETTERS * length]
+    return {Path(file).stem: _first_tokens(text, Path(file).stem, tokenizer, length)}
+
+
+def _first_tokens(text: str, name: str, tokenizer, length: int) -> list[int]:
+    ids = tokenizer(text, verbose=False).input_ids
     if len(ids) < length:
-        raise ValueError(f"length must be at most {len(ids)} for {kind}, got {length}")
+        raise ValueError(f"length must be at most {len(ids)} for {name}, got {length}")
     return ids[:length]
 
 

@@ -10,6 +10,7 @@ from math import inf
 
 from anchor_lab.methods.outliers import (
     Extension,
+    NearStripes,
     OutlierRows,
     SharedStripes,
     StripeBudget,
@@ -18,6 +19,7 @@ from anchor_lab.methods.outliers import (
 from anchor_ref import AnchorConfig
 
 BLOCK = AnchorConfig().block_size
+EVENLY = "evenly spaced"
 TARGETS = (0.95,)  # recall beyond that heads are calibrated to
 GRID = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 11.0, 13.0, 16.0)
 
@@ -86,12 +88,38 @@ def _chosen() -> list[Variant]:
         "anchor": "of the lowest anchor",
         "random": "at random",
         "group": "by cosine to the group's mean",
+        "even": "evenly spaced",
     }
     return [
-        Variant(
-            f"{tests(4, 7.0, 5.0)}, {words}", OutlierRows(rows(4, 7.0, 5.0), by), by == "random"
-        )
+        Variant(f"{tests(4, 7.0, 5.0)}, {words}", OutlierRows(rows(4, 7.0, 5.0), by), by == "even")
         for by, words in said.items()
+    ]
+
+
+def _even() -> list[Variant]:
+    pairs = [(2, 7.0, 7.0), (4, 5.0, 5.0), (4, 7.0, 7.0), (8, 7.0, 5.0), (8, 5.0, 5.0)]
+    pairs += [(8, 7.0, 7.0), (16, 5.0, 3.0), (16, 5.0, 5.0)]
+    long = {(4, 7.0, 7.0), (8, 5.0, 5.0), (16, 5.0, 3.0)}
+    return [
+        Variant(f"{tests(*pair)}, {EVENLY}", OutlierRows(rows(*pair), "even"), pair in long)
+        for pair in pairs
+    ]
+
+
+def _near() -> list[Variant]:
+    found = [
+        Variant(f"near {keys}, θ = {theta:g}", NearStripes(OutlierRows(rows(0, theta)), keys),
+                (keys, theta) in ((256, 12), (256, 9)))
+        for keys, theta in ((128, 9.0), (256, 12.0), (256, 9.0), (256, 7.0), (512, 9.0))
+    ]  # fmt: skip
+    pairs = [(4, 7.0, 5.0), (8, 5.0, 5.0), (16, 5.0, 3.0)]
+    return found + [
+        Variant(
+            f"near 256, {tests(*pair)}, {EVENLY}",
+            NearStripes(OutlierRows(rows(*pair), "even"), 256),
+            pair == (8, 5.0, 5.0),
+        )
+        for pair in pairs
     ]
 
 
@@ -136,23 +164,36 @@ FIXED: dict[str, Callable[[], list[Variant]]] = {
     "paper": _paper,
     "rows": _rows,
     "chosen": _chosen,
+    "even": _even,
+    "near": _near,
     "bound": _bound,
     "means": _means,
     "budget": _budget,
     "shared": _shared,
 }
 CALIBRATED = "calibrated"
+CALIBRATIONS: dict[str, Callable[[tuple[float, ...]], Extension]] = {
+    "means alone": lambda thetas: OutlierRows(rows(0, 0.0), thetas=thetas),
+    "R = 4": lambda thetas: OutlierRows(rows(4, 0.0), thetas=thetas),
+    f"R = 4, {EVENLY}": lambda thetas: OutlierRows(rows(4, 0.0), "even", thetas),
+    f"near 256, R = 4, {EVENLY}": lambda thetas: NearStripes(
+        OutlierRows(rows(4, 0.0), "even", thetas), 256
+    ),
+}
 
 
-def calibrated_name(count: int, target: float) -> str:
+def calibrated_name(choice: str, target: float) -> str:
     """Of a variant with a threshold for each head."""
-    return f"calibrated to {target:g}, " + (f"R = {count}" if count else "means alone")
+    return f"calibrated to {target:g}, {choice}"
 
 
-def calibrated(count: int, target: float, thetas: Sequence[Sequence[float]]) -> Variant:
-    """A threshold for each layer's heads, for their means and their outlier rows alike."""
-    method = {
-        layer: OutlierRows(rows(count, 0.0), thetas=tuple(heads))
-        for layer, heads in enumerate(thetas)
-    }
-    return Variant(calibrated_name(count, target), method, long=True)
+def calibrated(choice: str, target: float, thetas: Sequence[Sequence[float]]) -> Variant:
+    """A threshold for each layer's heads, for their means and their outlier rows alike.
+
+    Args:
+        choice: of `CALIBRATIONS`.
+        target: recall beyond.
+        thetas: by layer and head.
+    """
+    method = {layer: CALIBRATIONS[choice](tuple(heads)) for layer, heads in enumerate(thetas)}
+    return Variant(calibrated_name(choice, target), method, long=True)

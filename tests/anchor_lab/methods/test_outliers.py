@@ -13,6 +13,7 @@ from anchor_lab.methods import (
     EXTENSIONS,
     METHODS,
     AnchorAttention,
+    NearStripes,
     OutlierRows,
     PooledMaximum,
     SharedStripes,
@@ -40,6 +41,9 @@ CASES = (
     StripeBudget(0.34, PLAIN),
     StripeBudget(0.0, ROWS),
     SharedStripes(ROWS),
+    NearStripes(OutlierRows(ROWS, by="even"), 5),
+    NearStripes(OutlierRows(PLAIN), 30),
+    NearStripes(OutlierRows(PLAIN), 0),
 )
 
 
@@ -58,6 +62,8 @@ def cosine(a, b):
 def asked(method, q, anchors, group, block):
     """The rows that a block asks, of one head."""
     mean, whole = q[list(block)].mean(0), q[list(group.rows)].mean(0)
+    part = len(block) / method.config.outliers if method.config.outliers else 1
+    middles = {block[int((at + 0.5) * part)] for at in range(method.config.outliers) if part >= 1}
     drawn = torch.rand(len(block), generator=torch.Generator().manual_seed(block.start)).tolist()
     strange = {
         "cosine": lambda i: -cosine(q[i], mean),
@@ -65,6 +71,7 @@ def asked(method, q, anchors, group, block):
         "distance": lambda i: float((q[i] - mean).norm()),
         "anchor": lambda i: -anchors[i],
         "random": lambda i: drawn[i - block.start],
+        "even": lambda i: i in middles,
     }[getattr(method, "by", "cosine")]
     return sorted(block, key=lambda i: (-strange(i), i))[: method.config.outliers]
 
@@ -94,6 +101,13 @@ def made_by(method, head, q, anchors, group, block):
 def slow(method, q, k):
     """Stripes of each head and group, from their definition."""
     n, repeat, config = q.shape[2], q.shape[1] // k.shape[1], method.config
+    if isinstance(method, NearStripes):
+        found = slow(method.choice, q, k)
+        for g, group in enumerate(groups(config, n, n)):
+            near = range(group.rows.start - method.keys, group.rows.start)
+            for head in range(q.shape[1]):
+                found[head, g] |= {j for j in group.candidates if j in near}
+        return found
     found = {}
     for head in range(q.shape[1]):
         queries, keys = q[0, head], k[0, head // repeat]
@@ -174,6 +188,7 @@ def test_choosing_costs_a_product_for_each_mean_and_each_row_that_is_asked():
         (TwoMeans(PLAIN), 2 * means),
         (StripeBudget(0.1, five), means + rows),
         (SharedStripes(five), means + rows),
+        (NearStripes(OutlierRows(five)), means + rows),
     ):
         assert method.select(q, k).scored == pytest.approx(pairs / 2)
     assert means < causal_pairs(N)
@@ -235,5 +250,7 @@ def test_knobs_out_of_range_are_refused_by_name():
         OutlierRows(ROWS, thetas=(1.0,) * 4)
     with pytest.raises(ValueError, match=r"share must be a number in \[0, 1\], got 1.5"):
         StripeBudget(1.5)
+    with pytest.raises(ValueError, match="keys must be an integer of at least 0, got -1"):
+        NearStripes(keys=-1)
     with pytest.raises(TypeError, match="config must be of type AnchorConfig, got float"):
         OutlierRows(12.0)

@@ -108,7 +108,15 @@ def test_the_file_of_the_fit_is_written_before_the_prefills_read_it(out):
     found = json.loads(out.with_name("cost.json").read_text(encoding="utf-8"))
     assert found == fit.fit(read(out)["rows"], SETTINGS, LAW)
     assert found["device"] == "a made-up GPU"
-    assert {"anchor", "dense", "masked", "margin", "kept", "layer_host_ms", "host_busy"} <= found.keys()
+    assert {
+        "anchor",
+        "dense",
+        "masked",
+        "margin",
+        "kept",
+        "layer_host_ms",
+        "host_busy",
+    } <= found.keys()
     assert any(found["layer_device_ms"].values())
     shape = cost.Shape(1, 9, 3, 4096, 4096, 64)
     assert cost._expected(cost.Coefficients(found), shape, AnchorConfig(), (12.0,)) is not None

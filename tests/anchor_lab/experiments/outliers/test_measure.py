@@ -8,9 +8,8 @@ import torch
 
 from anchor_lab.experiments.outliers import figure, measure, reading, variants
 from anchor_lab.experiments.outliers.page import EXPERIMENT, data_answers, data_few, values
-from anchor_lab.experiments.outliers.texts import CALIBRATION, KINDS, tokens_of
+from anchor_lab.experiments.outliers.texts import CALIBRATION, KINDS, texts_of, tokens_of
 from anchor_lab.experiments.store import Store, read, write_json
-from anchor_lab.methods.outliers import OutlierRows
 from anchor_models import Captured, load_bundled
 from tests.tree import ROOT
 
@@ -134,7 +133,7 @@ def test_long_prompts_are_read_in_fewer_ways(tmp_path):
     assert count(8192, parts) == len(KINDS) * len(every)
     assert count(32_768, parts) == len(KINDS) * sum(one.long for one in every)
     assert count(8192, ("bound",)) == len(KINDS) * len(variants.FIXED["bound"]())
-    assert count(32_768, ("calibrated",)) == len(KINDS) * 2
+    assert count(32_768, ("calibrated",)) == len(KINDS) * len(variants.CALIBRATIONS)
 
 
 def test_what_is_asked_is_among_the_variants():
@@ -147,11 +146,11 @@ def test_heads_are_calibrated_to_the_least_threshold_that_suffices(monkeypatch):
     q, k, v = (2 * torch.randn(1, heads, 2300, 16, generator=random) for heads in (4, 2, 2))
     q[:, 0] *= 0.1  # of a head whose weights lie everywhere
     x = Captured(q, k, v, 0.25)
-    for count in (0, 4):
-        found = measure.calibrate(x, count, 0.9)
+    for make in variants.CALIBRATIONS.values():
+        found = measure.calibrate(x, make, 0.9)
         recall = {}
         for theta in measure.GRID:
-            method = OutlierRows(variants.rows(count, theta))
+            method = make((theta,) * 4)
             kept = method.all_kept(q, k, 0.25)
             rows = reading.attend(q, k, v, kept, method.config, 0.25, 2**22)[1][0, :, 2048:]
             recall[theta] = rows.mean(-1)
@@ -170,6 +169,17 @@ def test_texts_have_the_length_asked_for_and_repeat(kind):
     words = tokenizer.decode(ids)
     told = {"chat": "On your list for the", "records": "correction to record", "code": "def "}
     assert told.get(kind, " the ") in words
+
+
+def test_a_text_that_somebody_brings_takes_the_place_of_all(tmp_path):
+    _, tokenizer = load_bundled()
+    (tmp_path / "emma.txt").write_text("“Très bien”, said she. " * 400, "utf-8")
+    found = texts_of(KINDS, tokenizer, 1000, tmp_path / "emma.txt")
+    assert list(found) == ["emma"]
+    assert tokenizer.decode(found["emma"]).count("“Très bien”, said she.") > 50
+    assert len(found["emma"]) == 1000
+    with pytest.raises(ValueError, match=r"length must be at most .* for emma, got 100000"):
+        texts_of(KINDS, tokenizer, 100_000, tmp_path / "emma.txt")
 
 
 def test_other_texts_and_longer_ones_than_there_are_are_refused():
