@@ -145,6 +145,6 @@ def test_the_test_of_the_paper_is_the_methods_own():
 
 def test_calibrated_thresholds_are_each_layers():
     one = variants.calibrated("R = 4", 0.9, [(1.0, 2.0), (3.0, 4.0)])
-    assert one.name == variants.calibrated_name(4, 0.9) == "calibrated to 0.9, R = 4"
+    assert one.name == variants.calibrated_name("R = 4", 0.9) == "calibrated to 0.9, R = 4"
     assert one.at(1).thetas == (3.0, 4.0)
     assert one.at(0).config.outliers == 4
