@@ -46,7 +46,7 @@ tour: $(INSTALLED)
 WORKERS := -n auto --maxprocesses 4 --dist loadfile
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest $(WORKERS)
+	$(BIN)/python -m pytest $(WORKERS) -p no:nbval
 	$(BIN)/python -m pytest $(WORKERS) --nbval --nbval-current-env --nbval-cell-timeout 300 \
 	    --nbval-sanitize-with tests/sanitize.cfg notebooks
 

@@ -6,6 +6,7 @@ built from words that training never uses.
 """
 
 import random
+import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,24 @@ WORDS = {name: x.split() if isinstance(x, str) else x for name, x in _lists.item
 KEY_FIRST, KEY_SECOND = WORDS["key_first"], WORDS["key_second"]
 HELD_OUT = 20  # the last words of each list
 
+# A {name} stands for one of these phrases, or for a word of that list.
+NAME = re.compile(r"\{(\w+)\}")
+PHRASES = {
+    "person": "{names}|the {qualities} {people}|the {people}",
+    "thing": "the {things}|a {qualities} {things}",
+    "place": "the {places}|the {qualities} {places}",
+}
+DEED = "{person} {actions} {thing}"
+SENTENCES = (
+    f"{DEED} near {{place}} {{times}}",
+    f"{{times}}, {DEED}",
+    "there was {thing} in {place}, and {opinions}",
+    "{person} went to {place} with {person}, but {opinions}",
+    "the {places} was {qualities} and the {places} was not",
+    '"where is {thing}?" asked {person}, who stood by {place}',
+    f"when {DEED}, {DEED}",
+    "from {place} to {place} it is a {qualities} way, and {opinions}",
+)
 STATEMENTS = (
     " The number of {key} is {value}.",
     " Remember that the number of {key} is {value}.",
@@ -53,37 +72,21 @@ class Document:
 
 def filler_sentence(rng: random.Random) -> str:
     """One English sentence about nothing in particular."""
-
-    def a(kind: str) -> str:
-        return rng.choice(WORDS[kind])
-
-    def person() -> str:
-        return rng.choice(
-            (a("names"), f"the {a('qualities')} {a('people')}", f"the {a('people')}")
-        )
-
-    def thing() -> str:
-        return rng.choice((f"the {a('things')}", f"a {a('qualities')} {a('things')}"))
-
-    def place() -> str:
-        return rng.choice((f"the {a('places')}", f"the {a('qualities')} {a('places')}"))
-
-    def deed() -> str:
-        return f"{person()} {a('actions')} {thing()}"
-
-    frames = (
-        lambda: f"{deed()} near {place()} {a('times')}",
-        lambda: f"{a('times')}, {deed()}",
-        lambda: f"there was {thing()} in {place()}, and {a('opinions')}",
-        lambda: f"{person()} went to {place()} with {person()}, but {a('opinions')}",
-        lambda: f"the {a('places')} was {a('qualities')} and the {a('places')} was not",
-        lambda: f'"where is {thing()}?" asked {person()}, who stood by {place()}',
-        lambda: f"when {deed()}, {deed()}",
-        lambda: f"from {place()} to {place()} it is a {a('qualities')} way, and {a('opinions')}",
+    text = NAME.sub(
+        lambda name: (
+            rng.choice(_with_words(PHRASES[name[1]], rng).split("|"))
+            if name[1] in PHRASES
+            else rng.choice(WORDS[name[1]])
+        ),
+        rng.choice(SENTENCES),
     )
-    text = rng.choice(frames)()
     start = 1 if text[0] == '"' else 0
     return text[:start] + text[start].upper() + text[start + 1 :] + "."
+
+
+def _with_words(text: str, rng: random.Random) -> str:
+    """`text` with a word of its list in the place of each {list}."""
+    return NAME.sub(lambda name: rng.choice(WORDS[name[1]]), text)
 
 
 def filler(n_characters: int, rng: random.Random) -> str:

@@ -1,14 +1,12 @@
 """What holds for all tests: annotations are checked, draws repeat, skips are said aloud."""
 
+import importlib
 import os
 import sys
 
 import hypothesis
 import jaxtyping
 import pytest
-
-# Before anything imports the package: its annotations are then checked at every call.
-jaxtyping.install_import_hook(["anchor_ref", "anchor_models", "anchor_lab"], "beartype.beartype")
 
 # Before anything imports Triton: where no device is, its interpreter runs the kernels.
 if not any(os.path.exists(device) for device in ("/dev/nvidiactl", "/dev/kfd")):
@@ -19,6 +17,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # No window opens in a test run.
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+# While the hook below loads a file, what that file imports is compiled anew, past its cache. A
+# worker of a whole run imports all of this anyway, so let it be before.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    for name in ("torch._dynamo", "transformers.modeling_utils"):
+        importlib.import_module(name)
+
+# Before anything imports the package: its annotations are then checked at every call.
+jaxtyping.install_import_hook(["anchor_ref", "anchor_models", "anchor_lab"], "beartype.beartype")
 
 # A slow machine is no failure, so no deadline. CI draws the same cases every time.
 hypothesis.settings.register_profile(

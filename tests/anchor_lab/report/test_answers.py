@@ -7,6 +7,7 @@ import pytest
 from anchor_lab import cli
 from anchor_lab.experiments.answers import run
 from anchor_lab.report import tables
+from tests.anchor_lab.report.test_verdict import VALUES
 
 
 @pytest.fixture
@@ -22,12 +23,17 @@ def asked(monkeypatch):
     return seen
 
 
-SMALL = ["inspect", "--length", "2304", "--layers", "7", "--heads", "5", "--theta", "9"]
+@pytest.fixture
+def small(tmp_path):
+    """A command that measures one head, and no speed."""
+    rates = tmp_path / "rates.json"
+    rates.write_text(json.dumps(VALUES))
+    command = ["inspect", "--length", "2304", "--layers", "7", "--heads", "5", "--theta", "9"]
+    return [*command, "--rates", str(rates), "--out", str(tmp_path)]
 
 
-def test_a_report_asks_with_its_threshold_and_shows_what_was_found(tmp_path, capsys, asked):
-    command = [*SMALL, "--answers", "2", "--out", str(tmp_path)]
-    assert cli.main(command) == 0
+def test_a_report_asks_with_its_threshold_and_shows_what_was_found(tmp_path, capsys, asked, small):
+    assert cli.main([*small, "--answers", "2"]) == 0
     said = capsys.readouterr().out
     assert "Dense attention finds 8 of 8 (68–100 %), AnchorAttention 0: answers are lost" in said
     assert {(way.theta, way.tail) for way in asked} == {(None, 0), (9.0, 512)}
@@ -39,19 +45,19 @@ def test_a_report_asks_with_its_threshold_and_shows_what_was_found(tmp_path, cap
     assert len(kept["rows"]) == len(asked) == 16
 
 
-def test_without_being_asked_for_the_report_has_none(tmp_path, capsys, asked, monkeypatch):
+def test_without_being_asked_for_the_report_has_none(capsys, asked, small, monkeypatch):
     seen = {}
     monkeypatch.setattr(
         "anchor_lab.report.render.render_report", lambda *given, **more: seen.update(more)
     )
-    assert cli.main([*SMALL, "--out", str(tmp_path)]) == 0
+    assert cli.main(small) == 0
     assert not asked
     assert "ANSWERS" not in seen
     assert "Dense attention finds" not in capsys.readouterr().out
 
 
-def test_fewer_than_none_are_refused(tmp_path, capsys):
-    assert cli.main([*SMALL, "--answers", "-1", "--out", str(tmp_path)]) == 2
+def test_fewer_than_none_are_refused(small, capsys):
+    assert cli.main([*small, "--answers", "-1"]) == 2
     assert "answers must be at least 0, got -1" in capsys.readouterr().err
 
 

@@ -16,7 +16,7 @@ from anchor_ref.measure import measure
 def test_a_model_is_calibrated_on_strings_and_tokens_alike():
     model, tokenizer = load_bundled()
     config = AnchorConfig(16, 4)
-    texts = [make_document(900, seed=seed).text for seed in (1, 2)]
+    texts = [make_document(300, seed=seed).text for seed in (1, 2)]
     tokens = [tokenizer(text, return_tensors="pt").input_ids for text in texts]
     found = calibrate(model, iter(texts), 0.9, config, tokenizer=tokenizer)
     assert list(found.thetas) == list(range(8))
@@ -40,7 +40,7 @@ def test_texts_are_read_one_after_the_other_and_their_captures_are_gone(tmp_path
     def texts():
         for seed in (1, 2):
             read.append(seed)
-            yield torch.full((2, 150), seed)
+            yield torch.full((2, 70), seed)
 
     def watch(left, desc):
         assert len(read) == 1 + len(told) // 2, "a text was read too early"
@@ -48,11 +48,11 @@ def test_texts_are_read_one_after_the_other_and_their_captures_are_gone(tmp_path
         told.append((desc, list(left)))
         return left
 
-    config = AnchorConfig(8, 2)
+    config = AnchorConfig(16, 2)
     found = calibrate(model, texts(), 0.9, config, folder=tmp_path, progress=watch)
     assert told == [(f"text {n}, layers", list(range(8))) for n in range(4)]
     assert not list(tmp_path.rglob("*.safetensors"))
-    assert found.lengths == (150, 150)
+    assert found.lengths == (70, 70)
     # Each row is a prompt of its own; nothing is measured twice, for another target either.
     monkeypatch.setattr(inspect, "capture_qkv", None)
     told.clear()
@@ -62,7 +62,7 @@ def test_texts_are_read_one_after_the_other_and_their_captures_are_gone(tmp_path
 
 
 def texts_again():
-    return [torch.full((2, 150), seed) for seed in (1, 2)]
+    return [torch.full((2, 70), seed) for seed in (1, 2)]
 
 
 def nothing(left, desc):
@@ -72,7 +72,7 @@ def nothing(left, desc):
 
 def test_a_calibration_goes_on_where_it_was_interrupted(tmp_path):
     model, _ = load_bundled()
-    tokens, config = torch.arange(150)[None], AnchorConfig(8, 2)
+    tokens, config = torch.arange(70)[None], AnchorConfig(16, 2)
 
     class Stopped(Exception):
         pass
@@ -94,8 +94,8 @@ def test_a_calibration_goes_on_where_it_was_interrupted(tmp_path):
     assert found == calibrate(model, [tokens], 0.9, config)
     with pytest.raises(ValueError, match="holds results made with text_sha256"):
         calibrate(model, [tokens + 1], 0.9, config, folder=tmp_path)
-    with pytest.raises(ValueError, match=r"holds results made with sizes \[8, 2, 1, 0\]"):
-        calibrate(model, [tokens], 0.9, AnchorConfig(4, 4), folder=tmp_path)
+    with pytest.raises(ValueError, match=r"holds results made with sizes \[16, 2, 1, 0\]"):
+        calibrate(model, [tokens], 0.9, AnchorConfig(8, 4), folder=tmp_path)
 
 
 def test_what_is_no_text_is_refused(unchecked_annotations):
@@ -118,12 +118,12 @@ def test_what_a_calibration_reaches_elsewhere_is_what_measure_finds():
     model, tokenizer = load_bundled()
     config = AnchorConfig(16, 4, tail=40)
     texts = [
-        tokenizer(make_document(1500, seed=seed).text, return_tensors="pt").input_ids[:, :n]
-        for seed, n in ((1, 200), (2, 300))
+        tokenizer(make_document(750, seed=seed).text, return_tensors="pt").input_ids[:, :n]
+        for seed, n in ((1, 100), (2, 150))
     ]
     found = calibrate(model, texts[:1], 0.9, config)
     check = found.check(model, texts[1])
-    assert (check.length, check.lengths, check.target_recall) == (300, (200, 200), 0.9)
+    assert (check.length, check.lengths, check.target_recall) == (150, (100, 100), 0.9)
     captured = capture_qkv(model, texts[1], dtype=torch.float32)
     for layer, x in captured.items():
         plain = replace(config, tail=0)
@@ -142,7 +142,7 @@ def test_what_a_calibration_reaches_elsewhere_is_what_measure_finds():
     assert check.short == [(layer, head) for _, layer, head in sorted(short)]
     said = str(check)
     assert f"{len(short)} of 64 heads fall short of a recall of 0.9 beyond the first group" in said
-    assert "theta was calibrated on texts of at most 200 tokens, and a prompt has 300" in said
+    assert "theta was calibrated on texts of at most 100 tokens, and a prompt has 150" in said
     assert "calibrated on" not in str(found.check(model, texts[0]))
     # On its own text it reaches what it says.
     same = found.check(model, texts[0])
@@ -152,20 +152,20 @@ def test_what_a_calibration_reaches_elsewhere_is_what_measure_finds():
 
 def test_a_check_refuses_what_it_cannot_judge():
     model, tokenizer = load_bundled()
-    found = calibrate(model, [torch.arange(150)], 0.9, AnchorConfig(8, 2))
+    found = calibrate(model, [torch.arange(70)], 0.9, AnchorConfig(16, 2))
     for text, error, said in (
         ("words", TypeError, "tokenizer must be given for strings, and text is one"),
-        (torch.arange(16), ValueError, r"longer than a group, 16 tokens, .* got one of 16"),
+        (torch.arange(32), ValueError, r"longer than a group, 32 tokens, .* got one of 32"),
         (torch.zeros(2, 90, dtype=torch.int64), ValueError, "text must be one prompt, got 2"),
     ):
         with pytest.raises(error, match=said):
             found.check(model, text)
     some = {name: {0: getattr(found, name)[0][:3]} for name in ("thetas", "reached", "density")}
     with pytest.raises(ValueError, match=r"must have the 3 query heads of layer 0 .* got 8"):
-        replace(found, **some).check(model, torch.arange(150))
-    assert found.why_not_for(150) is None
-    assert "a prompt has 151" in found.why_not_for(151)
-    assert found.check(model, make_document(900, seed=1).text, tokenizer).length > 100
+        replace(found, **some).check(model, torch.arange(70))
+    assert found.why_not_for(70) is None
+    assert "a prompt has 71" in found.why_not_for(71)
+    assert found.check(model, make_document(300, seed=1).text, tokenizer).length > 70
 
 
 def test_a_target_out_of_range_is_refused_before_any_text_is_read():

@@ -11,7 +11,7 @@ import torch
 
 from anchor_lab import cli
 from anchor_lab.report import figure as figures
-from anchor_lab.report import inspected, page, render, tables
+from anchor_lab.report import inspected, page, rates, render, tables
 from anchor_lab.report.far_keys import FarKey
 from anchor_lab.report.run import NotebookError, with_parameters
 from anchor_lab.report.verdict import prefill_speedup, verdict
@@ -22,6 +22,13 @@ from tests.anchor_lab.report.test_verdict import VALUES
 from tools import notebooks
 
 SMALL = ["inspect", "--length", "2304", "--layers", "7", "--heads", "1", "5"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _each_speed_is_measured_once():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rates, "ON_CPU", replace(rates.ON_CPU, repeats=1))
+        yield
 
 
 @pytest.fixture(scope="module")

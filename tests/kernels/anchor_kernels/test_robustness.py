@@ -154,10 +154,10 @@ def test_dimensions_beyond_31_bits_are_reached():
 @pytest.mark.parametrize("repeat", [1, 3])
 def test_groups_of_more_blocks_than_a_tile_holds_select_as_the_reference(repeat):
     config = AnchorConfig(1, 70, theta=0.5, init_blocks=3)
-    case = random_case(205, 205, (1, repeat, 2), 16, config)
+    case = random_case(145, 145, (1, repeat, 1), 16, config)
     _, found = anchor_kernels.anchor_attention(case.q, case.k, case.v, config, return_trace=True)
     _, wanted = anchor_ref.anchor_attention(case.q, case.k, case.v, config, return_trace=True)
-    assert 0 < wanted.stripes.counts.sum() < 2 * repeat * (67 + 137)
+    assert 0 < wanted.stripes.counts.sum() < repeat * (67 + 137)
     assert torch.equal(found.stripes.counts, wanted.stripes.counts)
     assert torch.equal(found.stripes.indices, wanted.stripes.indices)
 

@@ -118,6 +118,7 @@ def test_a_quick_run_asks_the_bundled_model(tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "QUICK_TASKS", ("single",))
     monkeypatch.setattr(measure, "PLACEMENTS", ("end",))
     monkeypatch.setattr(measure, "TAILS", (0,))
+    monkeypatch.setattr(measure, "QUICK_LENGTHS", (2112,))
     out = tmp_path / "quick.json"
     fixed = ["--quick", "--model", "bundled", "--device", "cpu", "--out", str(out)]
     fixed += ["--parts", "ours", "rivals"]

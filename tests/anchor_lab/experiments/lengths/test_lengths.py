@@ -18,7 +18,7 @@ from anchor_ref.measure import dense_attention, output_error, rows_beyond
 from anchor_ref.measure import measure as of_one_theta
 from tests.tree import ROOT
 
-TINY = measure.Sizes({"prose": 2110, "code": 2100}, (2100, 2110), 4, (2100,), 2)
+TINY = measure.Sizes({"prose": 2110, "code": 2100}, (2100, 2110), 4, (2100,), 1)
 
 
 def run(path, *more) -> int:
@@ -163,8 +163,8 @@ class Clock:
 @pytest.fixture(scope="module")
 def timed():
     model, tokenizer = load_bundled()
-    tokens = torch.tensor([tokens_of("prose", tokenizer, 2100, ROOT)])
-    with anchor.record() as stats:
+    tokens = torch.tensor([tokens_of("prose", tokenizer, 150, ROOT)])
+    with anchor.options(block_size=16, step=4), anchor.record() as stats:
         found = prefills.prefills(model, tokens, prefills.WAYS, 1, Clock())
     return model, found, [call.ran for call in stats.calls]
 

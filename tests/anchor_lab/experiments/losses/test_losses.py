@@ -329,7 +329,7 @@ def test_the_page_counts_as_less_what_lies_below_both_intervals(results):
 
 def test_a_quick_run_writes_rows_page_and_picture(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    sizes = measure.Sizes(2110, ("code", "chat"), (9.0, 12.0), ("StreamingLLM", measure.MIX))
+    sizes = measure.Sizes(2110, ("code",), (9.0, 12.0), ("StreamingLLM", measure.MIX))
     monkeypatch.setattr(measure, "QUICK", sizes)
     monkeypatch.setattr(measure, "SHARES", (0.0, 0.5))
     out = tmp_path / "a.json"

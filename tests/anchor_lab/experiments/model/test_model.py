@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -167,8 +168,11 @@ def test_anchor_attention_runs_in_the_heads_that_are_named_and_nowhere_else(bund
 
 def test_a_quick_evaluation_measures_every_part_and_goes_on(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    # Made-up text costs seconds a seed where annotations are checked: one for all seeds.
-    monkeypatch.setattr("anchor_models.rows._made_up", lambda tokenizer, seed: rows().made_up)
+    # Short prompts, and for the differences one that is a little longer than a group.
+    monkeypatch.setattr(measure, "QUICK", replace(measure.QUICK, lengths=(288,)))
+    monkeypatch.setattr(measure, "SHORT", 1060)
+    made_up = rows().made_up  # one for all seeds
+    monkeypatch.setattr("anchor_models.rows._made_up", lambda tokenizer, seed: made_up)
     corpus, out = tmp_path / "books", tmp_path / "out" / "evaluation.json"
     corpus.mkdir()
     for n in range(10):
@@ -187,7 +191,7 @@ def test_a_quick_evaluation_measures_every_part_and_goes_on(tmp_path, monkeypatc
     assert len(part_of(found["rows"], "heads")) == 8 * 8
     page = out.with_suffix(".md").read_text()
     assert page.startswith("# The bundled model")
-    assert "| 64 heads at 512 tokens |  |" in page
+    assert "| 64 heads at 288 tokens |  |" in page
     capsys.readouterr()
     assert EXPERIMENT.run([*call, "--again", "text"]) == 0
     assert capsys.readouterr().out.startswith("text: ")
