@@ -1,4 +1,4 @@
-"""Draw README's animation: θ sweeps from −∞ to +∞ over a head of the bundled model.
+"""Draw README's animation: θ sweeps from −∞ to +∞ over a head of a real language model.
 
 python -m tools.theta_gif
 """
@@ -8,35 +8,32 @@ from math import inf
 from pathlib import Path
 
 import matplotlib
-import torch
 from matplotlib import pyplot as plt
 from matplotlib.animation import FuncAnimation, PillowWriter
 from PIL import Image
 
 from anchor_lab.drawing import style, sweep
-from anchor_models import capture_qkv, load_bundled, make_document
+from anchor_models import load_bundled_heads
 from anchor_ref import AnchorConfig
 
 OUT = Path(__file__).parent.parent / "docs" / "images" / "theta.gif"
-N, LAYER, HEAD = 8192, 7, 1  # as in notebook 00
-THETAS = [-inf, *(step / 2 for step in range(12, 31)), inf]
+LAYER, HEAD = 3, 2  # as in the course
+THETAS = [-inf, *(step / 2 for step in range(6, 31)), inf]
 A_SECOND = 5  # frames
 
 
 def main() -> None:
     matplotlib.use("Agg")
     style.use_style()
-    model, tokenizer = load_bundled()
-    document = make_document(36_000, seed=7, depths=(0.1, 0.3, 0.55))
-    tokens = tokenizer(document.text, return_tensors="pt").input_ids[:, :N]
-    layer = capture_qkv(model, tokens, layers=[LAYER], dtype=torch.float32)[LAYER]
-    q, k = layer.q[:, HEAD : HEAD + 1], layer.k[:, HEAD // 4 : HEAD // 4 + 1]
+    layer = load_bundled_heads().captured[LAYER]  # of key head 0: its query heads are 0, 1, 2
+    q, k = layer.q[:, HEAD : HEAD + 1], layer.k[:, :1]
     steps = sweep.data_sweep(q, k, AnchorConfig(), THETAS, layer.scaling)
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.2, 4.1), width_ratios=[1.1, 1])
     style.caption(
         figure,
-        f"Bundled model, layer {LAYER}, head {HEAD}, N = {N}; grey pairs are never computed.",
+        f"SmolLM2, layer {LAYER}, head {HEAD}, N = {q.shape[2]}; grey pairs are never computed. "
+        "Attention: of the rows beyond the first group, which keeps everything.",
     )
     # The layout is found once: titles of changing length would make the frames jump.
     sweep.draw_step(steps, len(steps) // 2, left, right)

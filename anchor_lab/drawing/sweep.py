@@ -30,7 +30,8 @@ def data_sweep(
         scale: factor of q·k.
 
     Returns:
-        For each θ: theta, density, recall (mean over rows), and map as of `maps.data_kept_map`.
+        For each θ: theta, density, recall (mean over the rows beyond the first group, which keeps
+        everything), and map as of `maps.data_kept_map`.
     """
     curve = theta_curve(q, k, config, thetas, scale)
     anchor = compute_anchor(q, k, k, config, scale).max  # values play no part
@@ -42,7 +43,7 @@ def data_sweep(
             {
                 "theta": theta,
                 "density": float(curve.density[i, 0, 0]),
-                "recall": float(curve.recall[i, 0, 0].double().mean()),
+                "recall": float(curve.recall[i, 0, 0, config.group_size :].double().mean()),
                 "map": maps.data_kept_map(plan, 0, at, q.shape[2]),
             }
         )
