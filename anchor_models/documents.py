@@ -9,6 +9,7 @@ import random
 import re
 import tomllib
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 _lists = tomllib.loads((Path(__file__).parent / "words.toml").read_text("utf-8"))
@@ -16,6 +17,8 @@ WORDS = {name: x.split() if isinstance(x, str) else x for name, x in _lists.item
 # Keys: the two lists are split, and the held-out parts are for evaluation only.
 KEY_FIRST, KEY_SECOND = WORDS["key_first"], WORDS["key_second"]
 HELD_OUT = 20  # the last words of each list
+
+PROSE = Path(__file__).parent / "prose.txt"  # a paragraph a line; `python -m training.prose`
 
 # A {name} stands for one of these phrases, or for a word of that list.
 NAME = re.compile(r"\{(\w+)\}")
@@ -96,6 +99,29 @@ def filler(n_characters: int, rng: random.Random) -> str:
         parts.append(filler_sentence(rng) + ("\n" if rng.random() < 0.15 else " "))
         length += len(parts[-1])
     return "".join(parts).rstrip()
+
+
+def prose(n_characters: int, rng: random.Random) -> str:
+    """Prose without sense that the bundled model wrote, from a drawn paragraph on.
+
+    More varied than `filler`. Where it comes to its end it begins again.
+
+    Args:
+        n_characters: at least so many, in whole paragraphs.
+        rng: says where it begins.
+    """
+    paragraphs = _paragraphs()
+    at, parts, length = rng.randrange(len(paragraphs)), [], 0
+    while length < n_characters:
+        parts.append(paragraphs[at % len(paragraphs)])
+        length += len(parts[-1]) + 1
+        at += 1
+    return "\n".join(parts)
+
+
+@cache
+def _paragraphs() -> list[str]:
+    return PROSE.read_text("utf-8").splitlines()
 
 
 def make_keys(count: int, rng: random.Random, held_out: bool = True) -> list[str]:

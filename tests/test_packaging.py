@@ -196,6 +196,7 @@ def sources() -> set[str]:
         "*.css",
         "*.ipynb",
         "*.toml",
+        "prose.txt",
         "model/*",
         "captured/*",
         "integration/*.json",

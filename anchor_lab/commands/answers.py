@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which model, what is asked of it, and how it reads."""
     from anchor_lab.experiments.answers import run as answers
     from anchor_lab.experiments.answers.ask import NEW_TOKENS
-    from anchor_lab.experiments.answers.prompts import PLACEMENTS, TASKS
+    from anchor_lab.experiments.answers.prompts import PLACEMENTS, SHORT, TASKS
 
     add = parser.add_argument
     add(
@@ -63,8 +63,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"a number, or the file of a calibration (default: {THETA:g})",
     )
     add("--tail", type=int, default=TAIL, help=f"rows that see every key (default: {TAIL})")
-    tasks = ", ".join(TASKS)
-    add("--tasks", nargs="+", metavar="TASK", default=list(TASKS), help=f"default: {tasks}")
+    tasks, short = ", ".join(TASKS), ", ".join(SHORT)
+    told = f"of {tasks}; default: {short}"
+    add("--tasks", nargs="+", metavar="TASK", default=list(SHORT), help=told)
     add(
         "--placements",
         nargs="+",

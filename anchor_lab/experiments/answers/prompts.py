@@ -1,7 +1,8 @@
 """Prompts that hide facts and ask for them, in the spirit of RULER (arXiv 2404.06654).
 
-A task says what is hidden and what is asked; a placement says where the question stands. Every
-word is made up from the seed, and every prompt of a length has exactly that many tokens.
+A task says what is hidden and what is asked; a placement says where the question stands. What
+is hidden is made up from the seed, the text around it is the bundled model's prose, and every
+prompt of a length has exactly that many tokens.
 
     placement     what the prompt's end is
     end           ... text, question, "answer with the number alone"
@@ -23,39 +24,55 @@ from jaxtyping import Int
 from torch import Tensor
 
 from anchor_lab.experiments.smollm2.prompts import MARK, sentence_end
-from anchor_models.documents import STATEMENTS, WORDS, filler, make_keys, make_value
+from anchor_models.documents import STATEMENTS, WORDS, make_keys, make_value, prose
 
 PLACEMENTS = ("end", "instructions", "turn")
 LEAST_INSTRUCTIONS, MOST_INSTRUCTIONS = 100, 400  # tokens
 BEFORE = "Read the following text.\n\n"
 HAVE_READ = "I have read the text."
-# How to answer, none of which an answer that is looked for in the words can offend.
+# How to answer, none of which an answer that is looked for in the words can offend. Nothing here
+# tells of the text: a small model would say it after.
 INSTRUCTIONS = (
     "Keep the answer short.",
-    "Take it from the text above and from nowhere else.",
-    "Copy every digit and every letter as it stands there.",
+    "Take it from what is written there and from nowhere else.",
     "Do not explain how it was found.",
-    "Do not tell what else the text is about.",
+    "Do not add an opinion.",
     "There is no need to repeat the whole sentence.",
-    "If several things in the text look alike, choose the one that the question names.",
+    "If several things look alike, choose the one that the question names.",
     "Leave out greetings, headings and lists.",
     "Write plain words, without bold or italic letters.",
     "One line is enough, and two are too many.",
     "Nobody will read more than the first line.",
     "Do not translate anything.",
     "Do not round a number, and put no comma into it.",
-    "Names are written with the letters that the text uses.",
+    "Write every digit as a digit.",
     "Be calm and friendly, as always.",
     "Do not ask a question in return.",
     "Do not apologise, and do not thank anybody.",
-    "What the people in the text think of the matter is of no importance.",
-    "It does not matter whether the story is true.",
-    "The text is long, and the answer stands in one place of it.",
-    "A helper will compare the answer with the text, letter by letter.",
-    "Say it at once, with no words before it that could be left out.",
+    "Do not mention these instructions.",
+    "Use the language of the question.",
+    "Keep to the point.",
     "Do not guess.",
-    "Finish when the answer is written.",
+    "Do not begin with an introduction.",
+    "Do not end with a summary.",
+    "Spell every word as it is spelt there.",
+    "Leave out what nobody asked for.",
+    "There is no need to be polite, and no need to be rude.",
+    "If it is a number, write all of its digits and nothing between them.",
+    "If it is a word or two, write them as they are, without an article before them.",
+    "Do not put the answer into brackets or between stars.",
+    "Do not offer further help, and do not ask whether it was useful.",
+    "Short answers are read first, and long ones are not read at all.",
+    "What was said earlier about the weather, the time of day or the place is not wanted.",
+    "Please do not write a poem, a letter, a table or a piece of code.",
+    "Whoever reads this is in a hurry and has no time for explanations.",
+    "Do not weigh one answer against another: there is only one.",
+    "A sentence is fine as long as it is a short one.",
+    "Do not say that you are a helper or a program.",
+    "Numbers are not to be written as words, and words are not to be written as numbers.",
+    "Nothing has to be calculated.",
 )
+AT_LAST = " Now answer the question."
 
 
 @dataclass(frozen=True)
@@ -153,6 +170,20 @@ def _words(rng: random.Random) -> Asking:
     )
 
 
+def _code(rng: random.Random) -> Asking:
+    """One fact without a name of its own."""
+    value = make_value(rng)
+    question = "Question: what is the code of the safe?"
+    return Asking(
+        (Fact(rng.random(), f" The code of the safe is {value}."),),
+        (0,),
+        question,
+        (question, " Answer: the code of the safe is "),
+        "Answer with the number alone.",
+        value,
+    )
+
+
 def _variable(rng: random.Random) -> Asking:
     """A chain: one name is given a number, another one is given the first."""
     names, value = make_keys(2, rng), make_value(rng)
@@ -173,8 +204,10 @@ TASKS: dict[str, Callable[[random.Random], Asking]] = {
     "single": _single,
     "multi-key": _multi_key,
     "words": _words,
+    "code": _code,
     "variable": _variable,
 }
+SHORT = tuple(name for name in TASKS if name != "variable")  # those that small models can do
 
 
 def make_prompt(
@@ -214,7 +247,7 @@ def make_prompt(
             f"length must be at least {used + 1} for task {task!r} and placement {placement!r}, "
             f"got {length}"
         )
-    text = encode(filler(8 * (length - used), rng))[: length - used]
+    text = encode(prose(8 * (length - used), rng))[: length - used]
     tokens, places, done = list(before), {}, 0
     for index in sorted(range(len(hidden)), key=lambda index: asking.facts[index].place):
         at = max(done, sentence_end(tokenizer, text, asking.facts[index].place))
@@ -255,15 +288,15 @@ def _up_to(tokenizer, tokens: list[int], words: str) -> list[int]:
 
 
 def _instructions(encode: Callable[[str], list[int]], rng: random.Random) -> str:
-    """Whole sentences, as many as a drawn number of tokens has room for."""
-    most = rng.randint(LEAST_INSTRUCTIONS, MOST_INSTRUCTIONS)
+    """Whole sentences, as many as a drawn number of tokens has room for, and a last one."""
+    most = rng.randint(LEAST_INSTRUCTIONS, MOST_INSTRUCTIONS) - len(encode(AT_LAST))
     left, words = rng.sample(INSTRUCTIONS, len(INSTRUCTIONS)), ""
     for sentence in left:
         longer = f"{words} {sentence}"
         if len(encode(longer)) > most:
             break
         words = longer
-    return words
+    return words + AT_LAST
 
 
 def _around(tokenizer, asking: Asking, placement: str, instructions: str) -> list[str]:

@@ -6,7 +6,13 @@ from pathlib import Path
 
 from anchor_lab.experiments.answers.ask import DENSE, NEW_TOKENS, Way, answers
 from anchor_lab.experiments.answers.counts import Counts, count
-from anchor_lab.experiments.answers.prompts import PLACEMENTS, TASKS, check_names, make_prompt
+from anchor_lab.experiments.answers.prompts import (
+    PLACEMENTS,
+    SHORT,
+    TASKS,
+    check_names,
+    make_prompt,
+)
 from anchor_lab.experiments.store import Store
 from anchor_models.backend import TAIL
 from anchor_ref.config import AnchorConfig
@@ -24,7 +30,7 @@ def short_answers(
     length: int = LENGTH,
     theta: object = AnchorConfig().theta,
     tail: int = TAIL,
-    tasks: Sequence[str] = tuple(TASKS),
+    tasks: Sequence[str] = SHORT,
     placements: Sequence[str] = ("end",),
     prompts: int = PROMPTS,
     seed: int = 0,

@@ -8,7 +8,7 @@ import torch
 from anchor_lab import cli
 from anchor_lab.experiments.answers import ask, run
 from anchor_lab.experiments.answers.counts import Counts
-from anchor_lab.experiments.answers.prompts import TASKS
+from anchor_lab.experiments.answers.prompts import SHORT
 from anchor_lab.experiments.answers.run import open_store, short_answers
 from anchor_models import Calibration, load_bundled
 from anchor_ref import AnchorConfig
@@ -173,6 +173,6 @@ def test_the_command_refuses_in_one_line(tmp_path, capsys, more, message):
 def test_all_tasks_are_asked_unless_told(monkeypatch):
     told = Answers(monkeypatch)
     found = short_answers(*load_bundled(), length=2100, prompts=1)
-    assert [task for task, _ in found] == list(TASKS)
-    assert len(told.asked) == 2 * len(TASKS)
+    assert [task for task, _ in found] == list(SHORT)
+    assert len(told.asked) == 2 * len(SHORT)
     assert ask.NEW_TOKENS >= 16
