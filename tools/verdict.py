@@ -104,12 +104,12 @@ def pays(crossover: dict, lengths: dict) -> str:
         table.append(
             (
                 page.spaced(n),
-                " / ".join(page.percent(x["density"]) for x in kept) or "–",
-                " / ".join(page.digits(x["recall"], 3) for x in kept) or "–",
-                "–" if share is None else f"{100 * share:.0f} %",
-                *(f"{page.number(ways[way]['ms']['median'])} ms" for way in ("sdpa", "always")),
                 f"{over_sdpa(ways, 'always'):.2f}",
                 f"{over_sdpa(large, 'always'):.2f}" if both else "–",
+                *(page.number(ways[way]["ms"]["median"]) for way in ("sdpa", "always")),
+                "–" if share is None else f"{100 * share:.0f} %",
+                " / ".join(page.percent(x["density"]).removesuffix(" %") for x in kept) or "–",
+                " / ".join(page.digits(x["recall"], 3) for x in kept) or "–",
             )
         )
     layers = {row.get("sparse_layers") for row in crossover["rows"] if row.get("model") == LARGE}
