@@ -19,7 +19,13 @@ def test_each_python_block_runs_as_it_stands(number):
 
 
 def test_there_are_blocks_to_run():
-    assert len(BLOCKS) >= 3
+    assert len(BLOCKS) >= 2
+
+
+def test_its_links_lead_somewhere():
+    found = re.findall(r"\]\(([^)#\s]+)", README.read_text())
+    assert len(found) > 20
+    assert [x for x in found if "://" not in x and not (ROOT / x).exists()] == []
 
 
 def test_a_layer_with_a_window_or_capped_scores_is_refused_as_causal():

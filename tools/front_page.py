@@ -2,15 +2,18 @@
 
     python -m tools.front_page
 
-course      from the notebooks' headers: a first cell is a title, a question, and a table with the
-            rows time, needs and paper
-real        from results/smollm2: a real language model's pairs, times and answers
-speed       from results/attention, the newest times of the kernels
-choice      from results/compare and results/retrieval: what methods keep, and what is lost
-gpus, held  from results/parallel: one prompt on several GPUs, in the pages of docs/ about that
+README.md                verdict, pays, loses (`tools/verdict.py`; pays ends with the sentence of
+                         `tools/calls.py`), beats (`tools/standing.py`)
+docs/measured.md         kernels (`tools/calls.py`), layers, speed, reference, choice
+                         (`tools/measured.py`)
+docs/limits.md           asking, small (`tools/limits.py`)
+docs/installing.md       tour: the table that notebook 00 holds
+pages on several GPUs    gpus, held: of results/parallel
 
-Where CITATION.cff names a public `repository-code`, notebooks/README.md begins with badges that
-open the course of this version on Binder and Colab, and with the pinned install for Colab.
+notebooks/README.md is the course, from the notebooks' headers: a first cell is a title, a
+question, and a table with the rows time, needs and paper. Where CITATION.cff names a public
+`repository-code`, it begins with badges that open the course of this version on Binder and Colab,
+and with the pinned install for Colab.
 """
 
 import re
@@ -25,37 +28,13 @@ import pandas
 import yaml
 
 from anchor_lab.experiments import page, store
-from anchor_lab.experiments.attention.cells import (
-    by_inputs,
-    by_length,
-    crossing,
-    is_ok,
-    median_ms,
-)
-from anchor_lab.experiments.compare.equal import at_equal, budget_for, mean_curves
+from anchor_lab.experiments.course import RESULTS, committed
 from anchor_lab.experiments.parallel.page import beyond_paper, in_short
-from anchor_lab.experiments.retrieval.figure import data_answers
-from anchor_lab.experiments.smollm2.figure import data_lengths, data_times
-from anchor_lab.experiments.smollm2.page import answers
-from anchor_models.backend import TAIL
-from anchor_ref import AnchorConfig
+from anchor_lab.experiments.rivals import page as rivals
+from tools import calls, limits, measured, standing, tour, verdict
 from tools.notebooks import ROOT
 
 COURSE = ROOT / "notebooks"
-RESULTS = ROOT / "results"
-SHOWN = (16_384, 32_768, 131_072, 1_048_576)  # lengths in the table of speeds
-METHODS = {  # of the table of choices
-    "AnchorAttention": "AnchorAttention",
-    "VerticalSlash": "vertical-slash (MInference)",
-    "FlexPrefill": "FlexPrefill",
-    "XAttention": "XAttention",
-    "SpargeAttention": "SpargeAttn's selection",
-    "FlashPrefill": "FlashPrefill",
-    "StreamingLLM": "StreamingLLM",
-    "StripeOracle": "*oracle: stripes by their true mass, one share for all heads*",
-}
-HALF, RECALL, ASKED_TOKENS = 0.5, 0.95, 8192
-THETA = AnchorConfig().theta
 SECONDS = re.compile(r"(\d+) s on two CPU cores")
 render = partial(page.render, folder=Path(__file__).parent)
 
@@ -112,19 +91,18 @@ def headers() -> list[Header]:
     return [read_header(path) for path in sorted(COURSE.glob("[0-9][0-9]_*.ipynb"))]
 
 
-def course(found: Sequence[Header], folder: str, questions: bool = True) -> str:
-    """The course as a Markdown table; `folder` leads to the notebooks."""
+def course(found: Sequence[Header]) -> str:
+    """The course as a Markdown table."""
     rows = [
         (
-            f"[{header.title}]({folder}{header.path.as_posix()})",
-            *[header.question] * questions,
+            f"[{header.title}]({header.path.as_posix()})",
+            header.question,
             f"{header.seconds} s",
             header.rows["time"].partition(", ")[2].removesuffix(" of memory") or "–",
         )
         for header in found
     ]
-    titles = ["notebook", *["question"] * questions, "time", "memory"]
-    return page.markdown(titles, rows) + "\n"
+    return page.markdown(["notebook", "question", "time", "memory"], rows) + "\n"
 
 
 def course_page(found: Sequence[Header], citation: dict) -> str:
@@ -132,7 +110,7 @@ def course_page(found: Sequence[Header], citation: dict) -> str:
     repository = citation.get("repository-code", "").rstrip("/")
     return render(
         "course.md.j2",
-        course=course(found, ""),
+        course=course(found),
         repository=repository,
         place=repository.removeprefix("https://github.com/"),
         version=citation["version"],
@@ -140,102 +118,10 @@ def course_page(found: Sequence[Header], citation: dict) -> str:
     )
 
 
-def real(results: dict) -> str:
-    """What a real language model keeps, how long that takes, and whether it answers.
-
-    Args:
-        results: of `python -m anchor_lab smollm2`.
-    """
-    rows, tail = results["rows"], f"tail {TAIL}"
-    times = data_times(rows)
-    needs = {n: found for (n, theta), found in data_lengths(rows).items() if theta == THETA}
-    return render(
-        "real.md.j2",
-        rows=[
-            (
-                page.spaced(n),
-                page.percent(needs[n]["density"]),
-                page.digits(needs[n]["recall"], 3),
-                *(f"{page.number(times[n][way])} ms" for way in (tail, "cudnn")),
-                f"{times[n]['cudnn'] / times[n][tail]:.2f}",
-            )
-            for n in times
-        ],
-        answers=[(page.spaced(n), count, *found) for n, count, found in answers(rows)],
-        settings=results["settings"],
-        theta=THETA,
-        tail=TAIL,
-    )
-
-
-def speed(results: dict, other: dict) -> str:
-    """Times beside those of dense attention, on what, and from which length on it pays.
-
-    Args:
-        results: of `python -m anchor_lab attention`, whose times are shown.
-        other: the same of another device, for its length alone.
-    """
-    rows = []
-    for n, row in by_length(by_inputs(results)).items():
-        if n in SHOWN and is_ok(row, "anchor"):
-            ours, cudnn, flash = (
-                median_ms(row[method]) if is_ok(row, method) else None
-                for method in ("anchor", "sdpa-cudnn", "sdpa-flash")
-            )
-            times = ("–" if ms is None else f"{page.number(ms)} ms" for ms in (ours, cudnn, flash))
-            ratio = page.digits(cudnn and cudnn / ours, 1)
-            rows.append((page.spaced(n), page.percent(row["anchor"]["kept"]), *times, ratio))
-    one_run(other)
-    return render(
-        "speed.md.j2",
-        rows=rows,
-        run=results["settings"] | one_run(results),
-        even=_even(results),
-        other_device=other["settings"]["device"],
-        other_even=_even(other),
-    )
-
-
-def one_run(results: dict) -> dict:
-    """The run that the project's own times are of: one for all lengths.
-
-    Raises:
-        ValueError: they are of several.
-    """
-    runs = {row["anchor"]["run"] for row in by_length(by_inputs(results)).values()}
-    if len(runs) != 1:
-        raise ValueError(f"lengths must be of one run, got runs {sorted(runs)}")
-    return results["runs"][runs.pop()]
-
-
-def _even(results: dict) -> str:
-    """The length from which on cuDNN takes longer, to two digits of hundreds."""
-    return page.spaced(round(crossing(by_inputs(results), "sdpa-cudnn")[0], -2))
-
-
-def choice(table: pandas.DataFrame, asked: Sequence[dict]) -> str:
-    """What methods keep at one density, what a recall costs them, and the answers they lose.
-
-    Args:
-        table: the rows of results/compare/compare.csv.gz.
-        asked: those of results/retrieval/retrieval.json.
-    """
-    curves = mean_curves(table[table["text"] == "document"])
-    recall = at_equal(curves, "density", HALF)
-    density = budget_for(curves, "density", RECALL)
-    found = data_answers(asked)[ASKED_TOKENS]
-    rows = []
-    for name, title in METHODS.items():
-        share, low, high = (100 * x for x in found[name][HALF][:3])
-        right = f"{share:.0f} % ({low:.0f}–{high:.0f})"
-        rows.append((title, recall[name], density[name], right))
-    return render(
-        "choice.md.j2",
-        rows=rows,
-        level=RECALL,
-        asked=page.spaced(ASKED_TOKENS),
-        dense=found["Dense"][None].share,
-    )
+def first_run(notebook: Path) -> str:
+    """What `make tour` ends with, by the table that the committed notebook holds."""
+    table = tour.format_table(tour.layer_table(nbformat.read(notebook, as_version=4)))
+    return f"```text\n{table}\n```\n"
 
 
 def filled(text: str, tables: dict[str, str]) -> str:
@@ -255,7 +141,7 @@ def filled(text: str, tables: dict[str, str]) -> str:
 
 def pages() -> dict[Path, str]:
     """The files that hold the tables, as they should be."""
-    found, readme = headers(), ROOT / "README.md"
+    found, docs = headers(), ROOT / "docs"
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     h100, h200 = (
         store.read(RESULTS / "attention" / f"{name}.json")
@@ -263,17 +149,34 @@ def pages() -> dict[Path, str]:
     )
     compared = pandas.DataFrame(store.read_table(RESULTS / "compare" / "compare.csv.gz"))
     asked = store.read(RESULTS / "retrieval" / "retrieval.json")["rows"]
-    tables = {
-        "course": course(found, "notebooks/", questions=False),
-        "real": real(store.read(RESULTS / "smollm2" / "smollm2.json")),
-        "speed": speed(h100, h200),
-        "choice": choice(compared, asked),
-    }
-    parallel = store.read(RESULTS / "parallel" / "parallel.json")
+    written = store.read(RESULTS / "retrieval" / "written.json")["rows"]
+    crossover, smollm2, timed = map(committed, ("crossover", "smollm2", "side_by_side"))
+    lost = [store.read(path) for path in sorted((RESULTS / "losses").glob("*.json"))]
+    recalls = rivals.EXPERIMENT.read(RESULTS / rivals.EXPERIMENT.file)
+    parallel = committed("parallel")
     by_page = {
-        readme: tables,
-        ROOT / "docs" / "how-to" / "use_more_than_one_gpu.md": {"gpus": in_short(parallel)},
-        ROOT / "docs" / "memory_and_communication.md": {"held": beyond_paper(parallel)},
+        ROOT / "README.md": {
+            "verdict": verdict.verdict(crossover, smollm2, lost, recalls),
+            "pays": f"{verdict.pays(crossover, committed('lengths'))}\n{calls.calls(timed)}",
+            "loses": verdict.loses(smollm2),
+            "beats": standing.beats(lost, recalls),
+        },
+        docs / "measured.md": {
+            "kernels": calls.kernels(timed, "../"),
+            "layers": measured.layers(smollm2),
+            "speed": measured.speed(h100, h200),
+            "reference": measured.reference(committed("reference")),
+            "choice": measured.choice(compared, asked),
+        },
+        docs / "limits.md": {
+            "asking": limits.asking(crossover),
+            "small": limits.small(
+                store.read(RESULTS / "model" / "evaluation.json"), written, asked
+            ),
+        },
+        docs / "installing.md": {"tour": first_run(COURSE / "00_start_here.ipynb")},
+        docs / "how-to" / "use_more_than_one_gpu.md": {"gpus": in_short(parallel)},
+        docs / "memory_and_communication.md": {"held": beyond_paper(parallel)},
     }
     return {
         COURSE / "README.md": course_page(found, citation),

@@ -1,0 +1,61 @@
+"""Numbers of docs/limits.md are those of the results."""
+
+import pytest
+
+from tools import limits
+
+
+def prefill(model, n, auto, sparse=0):
+    row = {"part": "prefill", "model": model, "keys": n, "queries": n}
+    return [
+        {**row, "way": "sdpa", "ms": {"median": 10.0}, "sparse_layers": 0},
+        {**row, "way": "auto", "ms": {"median": auto}, "sparse_layers": sparse},
+    ]
+
+
+def test_asking_costs_what_the_worst_dense_prefill_took_longer():
+    rows = prefill("a", 256, 10.2) + prefill("b", 4096, 10.4) + prefill("a", 8192, 15.0, 30)
+    said = limits.asking({"settings": {"device": "GPU"}, "rows": rows})
+    assert (
+        "dense up to 4 % of its time, by prefills of 256 to 4\u202f096 tokens on one GPU" in said
+    )
+    with pytest.raises(ValueError, match="left dense, got none"):
+        limits.asking({"settings": {"device": "GPU"}, "rows": prefill("a", 8192, 15.0, 30)})
+
+
+def evaluation():
+    head = {"part": "heads", "layer": 0, "head": 0, "sink": 0.1, "max_anchor": 0.9, "length": 16}
+    head |= {"needle": 0.9, "recall@12": 0.99, "density@12": 0.8}
+    rows = [head, {**head, "needle": 0.1, "density@12": 0.6}, {**head, "length": 8, "needle": 1.0}]
+    for name, share, density in (
+        (limits.EVERY, 0.12, 0.9),
+        (limits.BUT_RETRIEVAL, 0.97, 0.9),
+        (limits.SMALL_BLOCKS, 1.0, 0.95),
+    ):
+        cause = {"part": "causes", "sparse": name, "accuracy": share, "density": density}
+        rows.append({**cause, "asked": 100})
+    return {"rows": rows}
+
+
+def test_what_the_bundled_model_loses_is_what_was_measured():
+    written = [
+        {"length": 8192, "theta": "12.0", "read": [True, False], "written": [True, True]},
+        {"length": 8192, "theta": "9.0", "read": [False, False], "written": [False, False]},
+    ]
+    asked = []
+    for name, density, right in (
+        ("Dense", None, 10),
+        (limits.OURS, None, 4),
+        (limits.BARE, None, 2),
+    ):
+        cell = {"length": 8192, "row": name, "density": density, "task": "a", "right": right}
+        asked.append({**cell, "asked": 10, "prompts": 10, "kept": 0.5})
+    said = limits.small(evaluation(), written, asked)
+    assert "keeps 70 % of its pairs at 16 tokens" in said
+    assert "  - 12 of 100 in books" in said
+    assert "  - 50 % in made-up prose that ends anywhere in a block, and 2 of 2 where" in said
+    assert "end a full block, have 40 %" in said
+    assert "(20 % by themselves)" in said
+    assert "* Its 1 retrieval heads lose the facts" in said
+    assert "finds 97 of 100 in the books" in said
+    assert "finds 100, but keeps 95 % of the pairs in place of 90 %" in said

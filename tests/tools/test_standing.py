@@ -1,0 +1,110 @@
+"""README's table of methods: those measured, at the longest length that is complete."""
+
+import pytest
+
+from anchor_lab.experiments import store
+from anchor_lab.experiments.losses.measure import TEXTS
+from anchor_lab.experiments.losses.page import of_level
+from anchor_lab.experiments.rivals.page import EXPERIMENT, of_length
+from tests.tools.made_up import METHODS, OURS, ROOM, losses, lost_row, recalls, table
+from tests.tree import RESULTS
+from tools import standing
+
+
+def test_recall_and_loss_put_methods_in_different_places():
+    found = standing.data_standing([losses(8192)], table(recalls(8192)))
+    assert found.pairs[OURS] == pytest.approx(0.4)
+    assert found.cost[OURS] == pytest.approx(0.5)
+    assert (found.ahead, found.reach, found.cost_place) == (["SALE"], 3, 2)
+    assert found.level == pytest.approx({12.0: 0.6, 9.0: 0.2})
+    assert found.lost[9.0]["XAttention"].mean == pytest.approx(0.04)
+    assert (found.place(12.0), found.place(9.0)) == (3, 3)
+    assert found.behind == ["MoBA"]
+    assert list(found.classes.values()) == pytest.approx([0.4, 0.3, 1 / 7])
+    assert found.eighths[0] == pytest.approx(7.5 * found.eighths[1], rel=0.1)
+
+
+def test_the_table_shows_who_is_ahead_by_either_and_names_the_rest():
+    found = standing.data_standing([losses(8192)], table(recalls(8192)))
+    said = standing.beats([losses(8192)], table(recalls(8192)))
+    rows = [line for line in said.splitlines() if line.startswith("| ")][2:]
+    assert rows == [
+        "| SALE | 20 % | 30 % | 0.010 | 0.020 |",
+        "| **AnchorAttention** | 40 % | 50 % | 0.200 | 0.300 |",
+        "| XAttention | – | – | 0.020 | 0.040 |",
+        "| *oracle: our test on each row's own scores* | 20 % | 30 % | −0.002 | 0.000 |",
+    ]
+    assert "loss at 60 % of the pairs | loss at 20 % of the pairs |" in said
+    assert "8\u202f192 tokens of prose, code, chat" in said
+    assert "Behind AnchorAttention by both: MoBA." in said
+    first, *rest = (f"{x:.2f}" for x in found.eighths)
+    words = (
+        f"loses {first} in the first eighth of its groups of 2048 rows, where the window is short"
+    )
+    assert f"{words}, {min(rest)} to {max(rest)} in the others" in said
+    assert first > max(rest)
+
+
+def test_a_longer_length_is_taken_where_it_is_complete():
+    both = table(recalls(8192), recalls(32_768))
+    files = [losses(8192), losses(32_768)]
+    assert standing.data_standing(files, both).n == 32_768
+    assert standing.data_standing(files[:1], both).n == 8192
+    assert standing.data_standing(files, table(recalls(8192))).n == 8192
+    fewer = [name for name in METHODS if name != "SALE"]
+    assert standing.data_standing([files[0], losses(32_768, fewer)], both).n == 8192
+    lacking = table(recalls(8192), recalls(32_768, fewer))
+    assert standing.data_standing(files, lacking).n == 8192
+    files[1]["rows"] = [x for x in files[1]["rows"] if x["configuration"] != "theta=9"]
+    assert standing.data_standing(files, both).n == 8192
+    # Oracles and variants are not waited for.
+    known = [name for name in METHODS if name not in ("AnchorBlocks", ROOM)]
+    files[1] = losses(32_768, known)
+    assert standing.data_standing(files, both).n == 32_768
+
+
+def test_a_new_method_comes_in_by_itself():
+    files, rows = [losses(8192)], recalls(8192)
+    files[0]["rows"].append(lost_row("NewMethod", "a", 0.1, 0.005))
+    rows.append({**rows[0], "method": "NewMethod", "configuration": "a", "density": 0.1,
+                 "recall_mean": 0.97})  # fmt: skip
+    found = standing.data_standing(files, table(rows))
+    assert found.ahead == ["NewMethod", "SALE"]
+    assert found.place(12.0) == 4
+    assert "| NewMethod | 10 % |" in standing.beats(files, table(rows))
+
+
+def test_results_that_share_no_length_are_refused():
+    with pytest.raises(ValueError, match=r"got losses of \[8192\] and rivals of \[32768\] tokens"):
+        standing.data_standing([losses(8192)], table(recalls(32_768)))
+
+
+def test_a_text_that_somebody_brought_has_a_sentence_and_no_other_say():
+    emma = losses(8192, texts=("emma",))
+    for row in emma["rows"]:
+        if row["method"] == OURS:
+            row["runs"]["emma"] = [0.001, 0.001]
+    files = [losses(8192), emma]
+    assert standing.data_brought(files) == [("emma", 8192, 1, 4)]
+    assert standing.data_standing(files, table(recalls(8192))).place(12.0) == 3
+    said = standing.beats(files, table(recalls(8192)))
+    assert "On emma, 8\u202f192 tokens, it is number 1 of 4." in said
+    assert "On emma" not in standing.beats(files[:1], table(recalls(8192)))
+
+
+def test_the_places_are_those_of_the_pages_of_results():
+    files = [store.read(path) for path in sorted((RESULTS / "losses").glob("*.json"))]
+    rivals = EXPERIMENT.read(RESULTS / EXPERIMENT.file)
+    found = standing.data_standing(files, rivals)
+    one = next(
+        x for x in files
+        if x["settings"]["tokens"] == found.n and set(x["settings"]["texts"]) == {*TEXTS}
+    )  # fmt: skip
+    for theta in found.lost:
+        page = of_level(one["rows"], theta, "density", list(TEXTS))
+        assert (page["place"], page["of"]) == (
+            found.place(theta),
+            len(standing.published(found.lost[theta])),
+        )
+    page = of_length(rivals["rows"], found.n)
+    assert (page["ahead"], page["of"]) == (found.ahead, found.reach)

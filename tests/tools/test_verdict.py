@@ -1,0 +1,122 @@
+"""What README says first: when it pays, what it loses, what beats it."""
+
+import pytest
+
+from anchor_lab.experiments.lengths.measure import THETAS
+from anchor_lab.experiments.lengths.prefills import SDPA
+from tests.tools.made_up import losses, recalls, table
+from tools import verdict
+
+
+def prefills(model, *times, turns=True):
+    """Rows of (length, ms of sdpa, ms of always), whose slowest turns take 1.05 of the median."""
+    rows = []
+    for n, dense, ours in times:
+        for way, ms in (("sdpa", dense), ("always", ours)):
+            row = {"part": "prefill", "model": model, "way": way, "keys": n, "queries": n}
+            row |= {"ms": {"median": ms}, "sparse_layers": 16 * (way == "always")}
+            over = {"median": ms / dense, "p10": ms / dense, "p90": 1.05 * ms / dense}
+            rows.append({**row, "over_sdpa": over} if turns else row)
+    return rows
+
+
+def crossover(*times, large=((8192, 100.0, 99.0), (16_384, 200.0, 150.0))):
+    rows = prefills("smollm2", *times) + prefills("random", *large)
+    return {"settings": {"device": "GPU", "torch": "2"}, "runs": [], "rows": rows}
+
+
+TIMES = ((2048, 10.0, 5.0), (4096, 20.0, 28.0), (8192, 30.0, 29.0), (32_768, 100.0, 60.0),
+         (65_536, 400.0, 100.0))  # fmt: skip
+
+
+def test_it_pays_from_where_it_is_faster_in_nine_of_ten_turns():
+    found = verdict.data_crossing(crossover(*TIMES)["rows"], "smollm2")
+    assert [n for n, _ in found.before] == [4096, 8192]  # up to a group nothing is dropped
+    assert found.after == [(32_768, 0.6), (65_536, 0.25)]
+    assert found.in_words(" of X") == (
+        "up to 1.40 of X at 4\u202f096 to 8\u202f192 tokens, 0.60 at 32\u202f768, "
+        "0.25 at 65\u202f536"
+    )
+    alone = prefills("smollm2", (8192, 30.0, 29.0), turns=False)
+    assert verdict.data_crossing(alone, "smollm2").after == [(8192, 29 / 30)]
+
+
+@pytest.mark.parametrize(
+    ("times", "words"),
+    [
+        ([(4096, 1.0, 2.0)], "up to 2.00 of X at 4\u202f096 tokens"),
+        ([(4096, 4.0, 2.0)], "0.50 of X at 4\u202f096"),
+        (
+            [(4096, 4.0, 2.0), (8192, 1.0, 2.0)],
+            "up to 2.00 of X at 4\u202f096 to 8\u202f192 tokens",
+        ),
+    ],
+)
+def test_a_model_that_gains_nowhere_or_everywhere_is_told_so(times, words):
+    found = verdict.data_crossing(prefills("smollm2", *times), "smollm2")
+    assert found.in_words(" of X") == words
+
+
+def test_a_model_that_was_not_prefilled_is_refused():
+    with pytest.raises(ValueError, match="prefilled beyond a group, got 'random'"):
+        verdict.data_crossing(prefills("smollm2", *TIMES), "random")
+
+
+def lengths():
+    def by_theta(twelve, nine):
+        return [{12.0: twelve, 9.0: nine}.get(theta, 0.5) for theta in THETAS]
+
+    row = {"part": "heads", "length": 8192, "text": "prose", "layer": 0, "floor": 0.2}
+    row |= dict.fromkeys(("density", "density_most"), by_theta(0.6, 0.4))
+    row |= dict.fromkeys(("recall", "recall_p10", "recall_least"), by_theta(0.99, 0.97))
+    row |= dict.fromkeys(("error", "error_most"), by_theta(0.1, 0.2))
+    time = {"part": "times", "length": 32_768, "way": SDPA, "status": "ok", "share": 0.62}
+    return {"settings": {"thetas": list(THETAS)}, "rows": [row, time]}
+
+
+def test_prefills_stand_beside_what_the_heads_keep():
+    said = verdict.pays(crossover(*TIMES), lengths())
+    rows = [line for line in said.splitlines() if line.startswith("| ")][2:]
+    assert rows[1] == ("| 8\u202f192 | 0.97 | 0.99 | 30 | 29 | – | 60 / 40 | 0.990 / 0.970 |")
+    assert rows[2] == "| 32\u202f768 | 0.60 | – | 100 | 60 | 62 % | – | – |"
+    assert len(rows) == 4
+    assert "the same of 16 of the 32 layers" in said
+
+
+def smollm2():
+    rows = []
+    for n in (4096, 8064):
+        for prompt in range(10):
+            for way, right in (("dense", 9), ("tail 0", n // 2048), ("tail 512", 8)):
+                row = {"part": "answers", "length": n, "prompt": prompt, "way": way}
+                rows.append({**row, "found": prompt < right})
+    return {"settings": {}, "rows": rows}
+
+
+def test_answers_have_their_intervals():
+    said = verdict.loses(smollm2())
+    assert "| 8\u202f064 | 10 | 9 (60–98 %) | 3 (11–60 %) | 8 (49–94 %) |" in said
+
+
+def test_the_three_answers_are_those_of_the_results():
+    files, rivals = [losses(8192)], table(recalls(8192))
+    said = verdict.verdict(crossover(*TIMES), smollm2(), files, rivals)
+    pays, loses, beats = said.strip().splitlines()
+    assert "On one GPU a prefill of SmolLM2" in pays
+    assert "takes up to 1.40 times as long as with dense attention at 4\u202f096" in pays
+    assert "layers of an 8B model up to 0.99 at 8\u202f192 tokens, 0.75 at 16\u202f384." in pays
+    assert "Of 10 numbers hidden in prompts of 8\u202f064 tokens" in loses
+    assert "finds 9, AnchorAttention as the paper writes it 3, and 8 with the *tail*" in loses
+    assert "0.200 nats a token at the published threshold, θ = 12, 0.300 at θ = 9." in loses
+    assert "For 95 % of the attention mass it keeps 40 % of the pairs: number 2 of the 3" in beats
+    assert "behind SALE, and number 2 when the work of choosing is counted." in beats
+    assert "number 3 of 4 on texts that repeat themselves (prose, code, chat)" in beats
+    assert "its tokens that repeat something far back lose 0.40 nats, new ones 0.14" in beats
+    assert "; SALE, the first, loses 0.010 over all." in beats
+
+
+def test_a_recall_that_is_never_reached_is_said():
+    rows = [row for row in recalls(8192) if row["configuration"] != "theta=12"]
+    said = verdict.verdict(crossover(*TIMES), smollm2(), [losses(8192)], table(rows))
+    assert "It does not keep 95 % of the attention mass at any θ." in said
+    assert "number 3 of 4" in said

@@ -1,0 +1,76 @@
+"""Numbers of docs/limits.md: what asking costs, and what the bundled model loses."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from anchor_lab.experiments import page
+from anchor_lab.experiments.crossover.figure import data_prefills, over_sdpa
+from anchor_lab.experiments.model.page import of_heads
+from anchor_lab.experiments.retrieval.figure import data_answers
+from anchor_ref import AnchorConfig
+
+THETA = AnchorConfig().theta
+TOKENS = 8192  # of the prompts that ask
+OURS, BARE = f"AnchorAttention, θ = {THETA:g}", "AnchorAttention, θ = −∞"
+EVERY, BUT_RETRIEVAL, SMALL_BLOCKS = (
+    "every head",
+    "all but the retrieval heads",
+    "every head, blocks of 8",
+)
+render = partial(page.render, folder=Path(__file__).parent)
+
+
+def asking(crossover: dict) -> str:
+    """What `when="auto"` adds to prefills that it leaves dense.
+
+    Args:
+        crossover: of `python -m anchor_lab crossover`.
+
+    Raises:
+        ValueError: it left none dense.
+    """
+    found = [
+        (over_sdpa(ways, "auto") - 1, n)
+        for by_length in data_prefills(crossover["rows"]).values()
+        for n, ways in by_length.items()
+        if {"auto", "sdpa"} <= ways.keys() and ways["auto"]["sparse_layers"] == 0
+    ]
+    if not found:
+        raise ValueError('crossover must hold a prefill that when="auto" left dense, got none')
+    return render(
+        "asking.md.j2",
+        device=crossover["settings"]["device"],
+        most=page.percent(max(found)[0]),
+        lengths=[page.spaced(f(n for _, n in found)) for f in (min, max)],
+    )
+
+
+def small(evaluation: dict, written: Sequence[dict], asked: Sequence[dict]) -> str:
+    """What the bundled model keeps, and the facts that it loses without a tail.
+
+    Args:
+        evaluation: results/model/evaluation.json.
+        written, asked: rows of results/retrieval/written.json and retrieval.json.
+    """
+    rows = evaluation["rows"]
+    longest = max(row["length"] for row in rows if row["part"] == "heads")
+    heads = of_heads([x for x in rows if x["part"] == "heads" and x["length"] == longest])
+    causes = {row["sparse"]: row for row in rows if row["part"] == "causes"}
+    prose = next(x for x in written if (x["length"], x["theta"]) == (TOKENS, str(THETA)))
+    tasks = data_answers(asked)[TOKENS]
+    return render(
+        "small.md.j2",
+        theta=THETA,
+        heads=heads,
+        longest=page.spaced(longest),
+        tokens=page.spaced(TOKENS),
+        books=causes[EVERY],
+        dense=causes[BUT_RETRIEVAL],
+        blocks=causes[SMALL_BLOCKS],
+        retrieval=len(heads["retrieval"]),
+        read=sum(prose["read"]) / len(prose["read"]),
+        written=(sum(prose["written"]), len(prose["written"])),
+        tasks=tasks[OURS][None].share,
+        bare=tasks[BARE][None].share,
+    )

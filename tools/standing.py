@@ -1,0 +1,219 @@
+"""Where AnchorAttention stands among published methods, by recall and by loss: README's table.
+
+From results/rivals and results/losses, at the longest length that is complete in both, whatever
+methods and lengths they have by now.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from anchor_lab.experiments import page
+from anchor_lab.experiments.compare.figure import OURS
+from anchor_lab.experiments.losses import figure as losses
+from anchor_lab.experiments.losses.measure import GOALS, TEXTS
+from anchor_lab.experiments.rivals import figure as rivals
+from anchor_lab.experiments.rivals.page import kind_of
+from anchor_ref import AnchorConfig
+
+CONFIG = AnchorConfig()
+ROOM = "DifferenceOracle"  # our test on each row's own scores: what is left to gain
+NAMES = {
+    OURS: f"**{OURS}**",
+    "VerticalSlash": "vertical-slash (MInference)",
+    "SpargeAttention": "SpargeAttn's selection",
+    "SkipSoftmax": "skip-softmax",
+    "PBSAttention": "PBS-Attn",
+    "FlashPrefillV2": "FlashPrefill V2",
+    "Triangle": "Triangle, all layers",
+    ROOM: "*oracle: our test on each row's own scores*",
+}
+render = partial(page.render, folder=Path(__file__).parent)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """All published methods, and one oracle, at one length.
+
+    Attributes:
+        n: tokens.
+        recall: that is to be reached.
+        pairs, cost: what each method needs for it, of dense attention; NaN for those that never
+            reach it. Fewest pairs first.
+        lost: by θ of `GOALS`, then by method, with as many pairs as ours keeps there.
+        level: by θ, these pairs.
+        classes: of our tokens at the published θ, nats a token of each kind.
+        eighths: of our rows there, nats a token by eighths of a group.
+    """
+
+    n: int
+    recall: float
+    pairs: dict[str, float]
+    cost: dict[str, float]
+    lost: dict[float, dict[str, losses.Lost]]
+    level: dict[float, float]
+    classes: dict[str, float]
+    eighths: list[float]
+
+    @property
+    def ahead(self) -> list[str]:
+        """Published methods that reach the recall with fewer pairs."""
+        mine = self.pairs[OURS]
+        return [name for name in published(self.pairs) if self.pairs[name] < mine]
+
+    @property
+    def cost_place(self) -> int:
+        """Ours among published methods by total cost for the recall, 1 for the least."""
+        return published(self.cost).index(OURS) + 1
+
+    @property
+    def reach(self) -> int:
+        """How many published methods reach the recall."""
+        return sum(self.pairs[name] == self.pairs[name] for name in published(self.pairs))
+
+    @property
+    def behind(self) -> list[str]:
+        """Published methods that need more pairs, or never get there, and lose more at every θ."""
+        mine, inf = self.pairs[OURS], float("inf")
+        return [
+            name
+            for name in published(dict.fromkeys([*self.pairs, *self.lost[CONFIG.theta]]))
+            if not self.pairs.get(name, inf) <= mine
+            and all(
+                name in found and found[name].mean > found[OURS].mean
+                for found in self.lost.values()
+            )
+        ]
+
+    def place(self, theta: float) -> int:
+        """Ours among published methods by loss, 1 for the least."""
+        return published(self.lost[theta]).index(OURS) + 1
+
+
+def published(names) -> list[str]:
+    """Those of them that somebody published, in their order."""
+    return [name for name in names if kind_of(name) == "published"]
+
+
+def data_standing(files: Sequence[dict], table: dict) -> Standing:
+    """The longest length at which all published methods have both a recall's price and a loss.
+
+    Args:
+        files: of `python -m anchor_lab losses`, one of each length; of brought texts they have no
+            say.
+        table: of `python -m anchor_lab rivals`.
+
+    Raises:
+        ValueError: no length is complete in both.
+    """
+    by_length = {
+        x["settings"]["tokens"]: x["rows"]
+        for x in files
+        if set(x["settings"]["texts"]) == {*TEXTS}
+    }
+    there = [n for n in rivals.data_lengths(table["rows"]) if n in by_length]
+    curves = {n: rivals.data_curves(table["rows"], n) for n in there}
+    whole = [n for n in there if _complete(by_length[n], by_length[min(there)])
+             and {*published(curves[min(there)]["method"])} <= {*curves[n]["method"]}]  # fmt: skip
+    if not whole:
+        raise ValueError(
+            "losses and rivals must share a length with every method and θ, got losses of "
+            f"{sorted(by_length)} and rivals of {rivals.data_lengths(table['rows'])} tokens"
+        )
+    n = max(whole)
+    rows, level = by_length[n], {}
+    lost: dict[float, dict[str, losses.Lost]] = {}
+    for theta in GOALS:
+        level[theta] = losses.data_level(rows, "density", theta)
+        found = losses.data_at(rows, "density", level[theta])
+        lost[theta] = {name: one for name, one in found.items() if one is not None}
+    needed = {
+        budget: {name: x[0] for name, x in rivals.data_needed(curves[n], budget).items()}
+        for budget in ("density", "total_cost")
+    }
+    kinds = losses.data_classes(rows, lost[CONFIG.theta][OURS])
+    return Standing(
+        n,
+        rivals.RECALLS[0],
+        needed["density"],
+        needed["total_cost"],
+        lost,
+        level,
+        {name: nats for name, (nats, _) in kinds.items()},
+        losses.data_eighths(lost[CONFIG.theta][OURS], n),
+    )
+
+
+def _complete(rows: Sequence[dict], first: Sequence[dict]) -> bool:
+    """Ours was read at every θ of `GOALS`, and so was every published method that `first` has."""
+    read = {row["method"] for row in rows}
+    return (
+        all(losses.data_level(rows, "density", theta) is not None for theta in GOALS)
+        and {*published(row["method"] for row in first)} <= read
+    )
+
+
+def data_brought(files: Sequence[dict]) -> list[tuple[str, int, int, int]]:
+    """Of each text that somebody brought: name, tokens, our place by loss at θ, of how many."""
+    found = []
+    for one in files:
+        rows, about = one["rows"], one["settings"]
+        level = losses.data_level(rows, "density", CONFIG.theta)
+        if set(about["texts"]) <= {*TEXTS} or level is None:
+            continue
+        at = losses.data_at(rows, "density", level)
+        order = published(name for name, lost in at.items() if lost is not None)
+        found.append(
+            (", ".join(about["texts"]), about["tokens"], order.index(OURS) + 1, len(order))
+        )
+    return found
+
+
+def beats(files: Sequence[dict], table: dict) -> str:
+    """Published methods: pairs and work for a recall, and their loss with as many pairs.
+
+    Those that need more pairs than ours, or never get there, and lose more too, are named alone.
+
+    Args:
+        files, table: as in `data_standing`.
+    """
+    found = data_standing(files, table)
+    everyone = dict.fromkeys([*published(found.pairs), *published(found.lost[CONFIG.theta]), ROOM])
+    shown = [name for name in everyone if name not in found.behind]
+    return render(
+        "beats.md.j2",
+        rows=[
+            (
+                NAMES.get(name, name),
+                *(_share(x.get(name)) for x in (found.pairs, found.cost)),
+                *(
+                    _nats(found.lost[t][name].mean) if name in found.lost[t] else "–"
+                    for t in GOALS
+                ),
+            )
+            for name in shown
+        ],
+        behind=[NAMES.get(name, name) for name in found.behind],
+        n=page.spaced(found.n),
+        recall=found.recall,
+        eighths=[page.digits(x, 2) for x in (found.eighths[0], *_ends(found.eighths[1:]))],
+        group=CONFIG.group_size,
+        goals=[(f"{theta:g}", page.percent(found.level[theta])) for theta in GOALS],
+        texts=TEXTS,
+        brought=[(name, page.spaced(n), *place) for name, n, *place in data_brought(files)],
+        settings=table["settings"],
+    )
+
+
+def _ends(numbers: Sequence[float]) -> tuple[float, float]:
+    return min(numbers), max(numbers)
+
+
+def _share(x: float | None) -> str:
+    return "–" if x is None or x != x else page.percent(x)
+
+
+def _nats(x: float) -> str:
+    """Three decimals, with a true minus where any of them is left."""
+    return page.digits(x, 3).replace("-0.000", "0.000").replace("-", "−")
