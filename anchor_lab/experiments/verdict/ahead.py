@@ -96,13 +96,23 @@ def lines_of(results: dict, n: int) -> tuple[list[dict], list[dict]]:
 def standings(
     losses: Sequence[dict], recalls: Sequence[dict], clock: Clock | None
 ) -> tuple[list[Standing], list[Standing]]:
-    """By loss and by recall, at every level of every budget; empty where not measured."""
+    """By loss and by recall, at every level of every budget; empty where ours is not measured."""
     lost, found = timed(losses, clock), timed(recalls, clock)
     places = [(budget, level) for budget in BUDGETS for level in LEVELS]
     return (
-        [losses_standing(lost, *place) for place in places] if lost else [],
-        [recall_standing(found, *place) for place in places] if found else [],
+        [losses_standing(lost, *place) for place in places] if _has_ours(lost) else [],
+        [recall_standing(found, *place) for place in places] if _has_ours(found) else [],
     )
+
+
+def _has_ours(lines: Sequence[dict]) -> bool:
+    return any(line["method"] == OURS for line in lines)
+
+
+def lacking(lines: Sequence[dict]) -> list[str]:
+    """Published methods of the laboratory without a line."""
+    there = {line["method"] for line in lines}
+    return [name for name in METHODS if kind_of(name) == "published" and name not in there]
 
 
 def timed(lines: Sequence[dict], clock: Clock | None) -> list[dict]:

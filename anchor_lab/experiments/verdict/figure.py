@@ -259,8 +259,8 @@ def of(results: dict, n: int, clock: Clock | None) -> list[Row]:
     """The rows of one length."""
     losses, recalls = ahead.lines_of(results, n)
     lost, found = ahead.standings(losses, recalls, clock)
-    what, lines, standings = (LOSS, losses, lost) if losses else (RECALL, recalls, found)
-    known, rows = ahead.timed(lines, clock), []
+    what, lines, standings = (LOSS, losses, lost) if lost else (RECALL, recalls, found)
+    known, rows = ahead.timed(lines, clock) if standings else [], []
     timed = equal_recall(results.get("side_by_side"), clock, n)
     if known:
         curves = {budget: data_curves(known, budget) for budget in ahead.BUDGETS}

@@ -99,6 +99,11 @@ def missing(results: dict, lengths: Sequence[dict]) -> list[str]:
         for what, lines in (("losses", "losses"), ("recall", "recalls"), ("answers", "ways")):
             if what not in found and not one[lines]:
                 found.append(f"{what} at {one['n']} tokens")
+        found += [
+            f"{what} of {name} at {one['n']} tokens"
+            for what, lines in (("losses", "losses"), ("recall", "recalls"))
+            for name in (one["lacking"][lines] if one[lines] else [])
+        ]
         if one["clock"] is None:
             found.append(f"times at {one['n']} tokens")
     return found
@@ -110,23 +115,22 @@ def of_length(results: dict, n: int, clock: Clock | None) -> dict:
     losses, recalls = ahead.standings(loss_lines, recall_lines, clock)
     asked = results.get("answers", {"rows": []})["rows"]
     ways = ahead.answer_ways(asked, n, [*loss_lines, *recall_lines], clock)
+    dense = None if clock is None else min(clock.dense.values())
     at_recall = equal_recall(results.get("side_by_side"), clock, n)
     published = [name for name in METHODS if kind_of(name) == "published"]
     return {
         "n": spaced(n),
         "asked": ahead.asked_at(asked, n),
         "ways": ways,
-        "sentence": words.of_length(
-            n,
-            losses,
-            recalls,
-            at_recall,
-            published,
-            None if clock is None else min(clock.dense.values()),
-        ),
+        "sentence": words.of_length(n, losses, recalls, at_recall, published, dense),
+        "by_recall": words.by_recall(n, recalls, dense) if losses and recalls else None,
         "clock": None if clock is None else about_times(clock),
         "losses": table_of(losses, 4),
         "recalls": table_of(recalls, 3),
+        "lacking": {
+            "losses": ahead.lacking(loss_lines),
+            "recalls": ahead.lacking(recall_lines),
+        },
         "ours": ours_by_theta(loss_lines, clock) if loss_lines else [],
         "looked_at": looked_at(results.get("side_by_side"), n),
         "equal_recall": [

@@ -52,6 +52,11 @@ def of_length(
     )
 
 
+def by_recall(n: int, recalls: Sequence[Standing], dense: float | None) -> str:
+    """The sentence of one length by recall, also where losses are measured."""
+    return _standings(n, " heads keep most of their attention", recalls, dense)
+
+
 def _standings(n: int, said: str, standings: Sequence[Standing], dense: float | None) -> str:
     telling = [one for one in standings if one.tells]
     if not telling:
@@ -71,7 +76,7 @@ def _standings(n: int, said: str, standings: Sequence[Standing], dense: float | 
         for who, found in leaders.items()
     ]
     own = [
-        f"{BY[budget]} {', '.join(found) or 'none, it spends more'}"
+        f"{BY[budget]} {', '.join(found) or _without_place(telling, budget)}"
         for budget, found in places.items()
     ]
     by = ", by modelled times," if modelled else ""
@@ -81,6 +86,11 @@ def _standings(n: int, said: str, standings: Sequence[Standing], dense: float | 
         f"At {spaced(n)} tokens{said}{by} with {', '.join(ahead)}; AnchorAttention's place among "
         f"the published methods is {', and '.join(own)}."
     )
+
+
+def _without_place(standings: Sequence[Standing], budget: str) -> str:
+    known = any(OURS in one.found for one in standings if one.budget == budget)
+    return "none, it spends more" if known else "not known"
 
 
 def of_answers(n: int, ways: Sequence[Way], published: str, kept: str) -> str:

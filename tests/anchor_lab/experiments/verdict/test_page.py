@@ -78,6 +78,13 @@ def test_recall_speaks_where_no_loss_is_measured():
     assert "losses at 8\u202f192 tokens" in values(made)["missing"]
 
 
+def test_recall_has_a_sentence_of_its_own_beside_losses():
+    (one, other) = values(whole())["lengths"]
+    assert one["by_recall"].startswith("At 8\u202f192 tokens heads keep most of their attention")
+    assert "AnchorAttention (for" in one["by_recall"]
+    assert other["by_recall"] is None
+
+
 @pytest.mark.parametrize("name", ["losses", "rivals", "answers", "side_by_side", "crossover"])
 def test_what_is_missing_is_said_and_the_rest_is_there(name):
     made = {key: value for key, value in whole().items() if key != name}
@@ -114,6 +121,43 @@ def test_modelled_times_are_marked_in_every_table():
         "TriangleMix": "not known",
         "XAttention": "not known",
     }
+
+
+def test_times_at_equal_recall_say_how_they_are_known():
+    (_, one) = values(whole())["lengths"]
+    known = {line[1]: line[-1] for line in one["equal_recall"]}
+    assert known == {
+        "AnchorAttention": "measured",
+        "XAttention": "attention measured, choice modelled",
+    }
+
+
+def test_of_ways_that_find_enough_the_one_with_the_least_time_is_named():
+    made = whole()
+    for row in made["answers"]["rows"]:
+        row["found"] = [1] * 50
+    third = values(made)["sentences"][2]
+    assert "take least time with AnchorAttention (65 % of dense attention's)" in third
+
+
+def test_a_table_that_is_not_full_says_whom_it_lacks():
+    made = whole()
+    found = values(made)["missing"]
+    assert "losses of SALE at 8\u202f192 tokens" in found
+    assert "recall of SALE at 8\u202f192 tokens" in found
+    assert "losses of BFLA at 8\u202f192 tokens" not in found
+    rows = results.curve("XAttention", 0.1, 0.2, 0.3, n=32_768)  # a run that was cut off
+    made["rivals"]["rows"] += rows
+    found = values(made)
+    assert "recall at 32\u202f768 tokens" in found["missing"]
+    assert found["sentences"][1].startswith("At 32\u202f768 tokens, where neither losses nor")
+    plt.close(EXPERIMENT.draw(made))
+
+
+def test_without_calls_of_ours_its_place_is_not_known():
+    made = {key: value for key, value in whole().items() if key != "crossover"}
+    (first, *_) = values(made)["sentences"]
+    assert "published methods is by time not known, and by work 2 of 3" in first
 
 
 def test_cells_of_time_and_of_cost_are_not_mixed():

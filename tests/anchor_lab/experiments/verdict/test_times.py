@@ -113,6 +113,7 @@ def test_lengths_are_kept_apart():
     tables = results.side_by_side(), results.crossover()
     both = {n: clock_of(*tables, n) for n in results.DENSE_MS}
     assert both[32_768].dense_ms == 10 * both[N].dense_ms
+    assert both[32_768].ours[0] == [(0.1, pytest.approx(0.55)), (0.5, pytest.approx(0.75))]
     assert both[32_768].line.runs == both[N].line.runs == 3
     density = results.density_for(0.3)  # of 8192: of 32 768 it is another share of candidates
     ours = [clock.of("AnchorAttention", density, 0.5, 0.0) for clock in both.values()]
