@@ -29,6 +29,7 @@ from anchor_lab.experiments.retrieval import written
 from anchor_lab.experiments.rivals import page as rivals
 from anchor_lab.experiments.side_by_side import page as side_by_side
 from anchor_lab.experiments.smollm2 import page as smollm2
+from anchor_lab.experiments.verdict import page as verdict
 
 EXPERIMENTS: dict[str, Experiment] = {
     page.EXPERIMENT.name: page.EXPERIMENT
@@ -51,6 +52,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         advice,
         side_by_side,
         outliers,
+        verdict,
     )
 }
 

@@ -96,6 +96,7 @@ class Experiment:
     def write_page(self, out: Path) -> None:
         """NAME.md, or `page_file`, and NAME.png beside the file of numbers."""
         results, page = self.read(out), _beside(out, ".md")
+        out.parent.mkdir(parents=True, exist_ok=True)  # of a page about others' numbers
         if self.page_file is not None and out == RESULTS / self.file:
             page = self.page_file
         if self.draw is not None:

@@ -1,0 +1,1 @@
+"""Who is ahead where on a real language model, read from the results of other experiments."""

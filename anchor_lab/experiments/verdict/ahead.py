@@ -1,0 +1,326 @@
+"""Every method at one length: what it loses or finds for as much time, and for as much work.
+
+losses    a line for each configuration read by the whole model, from the results of `losses`
+recall    a line for each configuration on the layers looked at, from the results of `rivals`
+answers   a line for each way that prompts were read, from the results of `answers`
+
+A line has "density", "executed_density" and "total_cost", shares of all causal pairs, and where it
+is known "time", a share of dense attention's, with its "kind".
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from anchor_lab.experiments.answers.counts import Counts
+from anchor_lab.experiments.answers.page import data_cells, data_totals
+from anchor_lab.experiments.compare.figure import ORACLES, OURS
+from anchor_lab.experiments.compare.measure import label_configurations, sweeps
+from anchor_lab.experiments.losses.figure import Lost, data_at, data_lost
+from anchor_lab.experiments.losses.measure import DENSE, MIX, SHARES, row_of, theta_label
+from anchor_lab.experiments.rivals.figure import data_curves
+from anchor_lab.experiments.rivals.page import kind_of
+from anchor_lab.experiments.verdict.times import Clock, Kind, Time, clock_of, tail_cost
+from anchor_lab.methods import METHODS, TriangleMix
+from anchor_ref.config import AnchorConfig
+
+LENGTHS = (8192, 32_768)
+BUDGETS = ("time", "total_cost")
+LEVELS = (0.2, 0.4, 0.6, 0.8)  # of dense attention's time, or of its work
+SHORTER = 0.02  # of N: so much shorter a prompt that leaves room for an answer may be
+
+
+@dataclass(frozen=True)
+class Value:
+    """A loss or a recall.
+
+    Attributes:
+        value: nats a token above dense attention, or mean recall.
+        low, high: 95 % interval; both the value where there is none.
+        kind: the worse of the two times that it was read off between; None for another budget.
+    """
+
+    value: float
+    low: float
+    high: float
+    kind: Kind | None
+
+
+@dataclass(frozen=True)
+class Standing:
+    """All methods at one level of a budget.
+
+    Attributes:
+        budget: of `BUDGETS`.
+        level: of it.
+        found: by method, the best first; last, as None, those that spend more.
+        ranked: the published ones among those that have a value.
+        level_with: of these the ones that the first one is not ahead of beyond both intervals.
+    """
+
+    budget: str
+    level: float
+    found: dict[str, Value | None]
+    ranked: list[str]
+    level_with: list[str]
+
+    @property
+    def place(self) -> int | None:
+        """Of AnchorAttention, from 1; None where it spends more."""
+        return self.ranked.index(OURS) + 1 if OURS in self.ranked else None
+
+    @property
+    def tells(self) -> bool:
+        """Whether half of the published methods can spend so little: else nobody is ahead."""
+        published = [name for name in self.found if kind_of(name) == "published"]
+        return 0 < len(published) <= 2 * len(self.ranked)
+
+    @property
+    def first(self) -> list[str]:
+        """The best published method, and those that it is not ahead of."""
+        return [*self.ranked[:1], *self.level_with]
+
+
+def clocks_of(results: dict) -> dict[int, Clock | None]:
+    """What is known about times, by length, from the results that are there by name."""
+    tables = results.get("side_by_side"), results.get("crossover")
+    return {n: clock_of(*tables, n) for n in LENGTHS}
+
+
+def lines_of(results: dict, n: int) -> tuple[list[dict], list[dict]]:
+    """Configurations with a loss, and with a recall, at one length; empty where not measured."""
+    lost = results.get("losses")
+    losses = lost["rows"] if lost and lost["settings"]["tokens"] == n else []
+    return losses, recall_lines(results.get("rivals", {"rows": []})["rows"], n)
+
+
+def standings(
+    losses: Sequence[dict], recalls: Sequence[dict], clock: Clock | None
+) -> tuple[list[Standing], list[Standing]]:
+    """By loss and by recall, at every level of every budget; empty where ours is not measured."""
+    lost, found = timed(losses, clock), timed(recalls, clock)
+    places = [(budget, level) for budget in BUDGETS for level in LEVELS]
+    return (
+        [losses_standing(lost, *place) for place in places] if _has_ours(lost) else [],
+        [recall_standing(found, *place) for place in places] if _has_ours(found) else [],
+    )
+
+
+def _has_ours(lines: Sequence[dict]) -> bool:
+    return any(line["method"] == OURS for line in lines)
+
+
+def lacking(lines: Sequence[dict]) -> list[str]:
+    """Published methods of the laboratory without a line."""
+    there = {line["method"] for line in lines}
+    return [name for name in METHODS if kind_of(name) == "published" and name not in there]
+
+
+def timed(lines: Sequence[dict], clock: Clock | None) -> list[dict]:
+    """The lines, with "time" and "kind" where they are known; oracles and dense are left out."""
+    found = []
+    for line in lines:
+        if line["method"] == DENSE or line["method"] in ORACLES:
+            continue
+        time = time_of(line, clock)
+        known = {} if time is None else {"time": time.share, "kind": time.kind}
+        found.append({**line, **known})
+    return found
+
+
+def time_of(line: dict, clock: Clock | None, tail: int = 0) -> Time | None:
+    """Of a line without a tail, or of the same choice with one."""
+    if clock is None:
+        return None
+    scored = line["total_cost"] - line["executed_density"]
+    return clock.of(line["method"], line["density"], line["executed_density"], scored, tail)
+
+
+def recall_lines(rows: Sequence[dict], n: int) -> list[dict]:
+    """Means over heads, layers and texts at one length, of the table of `rivals`."""
+    if not any(row["length"] == n for row in rows):
+        return []
+    return data_curves(rows, n).to_dict("records")
+
+
+def losses_standing(lines: Sequence[dict], budget: str, level: float) -> Standing:
+    """Who loses least; between two configurations the line is read off, run by run."""
+    there = [line for line in lines if budget in line]
+
+    def value(name: str, lost: Lost) -> Value:
+        return Value(lost.mean, *lost.interval, kind_at(there, name, budget, level))
+
+    found = data_at(there, budget, level)
+    values = {x: None if lost is None else value(x, lost) for x, lost in found.items()}
+    return _standing(budget, level, values, lambda a, b: a.high < b.low)
+
+
+def recall_standing(lines: Sequence[dict], budget: str, level: float) -> Standing:
+    """Who finds most; between two configurations the line is read off."""
+    there = [line for line in lines if budget in line]
+    values: dict[str, Value | None] = {}
+    for name in dict.fromkeys(line["method"] for line in there):
+        pair = neighbours(there, name, budget, level)
+        if pair is None:
+            values[name] = None
+            continue
+        low, high = pair
+        wide = high[budget] - low[budget]
+        share = (level - low[budget]) / wide if wide else 0.0
+        mean = (1 - share) * low["recall_mean"] + share * high["recall_mean"]
+        values[name] = Value(mean, mean, mean, kind_at(there, name, budget, level))
+    order = sorted(values, key=lambda x: -1.0 if values[x] is None else values[x].value)[::-1]
+    return _standing(budget, level, {x: values[x] for x in order}, lambda a, b: a.low > b.high)
+
+
+def _standing(
+    budget: str, level: float, found: dict[str, Value | None], beats: Callable
+) -> Standing:
+    ranked = [x for x, one in found.items() if one is not None and kind_of(x) == "published"]
+    tied = [x for x in ranked[1:] if not beats(found[ranked[0]], found[x])]
+    return Standing(budget, level, found, ranked, tied)
+
+
+def neighbours(
+    lines: Sequence[dict], name: str, budget: str, level: float
+) -> tuple[dict, dict] | None:
+    """A method's configurations next to a level, twice its densest where that spends less; None
+    where its sparsest spends more."""
+    own = sorted((x for x in lines if x["method"] == name), key=lambda x: x[budget])
+    below = [x for x in own if x[budget] <= level]
+    above = [x for x in own if x[budget] > level]
+    return (below[-1], (above or below[-1:])[0]) if below else None
+
+
+def kind_at(lines: Sequence[dict], name: str, budget: str, level: float) -> Kind | None:
+    """How the time is known that a value was read off at; None for another budget."""
+    pair = neighbours(lines, name, budget, level)
+    if budget != "time" or pair is None:
+        return None
+    return max(one["kind"] for one in pair)
+
+
+def at_theta(lines: Sequence[dict], theta: float) -> dict | None:
+    """The line of AnchorAttention at θ."""
+    label = theta_label(theta)
+    there = any((x["method"], x["configuration"]) == (OURS, label) for x in lines)
+    return row_of(lines, OURS, label) if there else None
+
+
+def loss_of(line: dict) -> Value:
+    """Of one configuration."""
+    lost = data_lost(line)
+    return Value(lost.mean, *lost.interval, line.get("kind"))
+
+
+# -- answers
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to read prompts, and what it costs.
+
+    Attributes:
+        name: as in the results of `answers`.
+        counts: answers, all tasks that dense attention answers half of.
+        density, total_cost: None where the configuration was not looked at, or what is added to it
+            is not counted here.
+        time: likewise.
+    """
+
+    name: str
+    counts: Counts
+    density: float | None = None
+    total_cost: float | None = None
+    time: Time | None = None
+
+    @property
+    def method(self) -> str:
+        """Who reads the prompt; with a correction or a second call that, too."""
+        return method_and_tail(self.name)[0] or self.name
+
+    @property
+    def label(self) -> str:
+        """The name for readers: of AnchorAttention by its tail, too."""
+        method, tail = method_and_tail(self.name)
+        return self.name if method is None else f"{method}, tail {tail}" if tail else method
+
+
+def asked_at(rows: Sequence[dict], n: int) -> int | None:
+    """The length of the prompts that stand for N: the longest at most 2 % shorter."""
+    found = [row["length"] for row in rows if (1 - SHORTER) * n <= row["length"] <= n]
+    return max(found, default=None)
+
+
+def answer_ways(
+    rows: Sequence[dict], n: int, lines: Sequence[dict], clock: Clock | None
+) -> list[Way]:
+    """Every way at one length, those that find most first.
+
+    Args:
+        rows: of `answers`.
+        n: N.
+        lines: of whole-model losses, then of recall, not timed: the first that has a way's
+            configuration says what it costs.
+        clock: of N.
+    """
+    length = asked_at(rows, n)
+    cells = {
+        cell: found
+        for cell, found in data_cells([row for row in rows if row["length"] == length]).items()
+        if found["dense"].says_something
+    }
+    names = list(dict.fromkeys(way for found in cells.values() for way in found if way != "dense"))
+    ways = [
+        _with_cost(Way(name, counts), n, lines, clock)
+        for (_, name), counts in data_totals(cells, names).items()
+    ]
+    return sorted(ways, key=lambda way: -way.counts.ours / way.counts.prompts)
+
+
+def _with_cost(way: Way, n: int, lines: Sequence[dict], clock: Clock | None) -> Way:
+    method, tail = method_and_tail(way.name)
+    label = None if method is None else published_label(method, n)
+    line = next(
+        (x for x in lines if (x["method"], x["configuration"]) == (method, label)),
+        None,
+    )
+    if line is None:
+        return way
+    more = tail_cost(tail, n) if tail else 0.0
+    return replace(
+        way,
+        density=line["density"],
+        total_cost=line["total_cost"] + more,
+        time=time_of(line, clock, tail),
+    )
+
+
+def method_and_tail(way: str) -> tuple[str | None, int]:
+    """What reads the prompt; None for a way with a correction or a second call.
+
+    "tail 512" is AnchorAttention, "XAttention, tail 512" another method with it.
+    """
+    name, _, added = way.rpartition(", ")
+    kind, _, rows = added.partition(" ")
+    if kind == "tail" and rows.isdigit():
+        return name or OURS, int(rows)
+    known = way in METHODS or way == MIX
+    return (way if known else None), 0
+
+
+def published_label(method: str, n: int) -> str | None:
+    """What a sweep calls the configuration as published; None where it is in no sweep.
+
+    A length up to which all is dense plays no part beyond it.
+    """
+    if method == OURS:
+        return theta_label(AnchorConfig().theta)
+    if method == MIX:
+        share = TriangleMix().share
+        return f"share={share:g}" if share in SHARES else None
+    (sweep,) = sweeps([method]).values()
+    made = METHODS[method]()
+    if n > getattr(made, "dense_up_to", n):
+        made = replace(made, dense_up_to=sweep[0].dense_up_to)
+    labels = dict(zip(label_configurations(sweep), sweep, strict=True))
+    return next((label for label, one in labels.items() if one == made), None)

@@ -1,0 +1,255 @@
+"""Who is ahead where on a real language model, and which of the paper's claims hold here?
+
+    python -m anchor_lab verdict    writes verdict.md and .png from the results that lie beside it
+
+Measures nothing: every number is of the experiments losses, rivals, answers, side_by_side and
+crossover, read from their files. What is not there is said to be missing. Times of methods without
+a kernel here are modelled, and marked so.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import astuple
+from functools import partial
+from pathlib import Path
+
+from anchor_lab.experiments import store
+from anchor_lab.experiments.answers.counts import MARGIN, shown
+from anchor_lab.experiments.compare.figure import OURS
+from anchor_lab.experiments.experiment import Experiment
+from anchor_lab.experiments.page import digits, number, percent, render, spaced
+from anchor_lab.experiments.rivals.figure import RECALLS
+from anchor_lab.experiments.rivals.measure import TEXT_COLUMNS
+from anchor_lab.experiments.rivals.page import kind_of
+from anchor_lab.experiments.verdict import ahead, claims, figure, words
+from anchor_lab.experiments.verdict.ahead import LENGTHS, LEVELS, Standing, Value
+from anchor_lab.experiments.verdict.times import WORDS, Clock, Kind, Time, equal_recall, timed_rows
+from anchor_lab.methods import METHODS
+from anchor_models.backend import TAIL
+
+SOURCES = {
+    "losses": "losses/losses.json",
+    "rivals": "rivals/rivals.csv.gz",
+    "answers": "answers/answers.json",
+    "side_by_side": "side_by_side/side_by_side.json",
+    "crossover": "crossover/crossover.json",
+}
+PAPER, DEFAULT = "tail 0", f"tail {TAIL}"  # ways of answers: as published, as in models
+SIGNS = {Kind.MEASURED: "", Kind.CHOICE_MODELLED: " c", Kind.MODELLED: " m", Kind.DRAWN_OUT: " x"}
+
+
+def gather(out: Path) -> dict:
+    """Results of each of `SOURCES` by name, those that are there.
+
+    Args:
+        out: the page, in a folder beside theirs.
+    """
+    files = {name: out.parent.parent / file for name, file in SOURCES.items()}
+    read = partial(store.read, text=TEXT_COLUMNS)
+    return {name: read(path) for name, path in files.items() if path.exists()}
+
+
+def measure(options: argparse.Namespace) -> int:
+    """Nothing is measured; 2 with a line on stderr where there is nothing to read."""
+    if not {"losses", "rivals"} & gather(options.out).keys():
+        print(
+            "python -m anchor_lab losses or rivals must come first: there is nothing to compare",
+            file=sys.stderr,
+        )
+        return 2
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    return 0
+
+
+def page(results: dict, path: Path) -> str:
+    """The verdict as Markdown."""
+    return render("verdict/page.md.j2", picture=f"{path.stem}.png", **values(results))
+
+
+def values(results: dict) -> dict:
+    """What the template is filled with."""
+    clocks = ahead.clocks_of(results)
+    lengths = [of_length(results, n, clock) for n, clock in clocks.items()]
+    asked = [one for one in lengths if one["ways"]] or lengths[:1]
+    sentence = words.of_answers(asked[0]["asked"] or LENGTHS[0], asked[0]["ways"], PAPER, DEFAULT)
+    return {
+        "sources": [f"[{name}](../{name}/{name}.md)" for name in SOURCES if name in results],
+        "devices": sorted({x["settings"].get("device", "?") for x in results.values()}),
+        "missing": missing(results, lengths),
+        "sentences": [*(one["sentence"] for one in lengths), sentence],
+        "claims": [list(astuple(one)) for one in claims.all_claims(results, clocks)],
+        "paper": claims.PAPER,
+        "recalls": [f"{recall:g}" for recall in RECALLS],
+        "signs": [f"*{SIGNS[kind].strip()}* {said}" for kind, said in WORDS.items() if kind],
+        "header": [
+            *("method", "kind"),
+            *(f"{budget} {percent(level)}" for budget in ("time", "cost") for level in LEVELS),
+        ],
+        "margin": f"{100 * MARGIN:g}",
+        "tail": TAIL,
+        "lengths": lengths,
+    }
+
+
+def missing(results: dict, lengths: Sequence[dict]) -> list[str]:
+    """What the page cannot tell yet."""
+    found = [name for name in SOURCES if name not in results]
+    for one in lengths:
+        for what, lines in (("losses", "losses"), ("recall", "recalls"), ("answers", "ways")):
+            if what not in found and not one[lines]:
+                found.append(f"{what} at {one['n']} tokens")
+        found += [
+            f"{what} of {name} at {one['n']} tokens"
+            for what, lines in (("losses", "losses"), ("recall", "recalls"))
+            for name in (one["lacking"][lines] if one[lines] else [])
+        ]
+        if one["clock"] is None:
+            found.append(f"times at {one['n']} tokens")
+    return found
+
+
+def of_length(results: dict, n: int, clock: Clock | None) -> dict:
+    """Everything about one length."""
+    loss_lines, recall_lines = ahead.lines_of(results, n)
+    losses, recalls = ahead.standings(loss_lines, recall_lines, clock)
+    asked = results.get("answers", {"rows": []})["rows"]
+    ways = ahead.answer_ways(asked, n, [*loss_lines, *recall_lines], clock)
+    dense = None if clock is None else min(clock.dense.values())
+    at_recall = equal_recall(results.get("side_by_side"), clock, n)
+    published = [name for name in METHODS if kind_of(name) == "published"]
+    return {
+        "n": spaced(n),
+        "asked": ahead.asked_at(asked, n),
+        "ways": ways,
+        "sentence": words.of_length(n, losses, recalls, at_recall, published, dense),
+        "by_recall": words.by_recall(n, recalls, dense) if losses and recalls else None,
+        "clock": None if clock is None else about_times(clock),
+        "losses": table_of(losses, 4),
+        "recalls": table_of(recalls, 3),
+        "lacking": {
+            "losses": ahead.lacking(loss_lines),
+            "recalls": ahead.lacking(recall_lines),
+        },
+        "ours": ours_by_theta(loss_lines, clock) if loss_lines else [],
+        "looked_at": looked_at(results.get("side_by_side"), n),
+        "equal_recall": [
+            [recall, name, number(ms), percent(ms / clock.dense_ms), how_known(name)]
+            for recall, times in at_recall.items()
+            for name, ms in times.items()
+        ],
+        "answers": [
+            [
+                way.label,
+                shown(way.counts.dense, way.counts.prompts),
+                shown(way.counts.ours, way.counts.prompts),
+                "yes" if way.counts.keeps() else "**no**",
+                "–" if way.total_cost is None else percent(way.total_cost),
+                *time_cells(way.time, clock),
+            ]
+            for way in ways
+        ],
+    }
+
+
+def looked_at(side_by_side: dict | None, n: int) -> list[str]:
+    """Heads or layers that were timed at equal recall."""
+    rows = timed_rows(side_by_side, n)
+    return list(dict.fromkeys(row["source"] for row in rows if row["part"] == "recall"))
+
+
+def how_known(name: str) -> str:
+    """Of a time at equal recall."""
+    return WORDS[Kind.MEASURED if name == OURS else Kind.CHOICE_MODELLED]
+
+
+def time_cells(time: Time | None, clock: Clock | None) -> list[str]:
+    """Milliseconds, share of dense attention's, and how it is known."""
+    if time is None or clock is None:
+        return ["–", "–", "not known"]
+    return [number(time.share * clock.dense_ms), percent(time.share), WORDS[time.kind]]
+
+
+def table_of(standings: Sequence[Standing], decimals: int) -> list[list[str]]:
+    """A row for each method, a column for each level of each budget; those first that are best
+    where most can be spent."""
+    if not standings:
+        return []
+    order = dict.fromkeys(name for one in standings[::-1] for name in one.found)
+
+    def cell(value: Value | None) -> str:
+        if value is None:
+            return "–"
+        sign = "" if value.kind is None else SIGNS[value.kind]
+        return f"{digits(value.value, decimals)}{sign}".replace("-", "−")
+
+    return [
+        [name, kind_of(name), *(cell(one.found.get(name)) for one in standings)] for name in order
+    ]
+
+
+def ours_by_theta(lines: Sequence[dict], clock: Clock | None) -> list[list[str]]:
+    """AnchorAttention where whole models were read: θ, pairs, loss, time, and by the model what
+    its tiles would take in the block-sparse kernel."""
+    found = []
+    for line in sorted((x for x in lines if x["method"] == OURS), key=lambda x: x["density"]):
+        loss = ahead.loss_of(line)
+        model = None
+        if clock is not None and clock.line is not None:
+            scored = line["total_cost"] - line["executed_density"]
+            model = clock.line.at(line["executed_density"]).share + scored
+        found.append(
+            [
+                line["configuration"],
+                percent(line["density"]),
+                percent(line["total_cost"]),
+                f"{loss.value:.4f} ({loss.low:.4f} to {loss.high:.4f})",
+                *time_cells(ahead.time_of(line, clock), clock)[:2],
+                "–" if model is None else percent(model),
+            ]
+        )
+    return found
+
+
+def about_times(clock: Clock) -> dict:
+    """What the page says about the times of one length."""
+    line = clock.line
+    best = min(clock.dense, key=clock.dense.__getitem__)
+    near = [
+        abs(own.share / time - 1)
+        for density, time in clock.checked
+        if (own := clock.of_ours(density)) is not None
+    ]
+    kept = [share for share, _ in clock.ours.get(0, [])]
+    return {
+        "dense_ms": number(clock.dense_ms),
+        "best": best,
+        "best_ms": number(clock.dense[best] * clock.dense_ms),
+        "best_share": percent(clock.dense[best]),
+        "kept": [percent(share) for share in (kept[0], kept[-1])] if kept else None,
+        "near": percent(max(near)) if near else None,
+        "calls": len(near),
+        "line": None
+        if line is None
+        else {
+            "start": digits(line.start, 3),
+            "rate": digits(line.rate, 3),
+            "runs": line.runs,
+            "from": percent(line.lowest),
+            "to": percent(line.highest),
+            "error": percent(line.error),
+            "worst": percent(line.worst),
+            "missed": clock.missed,
+        },
+    }
+
+
+EXPERIMENT = Experiment(
+    name="verdict",
+    about=__doc__,
+    measure=measure,
+    page=page,
+    file="verdict/verdict.md",
+    draw=figure.draw,
+    read=gather,
+)

@@ -1,0 +1,240 @@
+"""The page and its figure: said from the data, with what is missing, and marked as it is known."""
+
+from itertools import pairwise
+
+import pytest
+from matplotlib import pyplot as plt
+
+from anchor_lab.experiments import store
+from anchor_lab.experiments.verdict import ahead, figure, words
+from anchor_lab.experiments.verdict.page import EXPERIMENT, gather, values
+from anchor_lab.experiments.verdict.times import Kind
+from tests.anchor_lab.experiments.verdict import results
+from tests.tree import RESULTS
+
+N = 8192
+
+
+def whole(n=N):
+    """Losses where ours is second of three, and everything else that the page can be told."""
+    ours = [
+        results.lost("AnchorAttention", f"theta={theta}", results.density_for(kept), loss, cost)
+        for theta, kept, loss, cost in ((9, 0.15, 0.2, 0.3), (12, 0.3, 0.1, 0.5))
+    ]
+    others = [
+        results.lost("XAttention", "a", 0.22, 0.05),
+        results.lost("XAttention", "b", 0.6, 0.01),
+        results.lost("BFLA", "a", 0.22, 0.5),
+        results.lost("BFLA", "b", 0.8, 0.4),
+    ]
+    rows = [
+        *results.curve("AnchorAttention", 0.1, 0.2, 0.3),
+        *results.curve("XAttention", 0.2, 0.3, 0.4),
+        *results.curve("PooledTopK", 0.1, 0.15, 0.2),
+    ]
+    right = {"dense": 50, "tail 0": 10, "tail 512": 50, "XAttention": 5, "TriangleMix": 49}
+    asked = [results.asked(8064, way, count) for way, count in right.items()]
+    return {
+        "losses": results.losses(*ours, *others, tokens=n),
+        "rivals": results.rivals(*rows),
+        "answers": {"settings": {"device": "a GPU"}, "rows": asked},
+        "side_by_side": results.side_by_side(
+            results.timed(32_768, "AnchorAttention", "tail 0", 0.5, 3.0, goal="recall 0.95"),
+            results.of_blocks(32_768, "XAttention", 0.3, "recall 0.95", scored=0.1),
+        ),
+        "crossover": results.crossover(),
+    }
+
+
+def test_three_sentences_are_made_from_the_data():
+    first, second, third = values(whole())["sentences"]
+    assert first.startswith("At 8\u202f192 tokens the whole model loses least, by modelled times,")
+    assert "with XAttention (for 40 %, 60 % and 80 % of dense attention's time and 40 %" in first
+    assert "dense attention from 90 % of that time on" in first
+    assert "is by time 2 of 3 at 60 %, 2 of 3 at 80 %, and by work 2 of 3 at 40 %" in first
+    assert second.startswith("At 32\u202f768 tokens, where neither losses nor recall")
+    assert "that of AnchorAttention for 0.95 (3 ms)" in second
+    assert third.startswith("At 8\u202f064 tokens as many answers as")
+    assert "take least time with AnchorAttention, tail 512 (" in third
+    assert "as published finds 10 of 50" in third
+
+
+def test_the_sentence_follows_the_numbers_when_they_turn():
+    made = whole()
+    for row in made["losses"]["rows"]:
+        if row["method"] == "XAttention":
+            row["runs"] = {text: [3.0 + x for x in runs] for text, runs in row["runs"].items()}
+    (first, *_) = values(made)["sentences"]
+    assert "AnchorAttention (for 60 % and 80 % of dense attention's time" in first
+    assert "BFLA (for 40 %" in first
+    made["answers"]["rows"] = made["answers"]["rows"][:2]
+    assert "nobody whose time is known finds as many answers" in values(made)["sentences"][2]
+
+
+def test_recall_speaks_where_no_loss_is_measured():
+    made = whole(n=4096)
+    (first, *_) = values(made)["sentences"]
+    assert first.startswith("At 8\u202f192 tokens, where no loss is measured yet, heads keep most")
+    assert "losses at 8\u202f192 tokens" in values(made)["missing"]
+
+
+def test_recall_has_a_sentence_of_its_own_beside_losses():
+    (one, other) = values(whole())["lengths"]
+    assert one["by_recall"].startswith("At 8\u202f192 tokens heads keep most of their attention")
+    assert "AnchorAttention (for" in one["by_recall"]
+    assert other["by_recall"] is None
+
+
+@pytest.mark.parametrize("name", ["losses", "rivals", "answers", "side_by_side", "crossover"])
+def test_what_is_missing_is_said_and_the_rest_is_there(name):
+    made = {key: value for key, value in whole().items() if key != name}
+    found = values(made)
+    assert name in found["missing"]
+    assert len(found["sentences"]) == 3
+    text = EXPERIMENT.page(made, RESULTS / "verdict" / "verdict.md")
+    assert f"**Not measured yet:** {name}" in text or f", {name}" in text
+    assert f"(../{name}/{name}.md)" not in text
+    plt.close(EXPERIMENT.draw(made))
+
+
+def test_nothing_at_all_is_said_to_be_nothing():
+    text = EXPERIMENT.page({}, RESULTS / "verdict" / "verdict.md")
+    assert "At 8\u202f192 tokens nothing is measured yet." in text
+    assert "**held**" not in text
+    plt.close(EXPERIMENT.draw({}))
+
+
+def test_modelled_times_are_marked_in_every_table():
+    (one, _) = values(whole())["lengths"]
+    cells = {line[0]: line[2:] for line in one["losses"]}  # four of time, then four of total cost
+    assert cells["BFLA"][1].endswith(" m")
+    assert cells["XAttention"][1].endswith(" c")
+    assert cells["AnchorAttention"][2] not in ("–", "")
+    assert not cells["AnchorAttention"][2].endswith((" c", " m", " x"))
+    assert not any(
+        cell.endswith((" c", " m", " x")) for line in cells.values() for cell in line[4:]
+    )
+    known = {line[0]: line[-1] for line in one["answers"]}
+    assert known == {
+        "AnchorAttention": "measured",
+        "AnchorAttention, tail 512": "measured",
+        "TriangleMix": "not known",
+        "XAttention": "not known",
+    }
+
+
+def test_times_at_equal_recall_say_how_they_are_known():
+    (_, one) = values(whole())["lengths"]
+    known = {line[1]: line[-1] for line in one["equal_recall"]}
+    assert known == {
+        "AnchorAttention": "measured",
+        "XAttention": "attention measured, choice modelled",
+    }
+
+
+def test_of_ways_that_find_enough_the_one_with_the_least_time_is_named():
+    made = whole()
+    for row in made["answers"]["rows"]:
+        row["found"] = [1] * 50
+    third = values(made)["sentences"][2]
+    assert "take least time with AnchorAttention (65 % of dense attention's)" in third
+
+
+def test_a_table_that_is_not_full_says_whom_it_lacks():
+    made = whole()
+    found = values(made)["missing"]
+    assert "losses of SALE at 8\u202f192 tokens" in found
+    assert "recall of SALE at 8\u202f192 tokens" in found
+    assert "losses of BFLA at 8\u202f192 tokens" not in found
+    rows = results.curve("XAttention", 0.1, 0.2, 0.3, n=32_768)  # a run that was cut off
+    made["rivals"]["rows"] += rows
+    found = values(made)
+    assert "recall at 32\u202f768 tokens" in found["missing"]
+    assert found["sentences"][1].startswith("At 32\u202f768 tokens, where neither losses nor")
+    plt.close(EXPERIMENT.draw(made))
+
+
+def test_without_calls_of_ours_its_place_is_not_known():
+    made = {key: value for key, value in whole().items() if key != "crossover"}
+    (first, *_) = values(made)["sentences"]
+    assert "published methods is by time not known, and by work 2 of 3" in first
+
+
+def test_cells_of_time_and_of_cost_are_not_mixed():
+    (one, _) = values(whole())["lengths"]
+    header = values(whole())["header"]
+    cells = dict(zip(header, next(x for x in one["losses"] if x[0] == "XAttention"), strict=True))
+    # from .22 to .6 of the pairs the loss falls from .05 to .01; .1 + .8 · pairs is their time
+    at_time = 0.05 - 0.04 * (0.4 - 0.276) / (0.58 - 0.276)
+    at_cost = 0.05 - 0.04 * (0.4 - 0.22) / (0.6 - 0.22)
+    assert cells["time 40 %"] == f"{at_time:.4f} c"
+    assert cells["cost 40 %"] == f"{at_cost:.4f}"
+
+
+def test_ours_by_theta_is_measured_and_beside_it_modelled():
+    (one, _) = values(whole())["lengths"]
+    line = next(x for x in one["ours"] if x[0] == "theta=12")
+    assert line[2] == "50 %"
+    assert line[4:] == ["1.3", "65 %", "50 %"]
+
+
+def test_the_figure_shows_what_is_known_of_each_time():
+    made = whole()
+    clocks = ahead.clocks_of(made)
+    lines = ahead.timed(made["losses"]["rows"], clocks[N])
+    curves = figure.data_curves(lines, "time")
+    assert curves["AnchorAttention"].kinds == [Kind.MEASURED] * 2
+    assert curves["XAttention"].x == sorted(curves["XAttention"].x)
+    assert curves["XAttention"].y == pytest.approx([0.05, 0.01])
+    assert Kind.MODELLED in curves["BFLA"].kinds
+    assert figure.data_curves(lines, "total_cost")["XAttention"].x == [0.22, 0.6]
+    ways = ahead.answer_ways(made["answers"]["rows"], N, made["losses"]["rows"], clocks[N])
+    answers = figure.data_answers(ways, "time")
+    assert answers["AnchorAttention"].y == [20, 100]
+    assert list(answers) == ["AnchorAttention"]  # what others cost is not known here
+
+
+def test_who_leads_has_a_colour_and_ours_has_its_own():
+    standing = ahead.Standing("time", 0.5, {"A": None}, ["A", "AnchorAttention", "B"], [])
+    colours = figure.colours_of(["A", "AnchorAttention", "B"], [standing])
+    assert colours["B"] == figure.GREY
+    assert len(set(colours.values())) == 3
+
+
+@pytest.mark.parametrize(
+    "places", [[], [0.5], [0.5, 0.5, 0.5], [0.0, 0.99, 1.0, 1.0], [i / 40 for i in range(41)]]
+)
+def test_names_are_spread_in_order_and_stay_inside(places):
+    found = figure.spread(places, 0.1)
+    gap = min(0.1, 1 / max(1, len(places) - 1))
+    assert all(b - a >= gap - 1e-9 for a, b in pairwise(found))
+    assert all(-1e-9 <= x <= 1 + 1e-9 for x in found)
+
+
+def test_nobody_is_ahead_where_few_can_be_compared():
+    few = ahead.Standing("time", 0.2, {"BFLA": None, "MoBA": None, "SALE": None}, [], [])
+    assert words.of_length(N, [few], [], {}, []) == (
+        "At 8\u202f192 tokens too few methods can be compared yet."
+    )
+
+
+def test_the_command_reads_what_lies_beside_it(tmp_path, capsys):
+    out = tmp_path / "verdict" / "verdict.md"
+    assert EXPERIMENT.run(["--out", str(out)]) == 2
+    assert "losses or rivals must come first" in capsys.readouterr().err
+    made = whole()
+    for name in ("losses", "side_by_side", "crossover"):
+        (tmp_path / name).mkdir()
+        one = made[name]
+        store.write_json(tmp_path / name / f"{name}.json", one["settings"], one["rows"])
+    assert gather(out).keys() == {"losses", "side_by_side", "crossover"}
+    for more in ([], ["--table"]):
+        assert EXPERIMENT.run(["--out", str(out), *more]) == 0
+        assert "2 of 3 at 60 %" in out.read_text("utf-8")
+        assert out.with_suffix(".png").exists()
+
+
+def test_the_committed_page_is_what_the_committed_results_give():
+    """After new results: python -m anchor_lab verdict --table."""
+    path = RESULTS / "verdict" / "verdict.md"
+    assert path.read_text("utf-8") == EXPERIMENT.page(gather(path), path)
