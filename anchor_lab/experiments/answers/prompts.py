@@ -170,15 +170,15 @@ def _words(rng: random.Random) -> Asking:
     )
 
 
-def _code(rng: random.Random) -> Asking:
+def _secret(rng: random.Random) -> Asking:
     """One fact without a name of its own."""
     value = make_value(rng)
-    question = "Question: what is the code of the safe?"
+    question = "Question: what is the secret number?"
     return Asking(
-        (Fact(rng.random(), f" The code of the safe is {value}."),),
+        (Fact(rng.random(), f" The secret number is {value}."),),
         (0,),
         question,
-        (question, " Answer: the code of the safe is "),
+        (question, " Answer: the secret number is "),
         "Answer with the number alone.",
         value,
     )
@@ -204,7 +204,7 @@ TASKS: dict[str, Callable[[random.Random], Asking]] = {
     "single": _single,
     "multi-key": _multi_key,
     "words": _words,
-    "code": _code,
+    "secret": _secret,
     "variable": _variable,
 }
 SHORT = tuple(name for name in TASKS if name != "variable")  # those that small models can do

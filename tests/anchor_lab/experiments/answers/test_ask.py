@@ -160,7 +160,7 @@ def test_what_stands_behind_an_end_is_no_answer(model):
 def test_the_bundled_model_answers_what_is_a_number():
     """Words it takes from the prose around them."""
     model, tokenizer = load_bundled()
-    for task in ("single", "multi-key", "code"):
+    for task in ("single", "multi-key", "secret"):
         prompts = [make_prompt(tokenizer, task, 600, seed) for seed in range(4)]
         words = answers(model, tokenizer, prompts, batch=4, new_tokens=8)
         found = sum(one.found(said) for one, said in zip(prompts, words, strict=True))
