@@ -19,7 +19,7 @@ from anchor_lab.drawing.style import ACCENT, INK, STRIPE, finish, panels
 from anchor_lab.experiments.attention.figure import short
 from anchor_lab.experiments.course import columns
 from anchor_lab.experiments.crossover.course import data_dense
-from anchor_lab.experiments.crossover.figure import data_prefills, heads_of
+from anchor_lab.experiments.crossover.figure import data_prefills, heads_of, over_sdpa
 from anchor_lab.experiments.crossover.fit import held_out, is_dense
 from anchor_lab.experiments.page import spaced
 from anchor_models.backend import TAIL
@@ -150,7 +150,7 @@ def data_share(rows: Sequence[dict]) -> dict[str, dict[int, dict[str, float]]]:
     prefills = data_prefills(rows)
     return {
         NAMES[model]: {
-            n: dense | {"always": prefills[model][n]["always"]["ms"]["median"] / dense["ms"]}
+            n: dense | {"always": over_sdpa(prefills[model][n], "always")}
             for n, dense in by_length.items()
         }
         for model, by_length in data_dense(rows).items()
