@@ -193,6 +193,6 @@ def show_remedies(tried: Mapping[str, Tried], where: str) -> None:
     caption(figure, where)
     show(
         figure,
-        "Bars for each remedy: recall of the rows that ask, of all rows, and the cost. Of the rows "
-        f"that ask, and the cost: {'; '.join(said)}.",
+        "Bars for each remedy: recall of the rows that ask and of all rows, and the cost. Of the "
+        f"rows that ask, and the cost: {'; '.join(said)}.",
     )

@@ -52,8 +52,8 @@ def show_thetas(
     style.finish(
         figure,
         show_thetas.__doc__,
-        "Blue: window, yellow: initial region. Grey to red: the share of 32 neighbouring keys that "
-        f"are stripes; {small_print(x, place)}.",
+        "Blue: window, yellow: initial region. Grey to red: the share of 32 neighbours that are "
+        f"stripes; {small_print(x, place)}.",
         f"Maps of one head; more and more columns are kept. {'; '.join(told)}.",
     )
     return plans

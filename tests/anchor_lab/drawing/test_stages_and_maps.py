@@ -221,7 +221,8 @@ def test_the_tail_of_a_kept_map_is_a_band_over_all_earlier_keys(head, tail, rows
     plt.close(figure)
 
 
-def test_colour_is_as_strong_as_stripes_are_many(trace):
+def test_colour_is_as_strong_as_stripes_are_many(head):
+    _, _, trace, _ = head
     data = maps.data_kept_map(trace.stripes, 1, CONFIG, N)
     shares = maps.data_kept_share(data, 8)
     for g, share in enumerate(shares):
