@@ -177,7 +177,9 @@ def show_layers(
     rows = [
         {
             "layer": layer,
-            **{f"recall_{name}": float(m.mean()) for name, m in one.recall_summary(beyond).items()},
+            **{
+                f"recall_{name}": float(m.mean()) for name, m in one.recall_summary(beyond).items()
+            },
             "density": float(one.density.mean()),
             "output_error": float(one.output_error.mean()),
             "seconds": one.seconds,

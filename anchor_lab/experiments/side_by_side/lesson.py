@@ -84,10 +84,12 @@ def data_goal(rows: Sequence[dict], n: int, goal: str) -> list[dict]:
 
 
 def goal_table(found: Sequence[dict]) -> str:
-    """`data_goal` as text."""
+    """`data_goal` as text; pairs and recall of ours are those of the choice, without a tail."""
     lines = [columns("", "ms a call", "pairs kept", "recall")]
     for row in found:
         name = SHORT.get(row["method"], row["method"])
-        cells = number(row["ms"]["median"]), percent(row["density"]), f"{row['recall']:.3f}"
-        lines.append(columns(f"{name}, {row['way']}", *cells))
+        kept = percent(row["density"]), f"{row['recall']:.3f}"
+        if row["method"] == OURS and row["way"] != "tail 0":
+            kept = "–", "–"
+        lines.append(columns(f"{name}, {row['way']}", number(row["ms"]["median"]), *kept))
     return "\n".join(lines)
