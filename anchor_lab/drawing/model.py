@@ -8,7 +8,6 @@ from torch import Tensor
 from anchor_lab.drawing.shapes import curve, label
 from anchor_lab.drawing.style import ACCENT, DIM, INK, MUTED, STRIPE, finish, panels
 
-
 NOTHING = 1e-3  # of the largest error: a line that cannot be told from the axis
 
 

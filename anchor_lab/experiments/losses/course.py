@@ -22,7 +22,6 @@ from anchor_lab.experiments.rivals.page import kind_of
 from anchor_ref.config import AnchorConfig
 
 CURVES = {OURS: STRIPE, "XAttention": ACCENT, "FlexPrefill": TAIL, "StreamingLLM": DIM}
-NAMED = 0.19  # a line's name stands where it loses so much
 THETA = AnchorConfig().theta  # what AnchorAttention's pairs are taken at
 
 
@@ -92,8 +91,7 @@ def draw_curves(data: dict[str, list[tuple[float, float]]], ax) -> None:
     for name, points in data.items():
         kept, lost = zip(*points, strict=True)
         ax.plot(kept, lost, color=CURVES[name], marker="o", ms=4, lw=1.2)
-        near = min(range(len(kept)), key=lambda at: abs(lost[at] - NAMED))
-        label(ax, name, (kept[near], lost[near]), (6, 6), color=CURVES[name])
+        label(ax, name, (kept[-1], lost[-1]), (6, 5), color=CURVES[name])
     ax.set(xlim=(0, 1), ylim=(0, 0.45), xlabel="share of the pairs kept")
     ax.set(ylabel="nats a token above dense")
 
