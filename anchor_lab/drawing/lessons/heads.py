@@ -156,7 +156,7 @@ def show_recall(
     return data
 
 
-def show_layers(
+def layers_table(
     bundled: BundledHeads, found: Mapping[int, Measurement], config: AnchorConfig
 ) -> list[dict[str, float]]:
     """What each layer's heads keep and lose, as a table; `make tour` reads the same numbers.
