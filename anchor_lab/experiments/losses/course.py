@@ -91,7 +91,7 @@ def draw_curves(data: dict[str, list[tuple[float, float]]], ax) -> None:
     for name, points in data.items():
         kept, lost = zip(*points, strict=True)
         ax.plot(kept, lost, color=CURVES[name], marker="o", ms=4, lw=1.2)
-        label(ax, name, (kept[-1], lost[-1]), (6, 5), color=CURVES[name])
+        label(ax, name, (kept[-1], lost[-1]), (6, -7), color=CURVES[name])
     ax.set(xlim=(0, 1), ylim=(0, 0.45), xlabel="share of the pairs kept")
     ax.set(ylabel="nats a token above dense")
 
