@@ -23,12 +23,12 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
+from anchor_lab.drawing.lessons.heads import LAYERS
 from anchor_lab.report.page import to_html
 from anchor_lab.report.run import NotebookError
 from tools.notebooks import ROOT, run
 
 LINK = re.compile(r"(?<!!)(\[[^\]]*\])\((?!\w+:|#)([^()\s]+)\)")  # relative, and no picture
-LAYERS = "application/vnd.anchor-ref.layers+json"
 # Column: heading, format, least and largest value that can be right.
 COLUMNS = {
     "layer": ("layer", "d", 0, math.inf),

@@ -70,9 +70,10 @@ def data_missed(
 
 def draw_missed(lines: Mapping[str, dict[str, Tensor]], ax) -> None:
     """Where in a group does the anchor miss?"""
+    others = iter((STRIPE, ACCENT))  # lines that cross need colours of their own
     for name, data in lines.items():
         whole = name == "all layers"
-        look = {"lw": 2, "weight": "bold"} if whole else {"lw": 0.8}
-        curve(ax, data["place"], data["share"], name, INK if whole else DIM, **look)
+        colour = INK if whole else next(others, DIM)
+        curve(ax, data["place"], data["share"], name, colour, lw=2 if whole else 1, weight="bold")
     ax.set(xlabel="rows since the group's start", ylabel="share of rows", ylim=(0, None))
     ax.set_xlim(0, float(next(iter(lines.values()))["place"][-1]))

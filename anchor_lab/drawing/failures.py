@@ -13,6 +13,7 @@ from anchor_lab.drawing.style import (
     ACCENT,
     INIT,
     INK,
+    MUTED,
     SKIPPED,
     STRIPE,
     WINDOW,
@@ -96,20 +97,31 @@ def draw_reach(data: dict[str, list[float]], ax) -> None:
     ax.set_ylim(0, 1.02)
 
 
-def draw_remedies(tried: Mapping[str, Tried], ax) -> None:
-    """What brings the answer back, and what does it cost?"""
+def draw_remedies(tried: Mapping[str, Tried], axes) -> None:
+    """What brings the answer back, and what does it cost?
+
+    Args:
+        tried: by name.
+        axes: three that share their vertical axis, a quantity each.
+    """
     names = range(len(tried))
-    for values, colour, mark, words in (
-        ([x.asked for x in tried.values()], STRIPE, "o", "recall of the rows that ask"),
-        ([x.beyond for x in tried.values()], ACCENT, "|", "of all rows beyond the first group"),
-        ([x.cost for x in tried.values()], INK, "x", "cost, in dense attention"),
+    for ax, values, colour, words in zip(
+        axes,
+        (
+            [x.asked for x in tried.values()],
+            [x.beyond for x in tried.values()],
+            [x.cost for x in tried.values()],
+        ),
+        (STRIPE, ACCENT, MUTED),
+        ("recall, rows that ask", "recall, all rows", "cost, 1: dense attention"),
+        strict=True,
     ):
-        ax.plot(values, names, mark, color=colour, ms=8, mew=2, label=words)
-    ax.set_yticks(names, list(tried))
-    ax.set(xlim=(0, 1.04))
-    ax.grid(axis="y", color=SKIPPED)
-    ax.invert_yaxis()
-    ax.legend(loc="lower left", bbox_to_anchor=(-0.3, 1), ncols=3, columnspacing=1.2)
+        bars = ax.barh(names, values, height=0.7, color=colour)
+        ax.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
+        ax.set(xlim=(0, 1.2), xticks=[0, 0.5, 1])
+        ax.set_title(words, fontsize=9, color=INK if colour == MUTED else colour)
+    axes[0].set_yticks(names, list(tried))
+    axes[0].invert_yaxis()
 
 
 def show_bound(data: dict[str, list]) -> None:
@@ -173,12 +185,14 @@ def show_reach(data: dict[str, list[float]], where: str) -> None:
 
 def show_remedies(tried: Mapping[str, Tried], where: str) -> None:
     """The figure of `draw_remedies`, with its words."""
-    figure, ax = panels(size=(7.6, 1.1 + 0.27 * len(tried)))
-    draw_remedies(tried, ax)
+    figure, axes = panels(1, 3, (8.4, 1.2 + 0.25 * len(tried)), sharey=True)
+    draw_remedies(tried, axes)
     said = [f"{name}: {x.asked:.2f} for {x.cost:.2f}" for name, x in tried.items()]
-    figure.suptitle(draw_remedies.__doc__, x=0.01, ha="left", size=11, weight="bold")
+    title = draw_remedies.__doc__.splitlines()[0]
+    figure.suptitle(title, x=0.01, ha="left", size=11, weight="bold")
     caption(figure, where)
     show(
         figure,
-        f"A line for each remedy: recall of the rows that ask, and the cost. {'; '.join(said)}.",
+        "Bars for each remedy: recall of the rows that ask and of all rows, and the cost. Of the "
+        f"rows that ask, and the cost: {'; '.join(said)}.",
     )

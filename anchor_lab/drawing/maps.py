@@ -101,6 +101,40 @@ def draw_kept_pairs(data: dict[str, list], ax) -> None:
         ax.fill([0, start, end, 0], [start, start, end, end], color=TAIL, lw=0, zorder=2.5)
 
 
+def data_kept_share(data: dict[str, list], cell: int) -> list[torch.Tensor]:
+    """What share of the keys of each cell is a stripe, by group.
+
+    Args:
+        data: of `data_kept_map`.
+        cell: keys to a cell.
+
+    Returns:
+        Of each group shares in [0, 1], `[cells]`, counted from key 0 on.
+    """
+    cells = -(-data["groups"][-1][1] // cell)
+    return [torch.bincount(keys // cell, minlength=cells) / cell for keys in data["keys"]]
+
+
+def draw_kept_share(data: dict[str, list], ax, cell: int = 32) -> None:
+    """The pairs of `data_kept_map`, as strongly coloured as they are many.
+
+    A line a key, `draw_kept_pairs`, is wider than the key: many of them seem to be all.
+    """
+    from matplotlib.colors import LinearSegmentedColormap
+
+    draw_regions(data["groups"], ax)
+    colours = LinearSegmentedColormap.from_list("kept", [SKIPPED, STRIPE])
+    shares = data_kept_share(data, cell)
+    for (start, end, init, window), share in zip(data["groups"], shares, strict=True):
+        if window > init:
+            edges = torch.arange(len(share) + 1) * cell
+            inside = (edges[:-1] >= init) & (edges[1:] <= window)
+            first, last = int(inside.nonzero()[0]), int(inside.nonzero()[-1]) + 1
+            look = {"cmap": colours, "vmin": 0, "vmax": 1, "rasterized": True}
+            across, strength = edges[first : last + 1].tolist(), share[None, first:last].tolist()
+            ax.pcolormesh(across, [start, end], strength, **look)
+
+
 def draw_kept_map(data: dict[str, list], ax) -> None:
     """Which keys does each query keep?"""
     draw_kept_pairs(data, ax)

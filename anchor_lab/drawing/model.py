@@ -8,6 +8,8 @@ from torch import Tensor
 from anchor_lab.drawing.shapes import curve, label
 from anchor_lab.drawing.style import ACCENT, DIM, INK, MUTED, STRIPE, finish, panels
 
+NOTHING = 1e-3  # of the largest error: a line that cannot be told from the axis
+
 
 def data_layer_errors(
     dense: Sequence[Float[Tensor, "B N M"]], other: Sequence[Float[Tensor, "B N M"]]
@@ -38,11 +40,16 @@ def draw_layer_errors(together: list[float], alone: Mapping[int, list[float]], a
     for layer, errors in alone.items():
         after = places[layer + 1 :]  # before it nothing differs
         ax.plot(after, errors[layer + 1 :], color=MUTED, lw=1, marker="o", ms=4, markevery=[0])
+    # Below the grey lines: that of the first layer begins on it, and would be hidden.
+    curve(ax, places, together, "in every layer", STRIPE, lw=2.6, marker="o", zorder=1.5)
     worst = max(alone, key=lambda layer: alone[layer][-1])
-    curve(ax, places, together, "in every layer", STRIPE, lw=2.2, marker="o")
     label(ax, f"in layer {worst} alone", (places[-1], alone[worst][-1]), color=DIM)
     _name_layers(ax, places)
-    ax.set(ylabel="relative error of the hidden state", ylim=(0, None))
+    highest = max(together)
+    if none := [str(layer) for layer, errors in alone.items() if max(errors) < NOTHING * highest]:
+        at = places[int(none[0]) + 1], 0.05 * highest
+        ax.text(*at, f"layer {' and '.join(none)} alone: next to none", color=DIM, fontsize=8)
+    ax.set(ylabel="relative error of the hidden state", ylim=(-0.02 * highest, None))
 
 
 def show_layer_errors(together: list[float], alone: Mapping[int, list[float]], where: str) -> None:

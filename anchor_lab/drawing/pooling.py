@@ -44,11 +44,12 @@ def draw_union(data: Mapping[str, Tensor], pooled: float, ax) -> None:
     end, mean = float(rows[-1]), float(data["one"].mean())
     ax.hlines(mean, 0, end, color=DIM, lw=1)
     ax.hlines(pooled, 0, end, color=STRIPE, lw=1.5, ls=(0, (4, 2)))
-    higher = 5 if mean > pooled else -5  # the labels of two low lines stay apart
+    higher = 9 if mean > pooled else -9  # the labels of two low lines stay apart
+    union = float(data["union"][-1])
     for text, height, up, colour in (
-        ("wanted by some row", data["union"][-1], 0, ACCENT),
-        ("wanted by one row, mean", mean, higher, DIM),
-        ("kept by the method", pooled, -higher, STRIPE),
+        (f"wanted by some row: {union:.1%}", union, 0, ACCENT),
+        (f"wanted by one row, mean: {mean:.1%}", mean, 6 + higher, DIM),
+        (f"kept by the method: {pooled:.1%}", pooled, 6 - higher, STRIPE),
     ):
         label(ax, text, (end, float(height)), (6, up), color=colour)
     ax.set(xlabel="rows of the group", ylabel="share of the candidates", ylim=(-0.02, 1.03))

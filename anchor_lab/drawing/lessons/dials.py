@@ -43,7 +43,7 @@ def show_thetas(
     plans, told = [], []
     for ax, theta in zip(axes, thetas, strict=True):
         plan, found, share = at_theta(x, place, anchor, config, theta)
-        maps.draw_kept_pairs(maps.data_kept_map(plan, 0, config, x.q.shape[2]), ax)
+        maps.draw_kept_share(maps.data_kept_map(plan, 0, config, x.q.shape[2]), ax)
         words = f"θ = {theta:g}: recall {found:.3f}, density {share:.2f}"
         ax.set_title(words, fontsize=9)
         ax.label_outer()
@@ -52,7 +52,8 @@ def show_thetas(
     style.finish(
         figure,
         show_thetas.__doc__,
-        f"Blue: window, orange: initial region, red: stripes; {small_print(x, place)}.",
+        "Blue: window, yellow: initial region. Grey to red: the share of 32 neighbours that are "
+        f"stripes; {small_print(x, place)}.",
         f"Maps of one head; more and more columns are kept. {'; '.join(told)}.",
     )
     return plans
@@ -73,7 +74,7 @@ def slider(x: Captured, place: int, config: AnchorConfig):
     def picture(theta: float) -> bytes:
         figure, ax = style.panels(size=(4.4, 4.4))
         plan, found, share = at_theta(x, place, anchor, config, theta)
-        maps.draw_kept_pairs(maps.data_kept_map(plan, 0, config, x.q.shape[2]), ax)
+        maps.draw_kept_share(maps.data_kept_map(plan, 0, config, x.q.shape[2]), ax)
         ax.set_title(f"θ = {theta:g}: recall {found:.3f}, density {share:.2f}")
         file = BytesIO()
         figure.savefig(file)

@@ -11,11 +11,13 @@ from anchor_lab.drawing.lessons.place import name_of, small_print
 from anchor_models.capture import Captured
 from anchor_models.heads import BundledHeads
 from anchor_ref.config import AnchorConfig
+from anchor_ref.measure import Measurement, rows_beyond
 from anchor_ref.plan import StripePlan
 from anchor_ref.regions import groups
 
 PIXELS = 128  # to a side of a small map
 WIDTH = 9.6  # of a figure, at most, inches
+LAYERS = "application/vnd.anchor-ref.layers+json"  # kind of the table that `make tour` reads
 FIRST_ROW, ROW_STEP = 2048, 16  # rows whose mass is told in words: those with keys far away
 
 
@@ -128,7 +130,8 @@ def show_kept(x: Captured, place: int, stripes: StripePlan, config: AnchorConfig
     style.finish(
         figure,
         show_kept.__doc__,
-        f"Each thin line is one selected key. {small_print(x, place, config)}.",
+        "A thin line is one selected key, drawn wider than it is: the density is less than it "
+        f"seems. {small_print(x, place, config)}.",
         f"A triangle in {len(data['groups'])} groups. Kept: the first keys, a triangular window "
         f"in each group, and thin vertical lines, the stripes: {counts} of them by group. The "
         f"rest is grey.{rows}",
@@ -151,6 +154,48 @@ def show_recall(
         f"{float(data['p10'].min()):.2f}.",
     )
     return data
+
+
+def layers_table(
+    bundled: BundledHeads, found: Mapping[int, Measurement], config: AnchorConfig
+) -> list[dict[str, float]]:
+    """What each layer's heads keep and lose, as a table; `make tour` reads the same numbers.
+
+    Args:
+        bundled: whose text was read.
+        found: by layer what `measure` found.
+        config: with which.
+
+    Returns:
+        By layer the means over its heads of recall_mean, recall_p10 and recall_min of the rows
+        beyond the first group, of density and of output_error; seconds, that it took.
+    """
+    from IPython.display import display
+
+    n = len(bundled.words)
+    beyond = rows_beyond(config, n, n)
+    rows = [
+        {
+            "layer": layer,
+            **{
+                f"recall_{name}": float(m.mean()) for name, m in one.recall_summary(beyond).items()
+            },
+            "density": float(one.density.mean()),
+            "output_error": float(one.output_error.mean()),
+            "seconds": one.seconds,
+        }
+        for layer, one in found.items()
+    ]
+    names = ("layer", "recall_mean", "recall_p10", "recall_min", "density", "output_error")
+    lines = ["  ".join(f"{name:>12}" for name in names)]
+    lines += ["  ".join(f"{round(row[name], 3):>12}" for name in names) for row in rows]
+    heads = sum(len(x.query_heads) for x in bundled.captured.values())
+    model = (
+        f"SmolLM2-135M-Instruct, {heads} of its {len(bundled.heads)} heads, θ = {config.theta:g}"
+    )
+    table = {"model": model, "tokens": n, "layers": rows}
+    display({LAYERS: table, "text/plain": "\n".join(lines)}, raw=True)
+    return rows
 
 
 def show_all_heads(bundled: BundledHeads, theta: float) -> list[list[float]]:

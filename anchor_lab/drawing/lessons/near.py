@@ -10,6 +10,8 @@ from anchor_lab.drawing import anchors, style
 from anchor_lab.drawing.lessons.place import MODEL, name_of
 from anchor_models.capture import Captured
 
+REACH = 12.0  # of the histograms of gaps, natural-log units
+
 
 def where_table(layers: Mapping[int, tuple[Captured, Maxima]]) -> str:
     """Share of the rows with candidates whose largest score lies in each region, as text."""
@@ -35,14 +37,14 @@ def show_gaps(heads: Mapping[str, tuple[Captured, Maxima, int]]) -> dict[str, di
     found, told = {}, []
     for ax, (title, (x, maxima, place)) in zip(axes, heads.items(), strict=True):
         gap = maxima.gap[0, place, maxima.rows]
-        found[title] = anchors.data_gaps(gap)
+        found[title] = anchors.data_gaps(gap, reach=REACH)
         anchors.draw_gaps(found[title], ax)
         ax.set_title(f"{title}: {name_of(x, place)}", fontsize=9)
         missed = gap[gap > 0]
         middle = float(missed.median()) if len(missed) else 0.0
         told.append(
             f"{title}: {found[title]['exact']:.0%} of the rows exact, the others miss by "
-            f"{middle:.1f} in the median"
+            f"{middle:.1f} in the median, by {float(gap.max()):.1f} at most"
         )
     axes[0].set_ylabel("share of rows")
     style.finish(

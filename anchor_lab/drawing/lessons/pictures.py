@@ -44,17 +44,12 @@ def weights_of(x: Captured, place: int) -> Float[Tensor, "N N"]:
 
 
 def pictures_of(weights: Float[Tensor, "N N"]) -> dict[str, Int[Tensor, "P P 3"]]:
-    """Four ways to bring a map on a screen."""
-
-    def log(values):
-        return values.clamp(min=1e-5).log10()
-
-    largest = log(reduction.pool(weights, CELLS, "max"))
+    """Three ways to bring a map on a screen."""
+    largest = reduction.pool(weights, CELLS, "max").clamp(min=1e-5).log10()
     nearest = {"interpolation": "nearest"}
     return {
         "imshow": reduction.picture(weights, PIXELS),
         "imshow, nearest": reduction.picture(weights, PIXELS, **nearest),
-        "imshow, log scale": reduction.picture(log(weights), PIXELS, **LOGARITHMIC),
         "max-pool, log scale": reduction.picture(largest, PIXELS, **nearest, **LOGARITHMIC),
     }
 
@@ -75,7 +70,7 @@ def show_pictures(
     """Which of these pictures shows the stripes?"""
     pictures = pictures_of(weights)
     seen = count(pictures, keys, len(weights))
-    figure, axes = style.panels(2, 2, (7.4, 7.8))
+    figure, axes = style.panels(1, len(pictures), (9.6, 3.9))
     titled = {f"{name}: {seen[name]} of {len(keys)}": rgb for name, rgb in pictures.items()}
     reduction.draw_pictures(titled, axes.flat)
     told = ", ".join(f"{name} {number}" for name, number in seen.items())
@@ -84,6 +79,6 @@ def show_pictures(
         show_pictures.__doc__,
         f"{len(keys)} stripes, {small_print(x, place)}, {PIXELS} pixels a side. Counted: "
         f"columns lighter than their surroundings by {reduction.SEEN} L* or more.",
-        f"The same map in four pictures. Of {len(keys)} stripes can be seen: {told}.",
+        f"The same map in {len(pictures)} pictures. Of {len(keys)} stripes can be seen: {told}.",
     )
     return seen

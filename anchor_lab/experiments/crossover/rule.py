@@ -19,7 +19,7 @@ from anchor_lab.drawing.style import ACCENT, INK, STRIPE, finish, panels
 from anchor_lab.experiments.attention.figure import short
 from anchor_lab.experiments.course import columns
 from anchor_lab.experiments.crossover.course import data_dense
-from anchor_lab.experiments.crossover.figure import data_prefills, heads_of
+from anchor_lab.experiments.crossover.figure import data_prefills, heads_of, over_sdpa
 from anchor_lab.experiments.crossover.fit import held_out, is_dense
 from anchor_lab.experiments.page import spaced
 from anchor_models.backend import TAIL
@@ -150,7 +150,7 @@ def data_share(rows: Sequence[dict]) -> dict[str, dict[int, dict[str, float]]]:
     prefills = data_prefills(rows)
     return {
         NAMES[model]: {
-            n: dense | {"always": prefills[model][n]["always"]["ms"]["median"] / dense["ms"]}
+            n: dense | {"always": over_sdpa(prefills[model][n], "always")}
             for n, dense in by_length.items()
         }
         for model, by_length in data_dense(rows).items()
@@ -210,6 +210,51 @@ def longer(data: dict[int, dict[str, float]], n: int, attention_ms: float) -> fl
     return attention_ms / (attention_ms + rest)
 
 
+def data_workloads(
+    data: dict[str, dict[int, dict[str, float]]], rule: Rule, longest_ms: float
+) -> dict[str, dict[str, int | float | None]]:
+    """What the rule tells of three workloads, with SmolLM2's p at their lengths and a tail.
+
+    Args:
+        data: see `data_share`, of both models.
+        rule: fitted.
+        longest_ms: one layer's dense attention of the 8B model at twice its longest prefill.
+
+    Returns:
+        By name: n, a, p, r, left (of the prefill's time), and measured, None where it was not.
+    """
+    small, large = data.values()
+    far = 2 * max(large)
+    cases = {
+        "chat, SmolLM2": (8192, small[8192], small[8192]["share"]),
+        "retrieval, 8B": (max(large), large[max(large)], large[max(large)]["share"]),
+        "summaries, 8B": (far, {"attention_ms": longest_ms}, longer(large, far, longest_ms)),
+    }
+    found = {}
+    for name, (n, at, share) in cases.items():
+        kept = assumed_kept(n)
+        ratio = rule(kept, at["attention_ms"])
+        found[name] = {
+            "n": n,
+            "a": share,
+            "p": kept,
+            "r": ratio,
+            "left": of_prefill(share, ratio),
+            "measured": at.get("always"),
+        }
+    return found
+
+
+def workloads_table(found: dict[str, dict[str, int | float | None]]) -> str:
+    """`data_workloads` as text."""
+    names = ("a", "p", "r", "left", "measured")
+    lines = [columns("", "tokens", *names, first=16)]
+    for name, x in found.items():
+        cells = ("–" if x[key] is None else f"{x[key]:.2f}" for key in names)
+        lines.append(columns(f"  {name}", spaced(x["n"]), *cells, first=16))
+    return "\n".join(lines)
+
+
 def draw_share(data: dict[str, dict[int, dict[str, float]]], ax) -> None:
     """How much of a prefill is attention?"""
     for (name, found), colour in zip(data.items(), (STRIPE, ACCENT), strict=True):
@@ -224,13 +269,15 @@ def show_share(data: dict[str, dict[int, dict[str, float]]], where: str) -> None
     """The figure of `draw_share`, with its words."""
     figure, ax = panels(size=(7.2, 3.2))
     draw_share(data, ax)
+    told = "; ".join(
+        f"{name}: " + ", ".join(f"{found[n]['share']:.0%} at {n}" for n in list(found)[-5:])
+        for name, found in data.items()
+    )
     finish(
         figure,
         draw_share.__doc__,
         f"{where}; dense attention of all layers over the whole prefill, batch 1.",
-        "Attention's share of a prefill against length, two models. For SmolLM2 it is below a "
-        "seventh up to 4096 tokens, a third at 8192 and three quarters at 65 536; for layers of "
-        "an 8B model it is an eighth at 8192 tokens and a half at 65 536.",
+        f"Attention's share of a prefill against length, rising for both models. {told}.",
     )
 
 
@@ -266,6 +313,6 @@ def show_rule(data: dict[str, dict[int, dict[str, float]]], expected: dict, wher
         draw_rule.__doc__.splitlines()[0],
         f"{where}; θ = 12, tail {TAIL}. Lines: measured; dots: 1 − a (1 − r).",
         "Time of a prefill over that with dense attention, against length, measured and by the "
-        f"rule, at the longest: {'; '.join(ends)}. For SmolLM2 at 8k and below the "
+        f"rule, at the longest: {'; '.join(ends)}. For SmolLM2 from 4k to 16k the "
         "measured line lies far above 1 and above the rule.",
     )

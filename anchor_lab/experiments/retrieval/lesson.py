@@ -36,6 +36,15 @@ def data_places(
     }
 
 
+def data_density(rows: Sequence[dict], length: int) -> dict[float, float]:
+    """By threshold the share of the pairs that was kept; see `data_places`."""
+    return {
+        float(row["theta"]): row["density"]
+        for row in rows
+        if row["length"] == length and row["theta"]
+    }
+
+
 def table(
     published: Mapping[tuple[float, str], Mapping[str, Count]],
     here: Mapping[tuple[float, str, int], Sequence[Count]],
@@ -49,7 +58,7 @@ def table(
     tails = sorted({tail for *_, tail in here})
     above = ["8192 tokens, no tail", *(f"short, tail {tail}" for tail in tails)]
     lines = [
-        columns("", *above, first=20, other=24),
+        columns("the 8M model", *above, first=20, other=24),
         columns("right answers", *WAYS * len(above), first=20, other=12),
     ]
     for (theta, rows), ways in published.items():

@@ -1,4 +1,4 @@
-"""What notebooks 12 and 13 show of everyone's kernels: calls by length, equal recall, losses."""
+"""What notebook 12 shows of everyone's kernels: calls by length, and at equal recall."""
 
 from collections.abc import Sequence
 
@@ -6,25 +6,62 @@ from anchor_lab.drawing.shapes import label, name_ticks
 from anchor_lab.drawing.style import ACCENT, INK, STRIPE, TAIL, finish, panels
 from anchor_lab.experiments.course import columns
 from anchor_lab.experiments.page import number, percent, spaced
-from anchor_lab.experiments.side_by_side.figure import SHORT, draw_planted
+from anchor_lab.experiments.side_by_side.figure import SHORT
 from anchor_lab.experiments.side_by_side.ladders import OURS
 from anchor_lab.experiments.side_by_side.losses import DENSE
 from anchor_lab.experiments.side_by_side.timing import fastest
 
+FASTEST = DENSE, "FlashAttention-4"  # of the dense kernels; the unit of the figure
+LINES = {  # method and way: name, colour, how far its name is moved up
+    (DENSE, "FlashAttention-2"): ("FlashAttention-2, dense", INK, 0),
+    ("the same blocks", "FlashAttention-4"): ("blocks, FlashAttention-4", TAIL, 5),
+    FASTEST: ("FlashAttention-4, dense", INK, -5),
+    (OURS, "tail 512"): ("ours, tail 512", ACCENT, 5),
+    (OURS, "tail 0"): ("ours, no tail", STRIPE, -5),
+}
+
+
+def data_over_dense(
+    data: dict[tuple[str, str], dict[int, float]],
+) -> dict[tuple[str, str], dict[int, float]]:
+    """Of the methods of `LINES` the time over that of the fastest dense kernel, by length.
+
+    Args:
+        data: ms, see `figure.data_planted`.
+    """
+    dense = data[FASTEST]
+    return {way: {n: ms / dense[n] for n, ms in data[way].items() if n in dense} for way in LINES}
+
+
+def draw_planted(data: dict[tuple[str, str], dict[int, float]], ax) -> None:
+    """How long is a call, beside the fastest dense kernel?"""
+    for way, ratios in data.items():
+        name, colour, up = LINES[way]
+        ax.plot(list(ratios), list(ratios.values()), color=colour, marker="o", ms=4, lw=1.2)
+        label(ax, name, (max(ratios), ratios[max(ratios)]), (6, up), color=colour)
+    ax.set(xscale="log", yscale="log", xlabel="N, tokens", ylabel="time / FlashAttention-4, dense")
+    name_ticks(ax.yaxis, [0.1, 0.2, 0.5, 1, 2], ["0.1", "0.2", "0.5", "1", "2"])
+
 
 def show_planted(data: dict[tuple[str, str], dict[int, float]], where: str) -> None:
-    """The figure of `draw_planted`, with its words."""
-    figure, ax = panels(size=(7.2, 4.4))
+    """The figure of `draw_planted`, with its words.
+
+    Args:
+        data: see `data_over_dense`.
+        where: it was measured.
+    """
+    figure, ax = panels(size=(7.2, 3.6))
     draw_planted(data, ax)
-    lengths = sorted({n for times in data.values() for n in times})
+    lengths = sorted({n for ratios in data.values() for n in ratios})
     name_ticks(ax.xaxis, lengths, [spaced(n) for n in lengths])
+    ends = [f"{LINES[way][0]} {x[lengths[0]]:.2f} and {x[lengths[-1]]:.2f}"
+            for way, x in data.items()]  # fmt: skip
     finish(
         figure,
         draw_planted.__doc__,
         f"{where}; 32 / 8 heads of 128, planted stripes, 5 % of the candidates.",
-        "Milliseconds of a call against length, both logarithmic. All dense kernels, and blocks "
-        "that cover the stripes, grow with the square of the length. AnchorAttention lies below "
-        "them from 8192 tokens on and is over ten times faster at 131 072.",
+        "Time of a call over that of the fastest dense kernel, both axes logarithmic, at the "
+        f"shortest and the longest length: {'; '.join(ends)}.",
     )
 
 
@@ -47,47 +84,12 @@ def data_goal(rows: Sequence[dict], n: int, goal: str) -> list[dict]:
 
 
 def goal_table(found: Sequence[dict]) -> str:
-    """`data_goal` as text."""
+    """`data_goal` as text; pairs and recall of ours are those of the choice, without a tail."""
     lines = [columns("", "ms a call", "pairs kept", "recall")]
     for row in found:
         name = SHORT.get(row["method"], row["method"])
-        cells = number(row["ms"]["median"]), percent(row["density"]), f"{row['recall']:.3f}"
-        lines.append(columns(f"{name}, {row['way']}", *cells))
+        kept = percent(row["density"]), f"{row['recall']:.3f}"
+        if row["method"] == OURS and row["way"] != "tail 0":
+            kept = "–", "–"
+        lines.append(columns(f"{name}, {row['way']}", number(row["ms"]["median"]), *kept))
     return "\n".join(lines)
-
-
-def data_losses(rows: Sequence[dict]) -> dict[str, list[tuple[float, float, float]]]:
-    """By method: (pairs kept, loss above dense attention's, setting), by pairs."""
-    found: dict[str, list[tuple[float, float, float]]] = {}
-    for row in rows:
-        if row["part"] == "loss" and row["status"] == "ok" and row["setting"] is not None:
-            point = row["kept"], row["loss"], row["setting"]
-            found.setdefault(row["method"], []).append(point)
-    return {method: sorted(points) for method, points in found.items()}
-
-
-def draw_losses(data: dict[str, list[tuple[float, float, float]]], ax) -> None:
-    """What does a model lose, by the pairs that it keeps?"""
-    looks = {OURS: STRIPE, "XAttention": ACCENT, "FlexPrefill": TAIL}
-    for method, points in data.items():
-        kept, lost = [point[0] for point in points], [point[1] for point in points]
-        colour = looks.get(method, INK)
-        ax.plot(kept, lost, color=colour, marker="o", ms=4, lw=1.2)
-        at = len(points) // 2 if method == "FlexPrefill" else 0  # another begins where it does
-        label(ax, SHORT.get(method, method), (kept[at], lost[at]), (5, 6), color=colour)
-    ax.set(xlim=(0, 1), ylim=(0, None), xlabel="share of the pairs kept")
-    ax.set(ylabel="nats a token above dense")
-
-
-def show_losses(data: dict[str, list[tuple[float, float, float]]], where: str) -> None:
-    """The figure of `draw_losses`, with its words."""
-    figure, ax = panels(size=(7.2, 3.6))
-    draw_losses(data, ax)
-    finish(
-        figure,
-        draw_losses.__doc__,
-        f"{where}; SmolLM2, one text of 8192 tokens, rows beyond the first 2048.",
-        "Loss above dense attention's against the share of the pairs kept. AnchorAttention's two "
-        "points, 0.18 at 40 % and 0.15 at 64 %, lie above the lines of FlexPrefill, FlashPrefill "
-        "and XAttention, which lose less than half of that with as many pairs.",
-    )

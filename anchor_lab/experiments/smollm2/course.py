@@ -1,12 +1,11 @@
-"""What SmolLM2 finds, and what a tail costs, as the notebooks print it."""
+"""What SmolLM2 finds, as the notebooks print it."""
 
 from collections.abc import Sequence
 
 from anchor_lab.experiments.course import columns
-from anchor_lab.experiments.page import number, spaced
-from anchor_lab.experiments.smollm2.figure import data_times
+from anchor_lab.experiments.page import spaced
 from anchor_lab.experiments.smollm2.measure import WAYS
-from anchor_lab.experiments.smollm2.page import answers, measure_ways
+from anchor_lab.experiments.smollm2.page import answers
 
 
 def data_answers(rows: Sequence[dict]) -> dict[int, dict[str, int]]:
@@ -30,16 +29,6 @@ def answers_table(rows: Sequence[dict]) -> str:
         for n, x in found.items()
     ]
     return "\n".join([head, *lines])
-
-
-def tails_table(rows: Sequence[dict]) -> str:
-    """Milliseconds of a layer's attention by length: dense, and with each tail."""
-    ways = ["cudnn", *measure_ways()]
-    lines = [
-        columns(f"  N = {spaced(n)}", *(number(times[way]) for way in ways))
-        for n, times in data_times(rows).items()
-    ]
-    return "\n".join([columns("a layer's attention, ms", *ways), *lines])
 
 
 def written(rows: Sequence[dict], length: int, prompt: int) -> dict[str, str]:

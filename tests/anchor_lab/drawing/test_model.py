@@ -27,6 +27,10 @@ def test_every_figure_draws():
     figures.draw_layer_errors(together, alone, ax)
     assert [text.get_text() for text in ax.texts] == ["in every layer", "in layer 1 alone"]
     plt.close(figure)
+    figure, ax = plt.subplots()
+    figures.draw_layer_errors(together, alone | {1: [0.0, 0.0, 1e-5]}, ax)
+    assert ax.texts[-1].get_text() == "layer 1 alone: next to none"
+    plt.close(figure)
     figures.show_layer_errors(together, alone, "here")
     rows = {"dense": torch.tensor([0.0, 0.0, 1.0]), "anchor": torch.tensor([0.0, 0.1, 1.0])}
     figure, ax = plt.subplots()

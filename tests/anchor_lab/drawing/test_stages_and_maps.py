@@ -219,3 +219,14 @@ def test_the_tail_of_a_kept_map_is_a_band_over_all_earlier_keys(head, tail, rows
         assert {(0, start), (start, start), (end, end), (0, end)} == set(map(tuple, band.get_xy()))
     assert ("tail" in [text.get_text() for text in ax.texts]) == bool(found)
     plt.close(figure)
+
+
+def test_colour_is_as_strong_as_stripes_are_many(head):
+    _, _, trace, _ = head
+    data = maps.data_kept_map(trace.stripes, 1, CONFIG, N)
+    shares = maps.data_kept_share(data, 8)
+    for g, share in enumerate(shares):
+        kept = torch.zeros(8 * len(share))
+        kept[trace.stripes.keys(0, 1, g).long()] = 1
+        torch.testing.assert_close(share, kept.unflatten(0, (-1, 8)).mean(1))
+    assert any(share.any() for share in shares)

@@ -86,3 +86,18 @@ def test_every_figure_draws_from_the_committed_results():
     course.show_share(data, "here")
     course.show_rule(data, expected, "here")
     assert not plt.get_fignums()
+
+
+def test_workloads_are_told_by_the_rule_and_measured_where_they_were():
+    data = course.data_share(ROWS)
+    rule = course.fit_rule(course.data_ratios(ROWS))
+    found = course.data_workloads(data, rule, 200.0)
+    assert [x["n"] for x in found.values()] == [8192, 65_536, 131_072]
+    chat, retrieval, summaries = found.values()
+    assert chat["measured"] == data["SmolLM2-135M"][8192]["always"]
+    assert summaries["measured"] is None
+    assert retrieval["left"] == pytest.approx(1 - retrieval["a"] * (1 - retrieval["r"]))
+    assert summaries["r"] == pytest.approx(rule(course.assumed_kept(131_072), 200.0))
+    lines = course.workloads_table(found).splitlines()
+    assert len(lines) == 4
+    assert lines[-1].endswith("–")

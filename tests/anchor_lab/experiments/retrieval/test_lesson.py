@@ -24,3 +24,12 @@ def test_answers_are_counted_by_the_rows_of_the_last_block():
     cells = lines[2].split("rows")[1].split()
     assert cells[::3] == ["1", "1", "3", "2", "4", "1"]
     assert lesson.written()
+
+
+def test_pairs_kept_are_those_of_the_length_and_threshold():
+    rows = [
+        {"length": 8, "theta": None, "density": 1.0},
+        {"length": 8, "theta": "12.0", "density": 0.5},
+        {"length": 16, "theta": "12.0", "density": 0.25},
+    ]
+    assert lesson.data_density(rows, 8) == {12.0: 0.5}

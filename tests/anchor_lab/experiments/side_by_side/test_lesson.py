@@ -1,4 +1,4 @@
-"""What notebooks 12 and 13 show of everyone's kernels."""
+"""What notebook 12 shows of everyone's kernels."""
 
 from matplotlib import pyplot as plt
 
@@ -42,21 +42,19 @@ def test_the_fastest_way_of_each_method_is_shown_and_ours_with_every_tail():
     assert table[1].split()[-4:] == ["1", "25", "%", "0.910"]
 
 
-def test_losses_are_by_pairs_and_without_what_has_none():
-    made = {"part": "loss", "status": "ok", "method": "m"}
-    rows = [
-        made | {"kept": 0.5, "loss": 0.1, "setting": 2.0},
-        made | {"kept": 0.2, "loss": 0.3, "setting": 1.0},
-        made | {"kept": 1.0, "loss": 0.0, "setting": None},
-        made | {"status": "failed"},
-    ]
-    assert course.data_losses(rows) == {"m": [(0.2, 0.3, 1.0), (0.5, 0.1, 2.0)]}
+def test_ratios_are_those_of_times_at_the_same_length():
+    planted = {way: {8: 2.0, 16: 6.0} for way in course.LINES} | {
+        course.FASTEST: {8: 1.0, 16: 4.0}
+    }
+    found = course.data_over_dense(planted)
+    assert list(found) == list(course.LINES)
+    assert found[OURS, "tail 0"] == {8: 2.0, 16: 1.5}
+    assert found[course.FASTEST] == {8: 1.0, 16: 1.0}
 
 
 def test_every_figure_draws_from_the_committed_results():
     style.use_style()
     rows = read(RESULTS / "side_by_side" / "side_by_side.json")["rows"]
-    course.show_planted(figure.data_planted(rows), "here")
-    course.show_losses(course.data_losses(rows), "here")
+    course.show_planted(course.data_over_dense(figure.data_planted(rows)), "here")
     assert course.data_goal(rows, 32_768, "recall 0.95")
     assert not plt.get_fignums()
