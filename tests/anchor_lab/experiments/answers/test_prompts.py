@@ -116,7 +116,10 @@ def test_an_answer_is_found_in_any_letters_and_only_whole(plain):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"task": "maths"}, "task must be one of single, multi-key, words, secret, variable, got 'maths'"),
+        (
+            {"task": "maths"},
+            "task must be one of single, multi-key, words, secret, variable, got 'maths'",
+        ),
         ({"placement": "start"}, "placement must be one of end, instructions, turn, got 'start'"),
         ({"length": 20}, "length must be at least .* for task 'single' and placement 'end', got"),
     ],
