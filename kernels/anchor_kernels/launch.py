@@ -189,7 +189,7 @@ def select_launch_for(dtype: torch.dtype, head_dim: int, target: GPUTarget) -> S
     """Tiles of stage 2."""
     width = padded_head_dim(head_dim)
     if dtype == torch.float32:
-        return SelectLaunch(32, 64 if width <= 64 else 32, 4096, 4, 2)
+        return SelectLaunch(32, 32, 4096, 4, 1)
     if target.backend == "cuda" and target.arch >= 90:
         return SelectLaunch(64, 128 if width <= 128 else 64, 4096, 4, 2)
     if width <= 128:
@@ -207,7 +207,7 @@ def _attention_launch(dtype: torch.dtype, head_dim: int, target: GPUTarget) -> A
     if width > 128:
         return (
             AttentionLaunch(64, 64, 8, 2, again_stages=1)
-            if target.arch == 90
+            if target.arch >= 90
             else AttentionLaunch(64, 32, 8, 2)
         )
     padded = head_dim < width  # masks of the loads take registers
