@@ -14,7 +14,7 @@ from anchor_lab.experiments.compare.figure import OURS
 from anchor_lab.experiments.losses import figure as losses
 from anchor_lab.experiments.losses.measure import GOALS, TEXTS
 from anchor_lab.experiments.rivals import figure as rivals
-from anchor_lab.experiments.rivals.page import kind_of
+from anchor_lab.experiments.rivals.page import published
 from anchor_ref import AnchorConfig
 
 CONFIG = AnchorConfig()
@@ -89,11 +89,6 @@ class Standing:
     def place(self, theta: float) -> int:
         """Ours among published methods by loss, 1 for the least."""
         return published(self.lost[theta]).index(OURS) + 1
-
-
-def published(names) -> list[str]:
-    """Those of them that somebody published, in their order."""
-    return [name for name in names if kind_of(name) == "published"]
 
 
 def data_standing(files: Sequence[dict], table: dict) -> Standing:

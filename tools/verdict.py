@@ -18,10 +18,11 @@ from anchor_lab.experiments.lengths.figure import data_heads, data_times
 from anchor_lab.experiments.lengths.prefills import SDPA
 from anchor_lab.experiments.losses.measure import GOALS, TEXTS
 from anchor_lab.experiments.losses.tokens import FAR, NEW
+from anchor_lab.experiments.rivals.page import published
 from anchor_lab.experiments.smollm2.page import answers, shown
 from anchor_models.backend import TAIL
 from anchor_ref import AnchorConfig
-from tools.standing import NAMES, OURS, data_brought, data_standing, published
+from tools.standing import NAMES, OURS, data_brought, data_standing
 
 CONFIG = AnchorConfig()
 THETAS = (CONFIG.theta, 9.0)  # of the heads' pairs and recall

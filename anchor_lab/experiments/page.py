@@ -49,6 +49,11 @@ def percent(share: float) -> str:
     return f"{100 * share:.3g} %"
 
 
+def signed(x: float) -> str:
+    """A difference: four decimals, and a true minus."""
+    return f"{x:.4f}".replace("-", "−")
+
+
 def spaced(n: int | float) -> str:
     """A whole number in groups of three digits."""
     return f"{n:,.0f}".replace(",", "\u202f")

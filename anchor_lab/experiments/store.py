@@ -11,7 +11,7 @@ import csv
 import gzip
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 SETTINGS = "settings.json"  # beside a table
@@ -140,6 +140,18 @@ def read(path: Path, text: Sequence[str] = ()) -> dict:
             "with: give another folder, or remove that one"
         )
     return {"settings": _json(about), "runs": [], "rows": rows}
+
+
+def read_beside(page: Path, files: Mapping[str, str], text: Sequence[str] = ()) -> dict[str, dict]:
+    """What `read` finds in files of other experiments by name, of those that are there.
+
+    Args:
+        page: in a folder beside theirs.
+        files: by name, "NAME/NAME.json".
+        text: as in `read_table`.
+    """
+    paths = {name: page.parent.parent / file for name, file in files.items()}
+    return {name: read(path, text) for name, path in paths.items() if path.exists()}
 
 
 def read_table(path: Path, text: Sequence[str] = ()) -> list[dict]:

@@ -38,10 +38,15 @@ def may_come_later(on_cuda: bool, config, layer: int) -> bool:
         config: of the model.
         layer: the one that asks.
     """
-    last = getattr(config, "num_hidden_layers", 0) - 1
+    last = last_layer(config)
     kinds = getattr(config, "layer_types", None)
     attends = kinds is None or (0 <= last < len(kinds) and kinds[last].endswith("attention"))
     return on_cuda and layer < last and attends and not _is_captured()
+
+
+def last_layer(config) -> int:
+    """Index of a model's last layer; -1 where it does not say."""
+    return getattr(config, "num_hidden_layers", 0) - 1
 
 
 def _is_captured() -> bool:

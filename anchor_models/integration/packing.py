@@ -48,7 +48,7 @@ def _ask_positions(read: Pass, positions: Tensor | None) -> None:
     if found is None:
         return
     if may_come_later(found.is_cuda, read.config, read.layer):
-        read.wait_for(Later(found))
+        read.restarts = Later(found)
     else:
         refuse_restarts(bool(found))
 

@@ -12,7 +12,7 @@ from weakref import ref
 import torch
 from torch import Size, Tensor
 
-from anchor_models.integration.later import Later
+from anchor_models.integration.later import Later, last_layer
 from anchor_models.integration.options import in_force
 from anchor_models.integration.record import running_record
 from anchor_models.integration.sequences import Tokens, refuse_restarts
@@ -70,19 +70,20 @@ class Pass:
         texts: of the call; None while nobody has read them, or where a mask of another kind says
             who sees whom.
         decision: None while nothing was decided that would serve other layers.
+        restarts: do positions begin again? None where that is known; see `hear`.
     """
 
     __slots__ = (
-        *("_config", "_ids", "_last", "_restarts", "_seen", "_sizes"),
-        *("decision", "layer", "texts"),
+        *("_config", "_ids", "_last", "_seen", "_sizes"),
+        *("decision", "layer", "restarts", "texts"),
     )
 
     def __init__(self, config, layer: int, sizes: tuple, tensors: tuple):
         self.layer = layer
         self.texts: list[Tokens] | None = None
         self.decision: Decision | None = None
-        self._restarts: Later | None = None
-        self._last = getattr(config, "num_hidden_layers", 0) - 1
+        self.restarts: Later | None = None
+        self._last = last_layer(config)
         self._config = ref(config) if config is not None else lambda: None
         self._sizes = sizes
         self._ids = tuple(map(id, tensors))
@@ -93,10 +94,6 @@ class Pass:
         """Of the model; None when it is gone."""
         return self._config()
 
-    def wait_for(self, restarts: Later) -> None:
-        """Do positions begin again? A later layer hears it; see `hear`."""
-        self._restarts = restarts
-
     def hear(self, wait: bool) -> None:
         """Refuse positions that begin again, as soon as that is known.
 
@@ -106,17 +103,17 @@ class Pass:
         Raises:
             ValueError: they do.
         """
-        if self._restarts is None:
+        if self.restarts is None:
             return
-        found = self._restarts.known(wait)
+        found = self.restarts.known(wait)
         if found is not None:
-            self._restarts = None
+            self.restarts = None
             refuse_restarts(found)
 
     def is_at(self, layer: int) -> None:
         """A later layer of the pass asks."""
         self.layer = layer
-        if self._restarts is not None:
+        if self.restarts is not None:
             self.hear(wait=layer >= self._last)
 
     def goes_on(self, config, layer: int, sizes: tuple, tensors: tuple) -> bool:

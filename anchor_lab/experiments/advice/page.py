@@ -17,7 +17,7 @@ from anchor_lab.experiments.answers.counts import MARGIN, Counts, shown
 from anchor_lab.experiments.compare.figure import OURS
 from anchor_lab.experiments.experiment import Experiment
 from anchor_lab.experiments.losses.figure import data_lost
-from anchor_lab.experiments.page import digits, number, percent, render, spaced
+from anchor_lab.experiments.page import digits, number, percent, render, signed, spaced
 from anchor_models.backend import TAIL
 
 SOURCES = ("crossover", "answers", "lengths", "losses")
@@ -30,8 +30,7 @@ def gather(out: Path) -> dict:
     Args:
         out: the page, in a folder beside theirs.
     """
-    files = {name: out.parent.parent / name / f"{name}.json" for name in SOURCES}
-    return {name: store.read(path) for name, path in files.items() if path.exists()}
+    return store.read_beside(out, {name: f"{name}/{name}.json" for name in SOURCES})
 
 
 def measure(options: argparse.Namespace) -> int:
@@ -41,7 +40,6 @@ def measure(options: argparse.Namespace) -> int:
             "python -m anchor_lab crossover must come first: there are no times", file=sys.stderr
         )
         return 2
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     return 0
 
 
@@ -160,7 +158,7 @@ def losses(results: dict) -> list[list[str]]:
             [
                 row["configuration"],
                 percent(row["density"]),
-                f"{mean:.4f} ({low:.4f} to {high:.4f})".replace("-", "−"),
+                f"{signed(mean)} ({signed(low)} to {signed(high)})",
             ]
         )
     return table

@@ -90,16 +90,25 @@ def data_at(rows: Sequence[dict], budget: str, level: float) -> dict[str, Lost |
     found: dict[str, Lost | None] = {}
     names = dict.fromkeys(row["method"] for row in rows if row["method"] != DENSE)
     for name in (name for name in names if compared(name, budget)):
-        own = sorted((x for x in rows if x["method"] == name), key=lambda x: x[budget])
-        below = [x for x in own if x[budget] <= level]
-        above = [x for x in own if x[budget] > level]
-        if not below:
+        pair = neighbours(rows, name, budget, level)
+        if pair is None:
             found[name] = None
             continue
-        low, high = below[-1], (above or below[-1:])[0]
+        low, high = pair
         wide = high[budget] - low[budget]
         found[name] = _between(low, high, (level - low[budget]) / wide if wide else 0.0)
     return dict(sorted(found.items(), key=lambda x: float("inf") if x[1] is None else x[1].mean))
+
+
+def neighbours(
+    lines: Sequence[dict], name: str, budget: str, level: float
+) -> tuple[dict, dict] | None:
+    """A method's configurations next to a level, twice its densest where that spends less; None
+    where its sparsest spends more."""
+    own = sorted((x for x in lines if x["method"] == name), key=lambda x: x[budget])
+    below = [x for x in own if x[budget] <= level]
+    above = [x for x in own if x[budget] > level]
+    return (below[-1], (above or below[-1:])[0]) if below else None
 
 
 def _between(low: dict, high: dict, share: float) -> Lost:

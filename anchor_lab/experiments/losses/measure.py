@@ -53,7 +53,7 @@ from anchor_lab.experiments.losses.spending import spending
 from anchor_lab.experiments.losses.tokens import CLASSES, classes_of
 from anchor_lab.experiments.outliers.measure import hash_of
 from anchor_lab.experiments.outliers.reading import losses_after
-from anchor_lab.experiments.outliers.texts import texts_of
+from anchor_lab.experiments.outliers.texts import own_text, texts_of
 from anchor_lab.experiments.smollm2.measure import weights_hash
 from anchor_lab.experiments.store import Store
 from anchor_lab.methods import METHODS, Method, TriangleMix
@@ -120,7 +120,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     """--model, --text, --parts, --methods, --time-s"""
     add = parser.add_argument
     add("--model", default=NAME, help=f"another causal model; default {NAME}")
-    add("--text", type=Path, help="a UTF-8 file to read in place of the three texts")
+    add("--text", type=own_text, help="a UTF-8 file to read in place of the three texts")
     add("--parts", nargs="+", choices=PARTS, default=PARTS)
     add("--methods", nargs="+", choices=FULL.methods, help="beside AnchorAttention; default all")
     add("--time-s", type=float, default=float("inf"), help="begin nothing later")

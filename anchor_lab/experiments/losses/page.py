@@ -8,8 +8,8 @@ from anchor_lab.experiments.experiment import Experiment
 from anchor_lab.experiments.losses import figure, measure
 from anchor_lab.experiments.losses.figure import Lost
 from anchor_lab.experiments.losses.tokens import CLASSES
-from anchor_lab.experiments.page import digits, percent, render, spaced
-from anchor_lab.experiments.rivals.page import kind_of
+from anchor_lab.experiments.page import digits, percent, render, signed, spaced
+from anchor_lab.experiments.rivals.page import kind_of, published
 
 BUDGETS = {"density": "pairs kept", "total_cost": "total cost"}
 
@@ -62,11 +62,6 @@ def lost_in(lost: Lost, texts: list[str]) -> list[str]:
     ]
 
 
-def signed(x: float) -> str:
-    """Four decimals; a true minus."""
-    return f"{x:.4f}".replace("-", "−")
-
-
 def dense(rows: list[dict], texts: list[str]) -> list[list[str]]:
     """Text, dense loss, and of its tokens the share of each class."""
     row = next((x for x in rows if x["method"] == measure.DENSE), None)
@@ -84,17 +79,17 @@ def of_level(rows: list[dict], theta: float, budget: str, texts: list[str]) -> d
     """All methods where they spend what AnchorAttention spends at θ."""
     level = figure.data_level(rows, budget, theta)
     found = figure.data_at(rows, budget, level)
-    published = [x for x, lost in found.items() if kind_of(x) == "published" and lost is not None]
+    ranked = published(name for name, lost in found.items() if lost is not None)
     own = found[OURS].interval
     return {
         "theta": f"{theta:g}",
         "budget": BUDGETS[budget],
         "level": percent(level),
-        "place": published.index(OURS) + 1,
-        "of": len(published),
+        "place": ranked.index(OURS) + 1,
+        "of": len(ranked),
         # Whose interval lies below ours, and above it.
-        "less": [x for x in published if found[x].interval[1] < own[0]],
-        "more": [x for x in published if found[x].interval[0] > own[1]],
+        "less": [x for x in ranked if found[x].interval[1] < own[0]],
+        "more": [x for x in ranked if found[x].interval[0] > own[1]],
         "lines": [
             [name, kind_of(name), percent(lost.density), percent(lost.total_cost),
              *lost_in(lost, texts)]

@@ -6,20 +6,10 @@ from itertools import pairwise
 
 from anchor_lab.analysis.intervals import bootstrap
 from anchor_lab.drawing.style import ACCENT, INK, STRIPE, caption, use_style
+from anchor_lab.experiments.outliers.variants import CALIBRATED, FIXED
 
 DENSE, PAPER = "dense", "paper"
-PARTS = (
-    "paper",
-    "rows",
-    "chosen",
-    "even",
-    "near",
-    "bound",
-    "means",
-    "budget",
-    "shared",
-    "calibrated",
-)
+PARTS = (*FIXED, CALIBRATED)
 
 
 @dataclass(frozen=True)

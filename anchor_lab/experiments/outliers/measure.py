@@ -45,7 +45,7 @@ from anchor_lab.experiments.answers.prompts import make_prompt
 from anchor_lab.experiments.environment import cuda_facts, environment, sources_version
 from anchor_lab.experiments.experiment import progress
 from anchor_lab.experiments.outliers import reading, variants
-from anchor_lab.experiments.outliers.texts import CALIBRATION, KINDS, texts_of, tokens_of
+from anchor_lab.experiments.outliers.texts import CALIBRATION, KINDS, own_text, texts_of, tokens_of
 from anchor_lab.experiments.outliers.variants import (
     CALIBRATED,
     CALIBRATIONS,
@@ -98,7 +98,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     """--model, --text, --parts, --lengths, --time-s"""
     add = parser.add_argument
     add("--model", default=NAME, help=f"another causal model; default {NAME}")
-    add("--text", type=Path, help="a UTF-8 file to read in place of the four texts")
+    add("--text", type=own_text, help="a UTF-8 file to read in place of the four texts")
     add("--parts", nargs="+", choices=PARTS, default=PARTS)
     add("--lengths", nargs="+", type=int, help=f"default {' '.join(map(str, LENGTHS))}")
     add("--time-s", type=float, default=float("inf"), help="begin nothing later")
@@ -114,12 +114,13 @@ def measure(chosen: argparse.Namespace) -> int:
         return 2
     model, tokenizer = load_pretrained(chosen.model, torch.float32, device)
     kinds = KINDS[:1] if quick else KINDS
-    texts = {}
-    for n in lengths:
-        read = texts_of(kinds, tokenizer, n, chosen.text)
-        read[CALIBRATION] = tokens_of(CALIBRATION, tokenizer, n)
-        texts |= {(n, name): torch.tensor([ids], device=device) for name, ids in read.items()}
-    kinds = [name for name in read if name != CALIBRATION]
+    found = {n: texts_of(kinds, tokenizer, n, chosen.text) for n in lengths}
+    kinds = list(found[lengths[0]])
+    texts = {
+        (n, name): torch.tensor([ids], device=device)
+        for n, by_name in found.items()
+        for name, ids in (*by_name.items(), (CALIBRATION, tokens_of(CALIBRATION, tokenizer, n)))
+    }
     settings = {
         "model": chosen.model,
         "weights": weights_hash(model),
@@ -224,8 +225,9 @@ def _calibrated(store, model, tokens, n, choice, target) -> Callable[[], Variant
             with stretch(model, n):
                 captured = capture_qkv(model, tokens)
             device = model.device
-            make = CALIBRATIONS[choice]
-            found = [calibrate(x.to(device), make, target) for x in captured.values()]
+            found = [
+                calibrate(x.to(device), CALIBRATIONS[choice], target) for x in captured.values()
+            ]
             store.add([{**key, "thetas": found}])
         (row,) = (row for row in store.rows if store.key_of(row) == tuple(key.values()))
         return variants.calibrated(choice, target, row["thetas"])

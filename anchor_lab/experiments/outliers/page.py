@@ -5,7 +5,7 @@ from pathlib import Path
 from anchor_lab.experiments.answers.counts import ENOUGH, count, shown, together
 from anchor_lab.experiments.experiment import Experiment
 from anchor_lab.experiments.outliers import figure, measure
-from anchor_lab.experiments.page import digits, percent, render, spaced
+from anchor_lab.experiments.page import digits, percent, render, signed, spaced
 
 
 def page(results: dict, path: Path) -> str:
@@ -26,7 +26,7 @@ def values(results: dict) -> dict:
                 "texts": list(lines[0].losses) if lines else [],
                 "lines": [_line(line, saved[line.variant]) for line in lines],
                 "by_text": [
-                    [line.variant, *(_signed(_mean(runs)) for runs in line.losses.values())]
+                    [line.variant, *(signed(_mean(runs)) for runs in line.losses.values())]
                     for line in lines
                 ],
                 "better": [
@@ -54,13 +54,13 @@ def _line(line: figure.Line, saved: tuple[float, float, float] | None) -> list[s
     return [
         line.part,
         line.variant,
-        f"{_signed(line.lost)} ({_signed(low)} to {_signed(high)})",
+        f"{signed(line.lost)} ({signed(low)} to {signed(high)})",
         digits(line.density, 3),
         digits(line.recall, 4),
         percent(line.cost),
         "–"
         if paper or saved is None
-        else f"{_signed(saved[0])} ({_signed(saved[1])} to {_signed(saved[2])})",
+        else f"{signed(saved[0])} ({signed(saved[1])} to {signed(saved[2])})",
     ]
 
 
@@ -116,11 +116,6 @@ def data_answers(rows: list[dict]) -> list[list[str]]:
             ]
         )
     return table
-
-
-def _signed(x: float) -> str:
-    """Four decimals; a true minus."""
-    return f"{x:.4f}".replace("-", "−")
 
 
 def _mean(numbers: list[float]) -> float:

@@ -7,6 +7,7 @@ records    lines of a register, of which later lines repeat single fields
 story      sentences about nothing in particular: to calibrate on
 """
 
+import argparse
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -54,6 +55,24 @@ def texts_of(
         return {kind: tokens_of(kind, tokenizer, length) for kind in kinds}
     text = Path(file).read_text("utf-8")[: LETTERS * length]
     return {Path(file).stem: _first_tokens(text, Path(file).stem, tokenizer, length)}
+
+
+def own_text(name: str) -> Path:
+    """The file of a command's --text.
+
+    Raises:
+        ArgumentTypeError: it cannot be read, is not UTF-8, or is called as one of the texts here.
+    """
+    path = Path(name)
+    try:
+        path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as problem:
+        raise argparse.ArgumentTypeError(f"must be a UTF-8 file, got {name}: {problem}") from None
+    if path.stem in _TEXTS:
+        raise argparse.ArgumentTypeError(
+            f"must be called otherwise than {', '.join(_TEXTS)}, got {name}"
+        )
+    return path
 
 
 def _first_tokens(text: str, name: str, tokenizer, length: int) -> list[int]:

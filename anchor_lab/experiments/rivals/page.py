@@ -1,5 +1,6 @@
 """The page about rivals: what a recall costs each method, at each length."""
 
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -40,19 +41,15 @@ def of_length(rows: list[dict], n: int) -> dict:
     by_text = {
         text: figure.data_needed(figure.data_curves(rows, n, text), "density") for text in texts
     }
-    published = [
-        name
-        for name, spent in needed["density"].items()
-        if kind_of(name) == "published" and spent[0] == spent[0]
-    ]
+    reach = published(name for name, x in needed["density"].items() if x[0] == x[0])
     return {
         "n": spaced(n),
         "cells": int(curves["cells"].max()),
         "layers": len({row["layer"] for row in own}),
         "texts": texts,
-        "place": published.index(OURS) + 1 if OURS in published else None,
-        "of": len(published),
-        "ahead": published[: published.index(OURS)] if OURS in published else published,
+        "place": reach.index(OURS) + 1 if OURS in reach else None,
+        "of": len(reach),
+        "ahead": reach[: reach.index(OURS)] if OURS in reach else reach,
         "needed": [
             [name, kind_of(name), *(digits(x, 3) for b in BUDGETS for x in needed[b][name])]
             for name in needed["density"]
@@ -81,6 +78,11 @@ def kind_of(method: str) -> str:
     if method in VARIANTS or method == "SALEFloat":
         return "variant"
     return "dense" if method == "Dense" else "published"
+
+
+def published(names: Iterable[str]) -> list[str]:
+    """The methods among them that somebody published, in their order."""
+    return [name for name in names if kind_of(name) == "published"]
 
 
 EXPERIMENT = Experiment(

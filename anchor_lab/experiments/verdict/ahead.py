@@ -15,10 +15,10 @@ from anchor_lab.experiments.answers.counts import Counts
 from anchor_lab.experiments.answers.page import data_cells, data_totals
 from anchor_lab.experiments.compare.figure import ORACLES, OURS
 from anchor_lab.experiments.compare.measure import label_configurations, sweeps
-from anchor_lab.experiments.losses.figure import Lost, data_at, data_lost
-from anchor_lab.experiments.losses.measure import DENSE, MIX, SHARES, row_of, theta_label
+from anchor_lab.experiments.losses.figure import Lost, data_at, data_lost, neighbours
+from anchor_lab.experiments.losses.measure import DENSE, MIX, SHARES, theta_label
 from anchor_lab.experiments.rivals.figure import data_curves
-from anchor_lab.experiments.rivals.page import kind_of
+from anchor_lab.experiments.rivals.page import published
 from anchor_lab.experiments.verdict.times import Clock, Kind, Time, clock_of, tail_cost
 from anchor_lab.methods import METHODS, TriangleMix
 from anchor_ref.config import AnchorConfig
@@ -71,8 +71,7 @@ class Standing:
     @property
     def tells(self) -> bool:
         """Whether half of the published methods can spend so little: else nobody is ahead."""
-        published = [name for name in self.found if kind_of(name) == "published"]
-        return 0 < len(published) <= 2 * len(self.ranked)
+        return 0 < len(published(self.found)) <= 2 * len(self.ranked)
 
     @property
     def first(self) -> list[str]:
@@ -112,7 +111,7 @@ def _has_ours(lines: Sequence[dict]) -> bool:
 def lacking(lines: Sequence[dict]) -> list[str]:
     """Published methods of the laboratory without a line."""
     there = {line["method"] for line in lines}
-    return [name for name in METHODS if kind_of(name) == "published" and name not in there]
+    return [name for name in published(METHODS) if name not in there]
 
 
 def timed(lines: Sequence[dict], clock: Clock | None) -> list[dict]:
@@ -175,20 +174,9 @@ def recall_standing(lines: Sequence[dict], budget: str, level: float) -> Standin
 def _standing(
     budget: str, level: float, found: dict[str, Value | None], beats: Callable
 ) -> Standing:
-    ranked = [x for x, one in found.items() if one is not None and kind_of(x) == "published"]
+    ranked = published(name for name, one in found.items() if one is not None)
     tied = [x for x in ranked[1:] if not beats(found[ranked[0]], found[x])]
     return Standing(budget, level, found, ranked, tied)
-
-
-def neighbours(
-    lines: Sequence[dict], name: str, budget: str, level: float
-) -> tuple[dict, dict] | None:
-    """A method's configurations next to a level, twice its densest where that spends less; None
-    where its sparsest spends more."""
-    own = sorted((x for x in lines if x["method"] == name), key=lambda x: x[budget])
-    below = [x for x in own if x[budget] <= level]
-    above = [x for x in own if x[budget] > level]
-    return (below[-1], (above or below[-1:])[0]) if below else None
 
 
 def kind_at(lines: Sequence[dict], name: str, budget: str, level: float) -> Kind | None:
@@ -197,13 +185,6 @@ def kind_at(lines: Sequence[dict], name: str, budget: str, level: float) -> Kind
     if budget != "time" or pair is None:
         return None
     return max(one["kind"] for one in pair)
-
-
-def at_theta(lines: Sequence[dict], theta: float) -> dict | None:
-    """The line of AnchorAttention at θ."""
-    label = theta_label(theta)
-    there = any((x["method"], x["configuration"]) == (OURS, label) for x in lines)
-    return row_of(lines, OURS, label) if there else None
 
 
 def loss_of(line: dict) -> Value:

@@ -23,7 +23,7 @@ from anchor_lab.experiments.losses.figure import data_at, data_level
 from anchor_lab.experiments.losses.measure import GOALS
 from anchor_lab.experiments.page import digits, listed, number, percent, spaced
 from anchor_lab.experiments.rivals.figure import RECALLS, data_curves, data_needed
-from anchor_lab.experiments.rivals.page import kind_of
+from anchor_lab.experiments.rivals.page import kind_of, published
 from anchor_lab.experiments.verdict.times import BLOCKS_OF_OURS, Clock, clock_of, equal_recall
 from anchor_lab.methods import METHODS
 
@@ -217,11 +217,7 @@ def all_claims(results: dict, clocks: dict[int, Clock | None]) -> list[Claim]:
     rows = results.get("rivals", {"rows": []})["rows"]
     side_by_side, losses = results.get("side_by_side"), results.get("losses")
     earlier = [name for name in METHODS if is_earlier(name)]
-    later = [
-        name
-        for name in METHODS
-        if kind_of(name) == "published" and name != OURS and name not in earlier
-    ]
+    later = [name for name in published(METHODS) if name != OURS and name not in earlier]
     recall, faster = "Higher recall at equal sparsity", "Less time at equal recall"
     tests, stripes = "Difference test over top-k and top-cdf", "Stripes over blocks"
     exact_tests, exact_stripes = f"{tests}, with exact scores", f"{stripes}, with exact scores"

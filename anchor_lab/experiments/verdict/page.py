@@ -11,7 +11,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import astuple
-from functools import partial
 from pathlib import Path
 
 from anchor_lab.experiments import store
@@ -21,7 +20,7 @@ from anchor_lab.experiments.experiment import Experiment
 from anchor_lab.experiments.page import digits, number, percent, render, spaced
 from anchor_lab.experiments.rivals.figure import RECALLS
 from anchor_lab.experiments.rivals.measure import TEXT_COLUMNS
-from anchor_lab.experiments.rivals.page import kind_of
+from anchor_lab.experiments.rivals.page import kind_of, published
 from anchor_lab.experiments.verdict import ahead, claims, figure, words
 from anchor_lab.experiments.verdict.ahead import LENGTHS, LEVELS, Standing, Value
 from anchor_lab.experiments.verdict.times import WORDS, Clock, Kind, Time, equal_recall, timed_rows
@@ -45,9 +44,7 @@ def gather(out: Path) -> dict:
     Args:
         out: the page, in a folder beside theirs.
     """
-    files = {name: out.parent.parent / file for name, file in SOURCES.items()}
-    read = partial(store.read, text=TEXT_COLUMNS)
-    return {name: read(path) for name, path in files.items() if path.exists()}
+    return store.read_beside(out, SOURCES, TEXT_COLUMNS)
 
 
 def measure(options: argparse.Namespace) -> int:
@@ -58,7 +55,6 @@ def measure(options: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 2
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     return 0
 
 
@@ -117,12 +113,11 @@ def of_length(results: dict, n: int, clock: Clock | None) -> dict:
     ways = ahead.answer_ways(asked, n, [*loss_lines, *recall_lines], clock)
     dense = None if clock is None else min(clock.dense.values())
     at_recall = equal_recall(results.get("side_by_side"), clock, n)
-    published = [name for name in METHODS if kind_of(name) == "published"]
     return {
         "n": spaced(n),
         "asked": ahead.asked_at(asked, n),
         "ways": ways,
-        "sentence": words.of_length(n, losses, recalls, at_recall, published, dense),
+        "sentence": words.of_length(n, losses, recalls, at_recall, published(METHODS), dense),
         "by_recall": words.by_recall(n, recalls, dense) if losses and recalls else None,
         "clock": None if clock is None else about_times(clock),
         "losses": table_of(losses, 4),

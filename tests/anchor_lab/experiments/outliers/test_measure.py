@@ -1,6 +1,7 @@
 """The experiment on outlier rows with the bundled model: every row, resumed, written up."""
 
 import argparse
+import re
 from contextlib import nullcontext
 
 import pytest
@@ -180,6 +181,25 @@ def test_a_text_that_somebody_brings_takes_the_place_of_all(tmp_path):
     assert len(found["emma"]) == 1000
     with pytest.raises(ValueError, match=r"length must be at most .* for emma, got 100000"):
         texts_of(KINDS, tokenizer, 100_000, tmp_path / "emma.txt")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("gone.txt", None, "argument --text: must be a UTF-8 file, got .*gone.txt"),
+        ("latin.txt", b"tr\xe8s bien", "argument --text: must be a UTF-8 file, got .*latin.txt"),
+        ("story.txt", b"Once.", "argument --text: must be called otherwise than prose, .*, story"),
+    ],
+)
+def test_a_text_that_cannot_be_taken_is_refused_in_a_line(
+    tmp_path, capsys, name, content, message
+):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(SystemExit):
+        run(tmp_path / "a.json", "--text", str(tmp_path / name))
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "a.json").exists()
 
 
 def test_other_texts_and_longer_ones_than_there_are_are_refused():
