@@ -19,7 +19,7 @@ from anchor_lab.methods.corrections import Correction
 from anchor_lab.methods.in_a_model import method_attention
 from anchor_lab.methods.method import Method
 
-NEW_TOKENS = 24  # the model may say a sentence around a number
+NEW_TOKENS = 12  # the answer has begun: a number or two words, and what ends it
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ prompt of a length has exactly that many tokens.
     turn          ... text; the model says that it has read it; question, in a turn of its own
 
 A tokenizer with a chat template gets the conversation that its model was trained for. Without one
-the text stands by itself, and the answer has begun ("... Answer: the number of it is"): a model
-that was never taught to follow requests goes on with the number.
+the text stands by itself. Either way the answer has begun ("The number of it is"), as RULER begins
+its answers: a small model follows instructions badly, and what is asked here is what it has read.
 """
 
 import random
@@ -90,18 +90,17 @@ class Asking:
     Attributes:
         facts: what is hidden.
         needed: indices of the facts without which nobody knows the answer.
-        question: for a model that follows requests.
-        begun: for one that goes on with a text: the question, and the answer up to the letter that
-            stands before what is asked.
+        question: what is asked.
         request: how a model that follows requests is to answer.
+        begun: the answer's first words, up to the letter that stands before what is asked.
         answer: what the model must write.
     """
 
     facts: tuple[Fact, ...]
     needed: tuple[int, ...]
     question: str
-    begun: tuple[str, str]
     request: str
+    begun: str
     answer: str
 
 
@@ -134,13 +133,12 @@ def _number(rng: random.Random, keys: int) -> Asking:
         Fact(rng.random(), rng.choice(STATEMENTS).format(key=key, value=value))
         for key, value in zip(names, values, strict=True)
     )
-    question = f"Question: what is the number of {names[0]}?"
     return Asking(
         facts,
         (0,),
-        question,
-        (question, f" Answer: the number of {names[0]} is "),
+        f"Question: what is the number of {names[0]}?",
         "Answer with the number alone.",
+        f"The number of {names[0]} is ",
         values[0],
     )
 
@@ -159,13 +157,12 @@ def _words(rng: random.Random) -> Asking:
     """A password of two words."""
     (key,) = make_keys(1, rng)
     value = f"{rng.choice(WORDS['qualities'])} {rng.choice(WORDS['things'])}"
-    question = f"Question: what is the password of {key}?"
     return Asking(
         (Fact(rng.random(), f' The password of {key} is "{value}".'),),
         (0,),
-        question,
-        (question, f' Answer: the password of {key} is "'),
+        f"Question: what is the password of {key}?",
         "Answer with the password alone.",
+        f'The password of {key} is "',
         value,
     )
 
@@ -173,13 +170,12 @@ def _words(rng: random.Random) -> Asking:
 def _secret(rng: random.Random) -> Asking:
     """One fact without a name of its own."""
     value = make_value(rng)
-    question = "Question: what is the secret number?"
     return Asking(
         (Fact(rng.random(), f" The secret number is {value}."),),
         (0,),
-        question,
-        (question, " Answer: the secret number is "),
+        "Question: what is the secret number?",
         "Answer with the number alone.",
+        "The secret number is ",
         value,
     )
 
@@ -194,8 +190,8 @@ def _variable(rng: random.Random) -> Asking:
         tuple(Fact(place, words) for place, words in zip(places, told, strict=True)),
         (0, 1),
         f"Question: according to the lines that begin with Let, what is the value of {names[-1]}?",
-        (f"Now {names[-1]}", " is "),
         "Answer with the number alone.",
+        f"The value of {names[-1]} is ",
         value,
     )
 
@@ -235,11 +231,11 @@ def make_prompt(
 
     instructions = _instructions(encode, rng) if placement == "instructions" else ""
     parts = _around(tokenizer, asking, placement, instructions)
-    before, between, question, after = map(encode, parts)
+    before, between, question = map(encode, parts[:-1])
     begin = getattr(tokenizer, "bos_token_id", None)
     if not _has_template(tokenizer):
         before = [] if begin is None else [begin]
-        after = _up_to(tokenizer, encode(parts[-1] + asking.answer), parts[-1])
+    after = _up_to(tokenizer, encode(parts[-1] + asking.answer), parts[-1])
     hidden = [encode(fact.words) for fact in asking.facts]
     used = sum(map(len, (before, between, question, after, *hidden)))
     if used >= length:
@@ -310,9 +306,7 @@ def _around(tokenizer, asking: Asking, placement: str, instructions: str) -> lis
         chat = [
             {"role": role, "content": words} for role, words in zip(roles, turns, strict=False)
         ]
-        return tokenizer.apply_chat_template(
-            chat, tokenize=False, add_generation_prompt=True
-        ).split(MARK)
-    question, answer = asking.begun
+        said = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        return (said + asking.begun).split(MARK)
     said = f"\n{HAVE_READ}" if placement == "turn" else ""
-    return ["", f"{said}\n", question, instructions + answer]
+    return ["", f"{said}\n", asking.question, f"{instructions} Answer: {asking.begun}"]

@@ -79,7 +79,8 @@ def test_what_follows_the_question_depends_on_the_placement(chat):
     assert "<user>" in words["turn"]
     assert "I have read" in words["turn"]
     assert "<user>" not in words["end"] + words["instructions"]
-    assert all(said.endswith("</user><assistant>") for said in words.values())
+    begun = "</user><assistant>The password of "
+    assert all(begun in said and said.endswith(' is "') for said in words.values())
 
 
 def test_instructions_differ_in_length_and_none_is_beyond_the_most(chat):
