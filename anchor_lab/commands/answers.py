@@ -2,7 +2,7 @@
 
 Made-up prose with a fact in it, a question about the fact, and the answer that the model then
 writes, greedily: once after a dense prefill, once after one with AnchorAttention. Writing is dense
-in both. Questions are put through the tokenizer's chat template; where it has none the answer has
+in both. Questions are put through the tokenizer's chat template, if it has one; the answer has
 begun, and the model goes on with it. A run that was interrupted goes on where it stopped when the
 same command is given again, and more tasks, placements or prompts add to it.
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from anchor_lab.experiments.answers.counts import Counts
 from anchor_lab.experiments.answers.page import data_cells, data_totals
-from anchor_lab.experiments.crossover.figure import data_prefills
+from anchor_lab.experiments.crossover.figure import data_prefills, over_sdpa
 from anchor_lab.experiments.lengths.figure import data_heads, data_times
 from anchor_lab.experiments.lengths.prefills import CUDNN, SDPA
 
@@ -25,17 +25,14 @@ class Prefill:
         sdpa, always, auto: milliseconds: dense; AnchorAttention; whichever a model expects to be
             faster, with the cost of deciding.
         sparse_layers: in which "auto" ran AnchorAttention.
+        gain: how many times as fast AnchorAttention is as dense attention.
     """
 
     sdpa: float
     always: float
     auto: float
     sparse_layers: int
-
-    @property
-    def gain(self) -> float:
-        """How many times as fast AnchorAttention is as dense attention."""
-        return self.sdpa / self.always
+    gain: float
 
 
 def prefills(rows: Sequence[dict], model: str = MODEL) -> dict[int, Prefill]:
@@ -45,7 +42,8 @@ def prefills(rows: Sequence[dict], model: str = MODEL) -> dict[int, Prefill]:
         if {"sdpa", "auto", "always"} <= ways.keys():
             ms = {way: row["ms"]["median"] for way, row in ways.items()}
             sparse = ways["auto"]["sparse_layers"]
-            found[n] = Prefill(ms["sdpa"], ms["always"], ms["auto"], sparse)
+            gain = 1 / over_sdpa(ways, "always")
+            found[n] = Prefill(ms["sdpa"], ms["always"], ms["auto"], sparse, gain)
     return found
 
 
@@ -81,12 +79,20 @@ def pairs_kept(results: dict) -> dict[int, dict[str, float]]:
 
 
 def answers(rows: Sequence[dict], ways: Sequence[str]) -> dict[int, dict[str, Counts]]:
-    """By length and way the answers over all tasks that dense attention itself finds enough of."""
-    cells = {
+    """By length and way the answers to the same prompts, of all tasks together.
+
+    These are tasks that dense attention itself finds enough of, and that were asked in each of the
+    ways that were tried at their length.
+    """
+    asked = {
         cell: found
         for cell, found in data_cells(list(rows)).items()
         if found["dense"].says_something
     }
+    tried: dict[int, set[str]] = {}
+    for (n, *_), found in asked.items():
+        tried.setdefault(n, set()).update(found.keys() & set(ways))
+    cells = {cell: found for cell, found in asked.items() if tried[cell[0]] <= found.keys()}
     totals: dict[int, dict[str, Counts]] = {}
     for (n, way), one in data_totals(cells, list(ways)).items():
         totals.setdefault(n, {})[way] = one

@@ -7,8 +7,8 @@
     python -m anchor_lab answers --table            .md from answers.json
 
 SmolLM2-135M-Instruct reads made-up prose with a fact in it (tasks and placements: prompts.py) and
-writes an answer, greedily. A cell is a length, a task and a placement; in each the same prompts
-are read in different ways:
+goes on with an answer that has begun, greedily. A cell is a length, a task and a placement; in
+each the same prompts are read in different ways:
 
 ours      dense attention; AnchorAttention at θ = 12 with tails of 0, 128, 512 and 1024 rows; and
           AnchorAttention without a tail on the document alone, the rest by a second, dense call

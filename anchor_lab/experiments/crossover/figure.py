@@ -79,7 +79,7 @@ def draw_prefills(prefills: dict[str, dict[int, dict[str, dict]]], ax) -> None:
             )  # fmt: skip
     ax.axhline(1, color=INK, lw=0.8)
     ax.set(xscale="log", xlabel="N, tokens", ylabel="time / time of sdpa", ylim=(0, None))
-    ax.legend(loc="upper right")
+    ax.legend(loc="lower left")
     ax.set_title(draw_prefills.__doc__)
 
 

@@ -110,6 +110,24 @@ def test_answers_are_said_to_be_kept_or_lost_by_length():
     assert "**no** at 8\u202f000 tokens, 7 of 10 where dense attention finds 10: **do not" in text
 
 
+def test_tails_are_compared_on_the_same_prompts():
+    """A cell that one of them was not asked in would make it look better or worse than it is."""
+    rows = [
+        *ANSWERS["rows"],
+        asked(4000, "words", "dense", [1] * 10),
+        asked(4000, "words", "tail 512", [0] * 10),
+    ]
+    found = facts.answers(rows, ["tail 0", "tail 512", "tail 1024"])
+    assert {way: one.prompts for way, one in found[4000].items()} == {"tail 0": 10, "tail 512": 10}
+    assert found[4000]["tail 512"].ours == 10
+
+
+def test_the_gain_is_that_of_turns_where_they_were_measured_so():
+    rows = prefill(4000, 30.0, 31.0, 20.0)
+    rows[2]["over_sdpa"] = {"median": 0.8}
+    assert facts.prefills(rows)[4000].gain == pytest.approx(1.25)
+
+
 def test_pairs_and_losses_come_from_their_own_results():
     ten = len(THETAS)
     names = ("density", "recall", "recall_p10", "error")

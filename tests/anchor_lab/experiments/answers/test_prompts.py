@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from anchor_lab.experiments.answers.ask import NEW_TOKENS
 from anchor_lab.experiments.answers.prompts import (
     MOST_INSTRUCTIONS,
     PLACEMENTS,
@@ -112,6 +113,15 @@ def test_an_answer_is_found_in_any_letters_and_only_whole(plain):
     prompt = make_prompt(plain, "words", 600, 0)
     assert prompt.found(f'It is "{prompt.answer.upper()}".')
     assert not prompt.found(prompt.answer[:-1])
+
+
+def test_every_answer_fits_into_what_a_model_writes(plain):
+    longest = max(
+        len(plain(make_prompt(plain, task, 600, seed).answer).input_ids)
+        for task in TASKS
+        for seed in range(10)
+    )
+    assert longest < NEW_TOKENS  # and one more, which ends it
 
 
 @pytest.mark.parametrize(
