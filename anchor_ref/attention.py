@@ -7,10 +7,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from anchor_ref.anchor import compute_anchor
-from anchor_ref.config import AnchorConfig
+from anchor_ref.config import AnchorConfig, at_lowered_anchors
 from anchor_ref.plan import AnchorTrace
 from anchor_ref.sparse import attend_stripes
-from anchor_ref.stripes import at_lowered_anchors, identify_stripes, lowered_anchors
+from anchor_ref.stripes import identify_stripes, lowered_anchors
 from anchor_ref.tail import attend_tail
 
 

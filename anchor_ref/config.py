@@ -1,8 +1,11 @@
 """The few numbers that define AnchorAttention (arXiv 2505.23520), and those of an extension."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
+
+from anchor_ref.inputs import check_type
 
 OUTLIER_CHOICES = ("cosine", "even")
 
@@ -91,6 +94,37 @@ class AnchorConfig:
     def row_theta(self) -> float:
         """θ₂ in force: `outlier_theta`, or θ where that is None."""
         return self.theta if self.outlier_theta is None else self.outlier_theta
+
+
+def thresholds(theta_by_head: Sequence[float], heads: int) -> tuple[float, ...]:
+    """θ_h of each head as floats.
+
+    Raises:
+        TypeError: `theta_by_head` is no sequence.
+        ValueError: there are more or fewer thresholds than heads, or one is no threshold.
+    """
+    check_type("theta_by_head", theta_by_head, Sequence)
+    if len(theta_by_head) != heads:
+        raise ValueError(
+            f"theta_by_head must have one value for each of q's {heads} heads, "
+            f"got {len(theta_by_head)}"
+        )
+    # An AnchorConfig refuses what is no threshold.
+    return tuple(AnchorConfig(theta=theta).theta for theta in theta_by_head)
+
+
+def at_lowered_anchors(config: AnchorConfig) -> AnchorConfig:
+    """The same, with the threshold 0 that `stripes.lowered_anchors` are compared at, outlier rows' too.
+
+    Raises:
+        ValueError: `config` has a θ₂ of its own, which would be added to every head's threshold.
+    """
+    if config.outlier_theta is not None:
+        raise ValueError(
+            "outlier_theta must be None with a threshold for each head, which outlier rows then "
+            f"share, got {config.outlier_theta}"
+        )
+    return replace(config, theta=0.0)
 
 
 def _as_float(value: object) -> float:

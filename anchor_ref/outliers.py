@@ -14,7 +14,7 @@ from torch import Tensor
 
 from anchor_ref.config import AnchorConfig
 from anchor_ref.heads import attention_scores
-from anchor_ref.regions import Group
+from anchor_ref.regions import Group, even_rows
 
 
 def outlier_rows(
@@ -38,19 +38,6 @@ def outlier_rows(
     length = queries.norm(dim=-1)
     cosine = (along / length).masked_fill(length == 0, 0.0)
     return block.start + cosine.argsort(dim=-1, stable=True)[..., :count]
-
-
-def even_rows(block: range, count: int) -> list[int]:
-    """A row in the middle of each of `count` equal parts of a block; all where there are fewer.
-
-    i_r = first row + ⌊(2r + 1) · rows / 2R⌋   for r = 0 … R − 1
-
-    Args:
-        block: rows of q, as `Group.blocks` has them.
-        count: R, at least 1.
-    """
-    count = min(count, len(block))
-    return [block[(2 * part + 1) * len(block) // (2 * count)] for part in range(count)]
 
 
 def asked_rows(

@@ -161,3 +161,16 @@ def _sequence_groups(config: AnchorConfig, start: int, end: int, shift: int) -> 
 
 def _moved(indices: range, by: int) -> range:
     return range(indices.start + by, indices.stop + by)
+
+
+def even_rows(block: range, count: int) -> list[int]:
+    """A row in the middle of each of `count` equal parts of a block; all where there are fewer.
+
+    i_r = first row + ⌊(2r + 1) · rows / 2R⌋   for r = 0 … R − 1
+
+    Args:
+        block: one of `Group.blocks`.
+        count: R, at least 1.
+    """
+    count = min(count, len(block))
+    return [block[(2 * part + 1) * len(block) // (2 * count)] for part in range(count)]

@@ -6,15 +6,14 @@ small matrix product per group decides which of the keys in between still matter
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from anchor_ref.config import AnchorConfig
+from anchor_ref.config import AnchorConfig, thresholds
 from anchor_ref.heads import attention_scores
-from anchor_ref.inputs import check_inputs, check_tensor, check_type
+from anchor_ref.inputs import check_inputs, check_tensor
 from anchor_ref.outliers import outlier_difference
 from anchor_ref.plan import StripePlan
 from anchor_ref.regions import Group, groups
@@ -92,41 +91,10 @@ def lowered_anchors(
         theta_by_head: θ_h of each query head; +inf keeps every candidate, -inf none.
 
     Raises:
-        TypeError, ValueError: see `thresholds`.
+        TypeError, ValueError: see `config.thresholds`.
     """
     thetas = thresholds(theta_by_head, row_anchor.shape[1])
     return row_anchor - row_anchor.new_tensor(thetas)[:, None]
-
-
-def thresholds(theta_by_head: Sequence[float], heads: int) -> tuple[float, ...]:
-    """θ_h of each head as floats.
-
-    Raises:
-        TypeError: `theta_by_head` is no sequence.
-        ValueError: there are more or fewer thresholds than heads, or one is no threshold.
-    """
-    check_type("theta_by_head", theta_by_head, Sequence)
-    if len(theta_by_head) != heads:
-        raise ValueError(
-            f"theta_by_head must have one value for each of q's {heads} heads, "
-            f"got {len(theta_by_head)}"
-        )
-    # An AnchorConfig refuses what is no threshold.
-    return tuple(AnchorConfig(theta=theta).theta for theta in theta_by_head)
-
-
-def at_lowered_anchors(config: AnchorConfig) -> AnchorConfig:
-    """The same, with the threshold 0 that `lowered_anchors` are compared at, outlier rows' too.
-
-    Raises:
-        ValueError: `config` has a θ₂ of its own, which would be added to every head's threshold.
-    """
-    if config.outlier_theta is not None:
-        raise ValueError(
-            "outlier_theta must be None with a threshold for each head, which outlier rows then "
-            f"share, got {config.outlier_theta}"
-        )
-    return replace(config, theta=0.0)
 
 
 def passes_difference_test(

@@ -26,9 +26,9 @@ from anchor_lab.methods.stripes import SWEEP_THETAS, StripeMethod, row_anchor
 from anchor_ref.config import AnchorConfig
 from anchor_ref.heads import attention_scores
 from anchor_ref.measure import identification_cost
-from anchor_ref.outliers import even_rows, outlier_rows
+from anchor_ref.outliers import outlier_rows
 from anchor_ref.plan import StripePlan
-from anchor_ref.regions import Group, causal_pairs, groups
+from anchor_ref.regions import Group, causal_pairs, even_rows, groups
 from anchor_ref.stripes import pooled_difference
 
 BY = ("cosine", "group", "distance", "anchor", "random", "even")

@@ -41,8 +41,8 @@ def anchor_attention(
         Output `[B, Hq, Nq, D]` in q's dtype, and an `AnchorTrace` when asked for.
 
     Raises:
-        TypeError, ValueError: see `anchor_ref.inputs.check_inputs`, and of `anchor_ref.stripes`
-            `thresholds` and `at_lowered_anchors`.
+        TypeError, ValueError: see `anchor_ref.inputs.check_inputs`, and for thresholds by head
+            `config.thresholds` and `config.at_lowered_anchors`.
         UnsupportedError: the kernels cannot run here or on these inputs; the message says why.
         RuntimeError: a CUDA graph is being captured and the call cannot be part of it.
 

@@ -30,11 +30,10 @@ from anchor_kernels.stripes import (
 from anchor_kernels.support import check_call, interpreted
 from anchor_kernels.tables import Tables, chunks_of, tables_of
 from anchor_kernels.tail import prepare_tail
-from anchor_ref.config import AnchorConfig
+from anchor_ref.config import AnchorConfig, at_lowered_anchors, thresholds
 from anchor_ref.inputs import check_type
 from anchor_ref.plan import AnchorTrace, StripePlan
 from anchor_ref.regions import groups
-from anchor_ref.stripes import at_lowered_anchors, thresholds
 
 ROOM = 2**25  # candidates for which a list of 128 MiB has places, whatever is selected
 KEPT = 64  # kinds of calls that are remembered
@@ -83,7 +82,7 @@ class Call:
             config = at_lowered_anchors(config)
         found = groups(config, q.shape[2], k.shape[2], cu_seqlens)
         self._tables = tables = tables_of(found, q.device, config.outliers)
-        launch = select_launch(q)
+        launch = select_launch(q, config.outliers > 0)
         stack = stack_rows(config, q.shape[1] // k.shape[1], tables.n_groups, launch.rows)
         self._chunks = chunks = chunks_of(*cuts(q, k, tables, stack, launch))
         out = torch.empty_like(q)
@@ -258,7 +257,7 @@ def thetas_like(q: Tensor, theta_by_head: Sequence[float]) -> Tensor:
     """Thresholds of q's heads on its device, `[Hq, 1]` float32; those of a layer are made once.
 
     Raises:
-        TypeError, ValueError: see `anchor_ref.stripes.thresholds`.
+        TypeError, ValueError: see `anchor_ref.config.thresholds`.
         RuntimeError: a CUDA graph is being captured, and they are not there yet.
     """
     key = q.device, thresholds(theta_by_head, q.shape[1])

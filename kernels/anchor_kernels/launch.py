@@ -137,9 +137,9 @@ def sparse_launch(*tensors: Tensor) -> AttentionLaunch | HopperLaunch:
     return sparse_launch_for(q.dtype, q.shape[-1], target_of(q), rows)
 
 
-def select_launch(q: Tensor) -> SelectLaunch:
-    """Tiles of stage 2 for q's dtype, head size and device."""
-    return select_launch_for(q.dtype, q.shape[-1], target_of(q))
+def select_launch(q: Tensor, asked: bool = False) -> SelectLaunch:
+    """Tiles of stage 2 for q's dtype, head size and device; other ones where rows are asked."""
+    return select_launch_for(q.dtype, q.shape[-1], target_of(q), asked)
 
 
 def anchor_launch_for(
@@ -187,13 +187,25 @@ def has_whole_rows(x: Tensor) -> bool:
     return x.stride(-1) == 1 and all(n % 16 == 0 for n in (x.data_ptr(), *x.stride()[:-1]))
 
 
-def select_launch_for(dtype: torch.dtype, head_dim: int, target: GPUTarget) -> SelectLaunch:
-    """Tiles of stage 2."""
+def select_launch_for(
+    dtype: torch.dtype, head_dim: int, target: GPUTarget, asked: bool = False
+) -> SelectLaunch:
+    """Tiles of stage 2, of `asked` rows or of means alone."""
     width = padded_head_dim(head_dim)
+    nvidia = target.backend == "cuda"
     if dtype == torch.float32:
-        return SelectLaunch(32, 32, 4096, 4, 1)
-    if target.backend == "cuda" and target.arch >= 90:
-        return SelectLaunch(64, 128 if width <= 128 else 64, 4096, 4, 2, 4 if width <= 128 else 0)
+        small = asked and nvidia and target.arch < 90
+        return SelectLaunch(16, 32, 4096, 2, 1) if small else SelectLaunch(32, 32, 4096, 4, 1)
+    if nvidia and target.arch >= 90:
+        if not asked:
+            return SelectLaunch(64, 128 if width <= 128 else 64, 4096, 4, 2)
+        return (
+            SelectLaunch(64, 64, 4096, 4, 2, 4)
+            if width <= 128
+            else SelectLaunch(64, 32, 4096, 4, 2)
+        )
+    if nvidia and asked:
+        return SelectLaunch(32, 64, 4096, 4, 2, 4)
     if width <= 128:
         return SelectLaunch(64, 64, 4096, 4, 2)
     return SelectLaunch(32, 32, 4096, 4, 2)

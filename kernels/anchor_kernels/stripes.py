@@ -86,7 +86,7 @@ def identify_stripes(
     check_type("config", config, AnchorConfig)
     scale = check_call(q, k, None, scale, cu_seqlens, config)
     check_tensor("row_anchor", row_anchor, q.shape[:3], (torch.float32,), q.device)
-    launch = launch or select_launch(q)
+    launch = launch or select_launch(q, config.outliers > 0)
     tables = make_tables(config, q.shape[2], k.shape[2], cu_seqlens, q.device)
     batch, q_heads, _, head_dim = q.shape
     stack = stack_rows(config, q_heads // k.shape[1], tables.n_groups, launch.rows)
@@ -344,7 +344,7 @@ def select_kernel(
     row_first = of_head * n_blocks + blocks_start
 
     dims = tl.arange(0, BLOCK_D).to(tl.int64)
-    q += b * q_b + (kv_head * HEADS_PER_KV + row_head)[:, None] * q_h + dims[None, :] * q_d
+    q += b * q_b + (kv_head * HEADS_PER_KV + row_head) * q_h  # [M]
     row_anchor += of_head * n_queries
     keys = tl.arange(0, BLOCK_N)
     k += b * k_b + kv_head * k_h + dims[:, None] * k_d
@@ -357,47 +357,52 @@ def select_kernel(
         held = ()
         for r in tl.static_range(ASKED):
             at = asked + (blocks_start + row_block) * ASKED + r
-            held += (load_asked(q, row_anchor, at, q_n, real_row, dims, D),)
+            held += (load_asked(q, row_anchor, at, q_n, q_d, real_row, dims, D),)
     for start in range(start_of_all, last, BLOCK_N):
         real_key = start + keys < last
         k_mask = real_key[None, :] & (dims < D)[:, None]
         k_part = tl.load(
             k + (start + keys).to(tl.int64)[None, :] * k_n, mask=k_mask, other=0.0
         )  # [D, N]
-        kept = tl.zeros([LISTS, BLOCK_N // WORD], tl.int32)
-        if HELD:
-            for r in tl.static_range(ASKED):
-                row_q, own_anchor = held[r]
-                kept |= any_row_keeps(
-                    row_q, own_anchor, k_part, real_row, scale, row_theta, LISTS, STEP_TILE
-                )
         if ONE_TILE:
-            kept |= any_mean_keeps(
+            kept = any_mean_keeps(
                 high, low, anchor, k_part, real_row, scale, theta, LISTS, STEP_TILE, SPLIT
-            )
-        if not ONE_TILE or not HELD:
+            )  # [LISTS, N / 32]
+            if HELD:
+                for r in tl.static_range(ASKED):
+                    row_q, own_anchor = held[r]
+                    kept |= any_row_keeps(
+                        row_q, own_anchor, k_part, real_row, scale, row_theta, LISTS, STEP_TILE
+                    )
+            else:
+                for r in range(ASKED):
+                    at = asked + (blocks_start + row_block) * ASKED + r
+                    row_q, own_anchor = load_asked(q, row_anchor, at, q_n, q_d, real_row, dims, D)
+                    kept |= any_row_keeps(
+                        row_q, own_anchor, k_part, real_row, scale, row_theta, LISTS, STEP_TILE
+                    )
+        else:
+            kept = tl.zeros([LISTS, BLOCK_N // WORD], tl.int32)
             for t in range(0, most_blocks, STEP_TILE):
                 real_row = t + row_block < group_blocks
-                if not ONE_TILE:
-                    high, low, anchor = load_pooled(
-                        pooled_q,
-                        pooled_anchor,
-                        row_first + t + row_block,
-                        real_row,
-                        dims,
-                        D,
-                        k.dtype.element_ty,
+                high, low, anchor = load_pooled(
+                    pooled_q,
+                    pooled_anchor,
+                    row_first + t + row_block,
+                    real_row,
+                    dims,
+                    D,
+                    k.dtype.element_ty,
+                )
+                kept |= any_mean_keeps(
+                    high, low, anchor, k_part, real_row, scale, theta, LISTS, STEP_TILE, SPLIT
+                )
+                for r in range(ASKED):
+                    at = asked + (blocks_start + t + row_block) * ASKED + r
+                    row_q, own_anchor = load_asked(q, row_anchor, at, q_n, q_d, real_row, dims, D)
+                    kept |= any_row_keeps(
+                        row_q, own_anchor, k_part, real_row, scale, row_theta, LISTS, STEP_TILE
                     )
-                    kept |= any_mean_keeps(
-                        high, low, anchor, k_part, real_row, scale, theta, LISTS, STEP_TILE, SPLIT
-                    )
-                if not HELD:
-                    for r in range(ASKED):
-                        at = asked + (blocks_start + t + row_block) * ASKED + r
-                        row_q, own_anchor = load_asked(q, row_anchor, at, q_n, real_row, dims, D)
-                        kept |= any_row_keeps(
-                            row_q, own_anchor, k_part, real_row, scale, row_theta, LISTS, STEP_TILE
-                        )
         word = start + tl.arange(0, BLOCK_N // WORD) * WORD  # its first key
         kept &= first_bits(end[:, None] - word[None, :])
         found += count_bits(kept)
@@ -417,11 +422,11 @@ def load_pooled(pooled_q, pooled_anchor, at, real_row, dims, D: tl.constexpr, dt
 
 
 @triton.jit
-def load_asked(q, row_anchor, at, q_n, real_row, dims, D: tl.constexpr):
+def load_asked(q, row_anchor, at, q_n, q_d, real_row, dims, D: tl.constexpr):
     """Queries `[M, D]` that are asked by themselves, and their anchors `[M]`."""
     row = tl.load(at, mask=real_row, other=0).to(tl.int64)
     mask = real_row[:, None] & (dims < D)[None, :]
-    asked = tl.load(q + row[:, None] * q_n, mask=mask, other=0.0)
+    asked = tl.load((q + row * q_n)[:, None] + dims[None, :] * q_d, mask=mask, other=0.0)
     return asked, tl.load(row_anchor + row, mask=real_row, other=0.0)
 
 

@@ -15,8 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from anchor_ref.config import AnchorConfig
-from anchor_ref.outliers import even_rows
-from anchor_ref.regions import Group, groups
+from anchor_ref.regions import Group, even_rows, groups
 
 # Columns of the table of groups; the names are those of `regions.Group`.
 ROWS_START = tl.constexpr(0)

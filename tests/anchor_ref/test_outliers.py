@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from anchor_ref import AnchorConfig, anchor_attention, compute_anchor, identify_stripes
 from anchor_ref.measure import dense_attention, identification_cost, measure
-from anchor_ref.outliers import even_rows, outlier_rows
-from anchor_ref.regions import causal_pairs, groups
+from anchor_ref.outliers import outlier_rows
+from anchor_ref.regions import causal_pairs, even_rows, groups
 from tests.brute_force import brute_force, cases, kept_pairs, score_slack
 
 ALL = 40  # more rows than any block has

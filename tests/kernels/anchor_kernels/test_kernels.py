@@ -85,7 +85,7 @@ def random_case(
     return Case(q, k, values(kv_heads, n_k), config, scale)
 
 
-# Rows asked by themselves, an extension: as many as stay in shared memory on Hopper GPUs, and more.
+# Rows asked by themselves, an extension: few that stay in shared memory on Hopper GPUs, and more.
 EXTENDED = [
     {"outliers": count, "outlier_choice": "even", "outlier_theta": theta}
     for count in (1, 3, 4, 5, 40)
@@ -681,10 +681,11 @@ def test_a_threshold_for_each_head_is_what_that_head_has_alone(rows, tail):
         torch.testing.assert_close(out[:, head], alone[:, 0], atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("unchecked_annotations")
 @pytest.mark.parametrize("bad", [[1.0], [1.0, "2"], [math.nan, 1.0], 3.0, [1.0, 2.0, 3.0]])
 def test_thresholds_by_head_that_are_none_are_refused_by_name(bad):
     x = torch.randn(1, 2, 40, 16, device=DEVICE)
-    with pytest.raises((TypeError, ValueError), match="^theta"):
+    with pytest.raises((TypeError, ValueError), match=r"^theta"):
         anchor_kernels.anchor_attention(x, x, x, AnchorConfig(8, 2), theta_by_head=bad)
 
 
