@@ -16,6 +16,7 @@ from anchor_lab.experiments.answers import page as answers
 from anchor_lab.experiments.attention import page as attention
 from anchor_lab.experiments.compare import page as compare
 from anchor_lab.experiments.crossover import page as crossover
+from anchor_lab.experiments.equal_time import page as equal_time
 from anchor_lab.experiments.experiment import Experiment
 from anchor_lab.experiments.lengths import page as lengths
 from anchor_lab.experiments.losses import page as losses
@@ -52,6 +53,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         advice,
         side_by_side,
         outliers,
+        equal_time,
         verdict,
     )
 }

@@ -114,7 +114,7 @@ def thresholds(theta_by_head: Sequence[float], heads: int) -> tuple[float, ...]:
 
 
 def at_lowered_anchors(config: AnchorConfig) -> AnchorConfig:
-    """The same, with the threshold 0 that `stripes.lowered_anchors` are compared at, outlier rows' too.
+    """The same with the threshold 0, at which `stripes.lowered_anchors` are compared.
 
     Raises:
         ValueError: `config` has a θ₂ of its own, which would be added to every head's threshold.

@@ -199,11 +199,9 @@ def select_launch_for(
     if nvidia and target.arch >= 90:
         if not asked:
             return SelectLaunch(64, 128 if width <= 128 else 64, 4096, 4, 2)
-        return (
-            SelectLaunch(64, 64, 4096, 4, 2, 4)
-            if width <= 128
-            else SelectLaunch(64, 32, 4096, 4, 2)
-        )
+        if width <= 128:
+            return SelectLaunch(64, 64, 4096, 4, 2, 4)
+        return SelectLaunch(64, 64, 4096, 8, 2)
     if nvidia and asked:
         return SelectLaunch(32, 64, 4096, 4, 2, 4)
     if width <= 128:

@@ -85,6 +85,13 @@ def merged() -> Tensor:
     return out
 
 
+def rows_asked(count: int) -> Tensor:
+    """Rows that stage 2 asks by themselves, and a threshold for each head."""
+    config = replace(CONFIG, outliers=count, outlier_choice="even", tail=90)
+    thetas = [2.5, 1.0, math.inf, -math.inf]
+    return anchor_attention(*inputs(*USUAL), config, theta_by_head=thetas)
+
+
 def contiguous() -> Tensor:
     return anchor_attention(*(x.contiguous() for x in inputs(*USUAL)), CONFIG)
 
@@ -100,6 +107,8 @@ CALLS = {
     **{name: partial(plain, sizes, theta) for name, (*sizes, theta) in PLAIN.items()},
     "packed": packed,
     "contiguous": contiguous,
+    "rows asked": partial(rows_asked, 3),
+    "more rows asked": partial(rows_asked, 9),
     "tail": partial(with_tail, USUAL, 300),
     "tails of packs": partial(with_tail, USUAL, 90, BOUNDS),
     "long tail": partial(with_tail, (9000, 9000, *USUAL[2:]), 100),

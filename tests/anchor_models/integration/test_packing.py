@@ -245,6 +245,7 @@ def test_where_nobody_would_hear_the_answer_the_first_layer_waits(from_device, c
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning")
 @pytest.mark.parametrize("when", ["auto", "always"])
 def test_a_pass_does_not_make_the_host_wait(when):
     """With positions that a caller hands over, and with those of the model."""

@@ -254,6 +254,11 @@ KINDS = {
     "short tail": (3_000, (2, 3, 1), 64, replace(GPU_CONFIG, tail=100), None),
     "blocks of 64": (5_000, (1, 4, 1), 96, replace(GPU_CONFIG, block_size=64, tail=9), None),
     "packed": (6_000, (1, 2, 1), 128, replace(GPU_CONFIG, tail=50), (0, 1, 2_500, 6_000)),
+    "rows asked": (
+        *(6_000, (1, 4, 2), 128),
+        replace(GPU_CONFIG, outliers=4, outlier_theta=0.0, outlier_choice="even"),
+        None,
+    ),
 }
 
 
@@ -304,6 +309,29 @@ def test_a_captured_call_replays_with_new_values_in_place(kind):
         graph.replay()
         torch.cuda.synchronize()
         assert torch.equal(out, anchor_attention(*new, *settings))
+
+
+@pytest.mark.gpu
+def test_thresholds_by_head_are_captured_too_and_outlive_those_that_are_kept():
+    tensors, (config, _, _) = drawn("tail", 0)
+    by_head = {"theta_by_head": [2.5, -math.inf, 1.0, 3.0] * 2}
+    expected = anchor_attention(*tensors, config, **by_head)
+    assert not torch.equal(expected, anchor_attention(*tensors, config))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = anchor_attention(*tensors, config, **by_head)
+    calls._calls.clear()
+    calls._thetas.clear()
+    junk = [torch.full((2**10,), -1.0, device="cuda") for _ in range(64)]
+    out.fill_(torch.nan)
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(out, expected)
+    graph = torch.cuda.CUDAGraph()
+    with pytest.raises(RuntimeError, match="must have run once"), torch.cuda.graph(graph):
+        anchor_attention(*tensors, config, theta_by_head=[1.0] * 8)
+    torch.cuda.synchronize()
+    del junk
 
 
 @pytest.mark.gpu

@@ -84,6 +84,11 @@ class Shape:
         return groups(self.config, self.n_q, self.n_k, self.cu_seqlens)
 
 
+def asking(count: int) -> AnchorConfig:
+    """Means and single rows that both keep some keys: scores of single rows spread more."""
+    return AnchorConfig(theta=2.0, outliers=count, outlier_theta=0.0, outlier_choice="even")
+
+
 SHAPES = {
     "ragged": Shape(20_011, 20_011, (1, 4, 2), 128),
     "own-keys": Shape(8_193, 8_193, (2, 1, 2), 64),
@@ -108,6 +113,12 @@ SHAPES = {
         replace(CONFIG, tail=300),
         bounds=(0, 1, 2_049, 2_049, 9_000, 16_000),
     ),
+    "rows-asked": Shape(9_001, 9_001, (1, 4, 2), 128, asking(4), heads_inside=True),
+    "more-rows-asked": Shape(8_193, 8_193, (2, 3, 1), 64, asking(9)),
+    "rows-asked-of-packs": Shape(
+        16_000, 16_000, (1, 4, 1), 96, asking(3), bounds=(0, 1, 2_049, 2_049, 9_000, 16_000)
+    ),
+    "rows-asked-widest": Shape(3_000, 7_000, (1, 2, 1), 256, asking(2)),
     "all-keys": Shape(5_000, 5_000, (1, 4, 1), 128, AnchorConfig(theta=math.inf)),
 }
 each_shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
@@ -131,14 +142,25 @@ def run(case: Case, cu_seqlens: Tensor | None = None) -> tuple[Tensor, AnchorTra
 
 
 def nearest(case: Case, group: Group, row_anchor: Tensor) -> Tensor:
-    """The smallest difference between anchor and score of any block, float64 `[B, Hq, C]`."""
+    """How far above its threshold the least difference of anchor and score is, `[B, Hq, C]`.
+
+    Of any block's means, and of any row that is asked by itself; float64.
+    """
     repeat = case.q.shape[1] // case.k.shape[1]
     keys = case.k[:, :, group.candidates.start : group.candidates.stop].double()
     keys = keys.repeat_interleave(repeat, 1)
     blocks = [slice(rows.start, rows.stop) for rows in group.blocks]
     pooled = torch.stack([case.q[:, :, rows].double().mean(2) for rows in blocks], 2)
     anchor = torch.stack([row_anchor[:, :, rows].mean(2) for rows in blocks], 2)
-    return (anchor.unsqueeze(-1) - case.factor * (pooled @ keys.mT)).amin(2)
+    found = (anchor.unsqueeze(-1) - case.factor * (pooled @ keys.mT)).amin(2) - case.config.theta
+    for block in group.blocks:
+        parts = min(case.config.outliers, len(block))
+        rows = [block[(2 * part + 1) * len(block) // (2 * parts)] for part in range(parts)]
+        if rows:
+            own = row_anchor[:, :, rows].unsqueeze(-1)
+            own = own - case.factor * (case.q[:, :, rows].double() @ keys.mT)
+            found = found.minimum(own.amin(2) - case.config.row_theta)
+    return found
 
 
 def kept_pairs(group: Group, chosen: Tensor) -> Tensor:
@@ -169,7 +191,7 @@ def test_stripes_are_those_of_float64_but_for_rounding(shape, dtype, record_prop
         if not group.candidates:
             assert not chosen[:, :, g].any()
             continue
-        gap = nearest(case, group, exact) - shape.config.theta
+        gap = nearest(case, group, exact)
         found = chosen[:, :, g, group.candidates.start : group.candidates.stop]
         wrong = found != (gap <= 0)
         assert not (wrong & (gap.abs() > bound)).any(), group.rows

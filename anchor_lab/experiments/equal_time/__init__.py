@@ -1,0 +1,1 @@
+"""What asking single rows costs on a GPU, and what it saves at equal time."""
