@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from numbers import Integral, Real
 
 from anchor_ref.inputs import check_type
@@ -109,8 +110,14 @@ def thresholds(theta_by_head: Sequence[float], heads: int) -> tuple[float, ...]:
             f"theta_by_head must have one value for each of q's {heads} heads, "
             f"got {len(theta_by_head)}"
         )
+    # Once for the thresholds of a layer: True equals 1.0, and is refused.
+    return _thresholds(tuple(theta_by_head), tuple(map(type, theta_by_head)))
+
+
+@lru_cache(maxsize=1024)
+def _thresholds(thetas: tuple, _types: tuple[type, ...]) -> tuple[float, ...]:
     # An AnchorConfig refuses what is no threshold.
-    return tuple(AnchorConfig(theta=theta).theta for theta in theta_by_head)
+    return tuple(AnchorConfig(theta=theta).theta for theta in thetas)
 
 
 def at_lowered_anchors(config: AnchorConfig) -> AnchorConfig:

@@ -312,6 +312,7 @@ def test_a_captured_call_replays_with_new_values_in_place(kind):
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:The CUDA Graph is empty:UserWarning")  # the second shall be
 def test_thresholds_by_head_are_captured_too_and_outlive_those_that_are_kept():
     tensors, (config, _, _) = drawn("tail", 0)
     by_head = {"theta_by_head": [2.5, -math.inf, 1.0, 3.0] * 2}
