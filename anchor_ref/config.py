@@ -110,8 +110,11 @@ def thresholds(theta_by_head: Sequence[float], heads: int) -> tuple[float, ...]:
             f"theta_by_head must have one value for each of q's {heads} heads, "
             f"got {len(theta_by_head)}"
         )
-    # Once for the thresholds of a layer: True equals 1.0, and is refused.
-    return _thresholds(tuple(theta_by_head), tuple(map(type, theta_by_head)))
+    thetas, types = tuple(theta_by_head), tuple(map(type, theta_by_head))
+    try:
+        return _thresholds(thetas, types)  # True equals 1.0, and is refused
+    except TypeError:  # cannot be looked up, and is no threshold
+        return _thresholds.__wrapped__(thetas, types)
 
 
 @lru_cache(maxsize=1024)
