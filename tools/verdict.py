@@ -14,8 +14,8 @@ from pathlib import Path
 
 from anchor_lab.experiments import page
 from anchor_lab.experiments.crossover.figure import data_prefills, over_sdpa
-from anchor_lab.experiments.lengths.figure import data_heads, data_times
-from anchor_lab.experiments.lengths.prefills import SDPA
+from anchor_lab.experiments.crossover.share import data_dense
+from anchor_lab.experiments.lengths.figure import data_heads
 from anchor_lab.experiments.losses.measure import GOALS, TEXTS
 from anchor_lab.experiments.losses.tokens import FAR, NEW
 from anchor_lab.experiments.rivals.page import published
@@ -93,13 +93,12 @@ def pays(crossover: dict, lengths: dict) -> str:
     """
     prefills = data_prefills(crossover["rows"])
     heads = data_heads(lengths["rows"], lengths["settings"]["thetas"])
-    times = data_times(lengths["rows"])
+    dense = data_dense(crossover["rows"]).get(SMALL, {})
     table = []
     for n, ways in prefills[SMALL].items():
         if n <= CONFIG.group_size or not {"sdpa", "always"} <= ways.keys():
             continue
         kept = [heads[n]["thetas"][theta] for theta in THETAS] if n in heads else []
-        share = times.get(n, {}).get(SDPA, {}).get("share")
         large = prefills.get(LARGE, {}).get(n, {})
         both = {"sdpa", "always"} <= large.keys()
         table.append(
@@ -108,7 +107,7 @@ def pays(crossover: dict, lengths: dict) -> str:
                 f"{over_sdpa(ways, 'always'):.2f}",
                 f"{over_sdpa(large, 'always'):.2f}" if both else "–",
                 *(page.number(ways[way]["ms"]["median"]) for way in ("sdpa", "always")),
-                "–" if share is None else f"{100 * share:.0f} %",
+                f"{100 * dense[n]['share']:.0f} %" if n in dense else "–",
                 " / ".join(page.percent(x["density"]).removesuffix(" %") for x in kept) or "–",
                 " / ".join(page.digits(x["recall"], 3) for x in kept) or "–",
             )

@@ -3,7 +3,6 @@
 import pytest
 
 from anchor_lab.experiments.lengths.measure import THETAS
-from anchor_lab.experiments.lengths.prefills import SDPA
 from tests.tools.made_up import losses, recalls, table
 from tools import verdict
 
@@ -70,12 +69,15 @@ def lengths():
     row |= dict.fromkeys(("density", "density_most"), by_theta(0.6, 0.4))
     row |= dict.fromkeys(("recall", "recall_p10", "recall_least"), by_theta(0.99, 0.97))
     row |= dict.fromkeys(("error", "error_most"), by_theta(0.1, 0.2))
-    time = {"part": "times", "length": 32_768, "way": SDPA, "status": "ok", "share": 0.62}
-    return {"settings": {"thetas": list(THETAS)}, "rows": [row, time]}
+    return {"settings": {"thetas": list(THETAS)}, "rows": [row]}
 
 
 def test_prefills_stand_beside_what_the_heads_keep():
-    said = verdict.pays(crossover(*TIMES), lengths())
+    times = crossover(*TIMES)
+    call = {"part": "calls", "way": "dense", "q_heads": 9, "kv_heads": 3, "head_dim": 64}
+    call |= {"queries": 32_768, "keys": 32_768, "ms": {"median": 3.9}}  # 16 layers, of 100 ms
+    times["rows"].append(call)
+    said = verdict.pays(times, lengths())
     rows = [line for line in said.splitlines() if line.startswith("| ")][2:]
     assert rows[1] == ("| 8\u202f192 | 0.97 | 0.99 | 30 | 29 | – | 60 / 40 | 0.990 / 0.970 |")
     assert rows[2] == "| 32\u202f768 | 0.60 | – | 100 | 60 | 62 % | – | – |"

@@ -61,7 +61,7 @@ def values(results: dict) -> dict:
         "faster": faster(times),
         "times": table_of_times(
             times,
-            facts.most_gain(lengths["rows"]) if lengths else {},
+            facts.most_gain(results["crossover"]["rows"]),
             facts.pairs_kept(lengths) if lengths else {},
         ),
         "answers": answers(asked["rows"]) if asked else None,

@@ -5,7 +5,6 @@ import pytest
 from anchor_lab.experiments.advice import facts
 from anchor_lab.experiments.advice.page import EXPERIMENT, values
 from anchor_lab.experiments.lengths.measure import THETAS
-from anchor_lab.experiments.lengths.prefills import CUDNN, OURS, SDPA
 from anchor_lab.experiments.store import write_json
 from tests.tree import ROOT
 
@@ -85,16 +84,15 @@ def test_where_nothing_is_gained_it_says_do_not_use_it():
     assert "it is not faster, up to 2\u202f000 tokens: **do not use it here**." in text
 
 
-def test_attention_bounds_the_gain_by_its_share_of_the_faster_dense_way():
-    def row(way, ms, share):
-        return {
-            "part": "times", "length": 8000, "way": way, "status": "ok",
-            "whole_ms": {"median": ms}, "share": share,
-        }  # fmt: skip
-
-    rows = [row(SDPA, 10.0, 0.5), row(CUDNN, 8.0, 0.2), row(OURS, 1.0, 0.9)]
+def test_attention_bounds_the_gain_by_its_share_of_the_dense_prefill():
+    call = {"part": "calls", "way": "dense", "q_heads": 9, "kv_heads": 3, "head_dim": 64}
+    call |= {"queries": 8000, "keys": 8000, "ms": {"median": 2.0}}
+    rows = [*prefill(8000, 100.0, 50.0, 40.0), call]
+    rows[2]["sparse_layers"] = 10
     assert facts.most_gain(rows) == {8000: pytest.approx((0.2, 1.25))}
-    assert facts.most_gain(rows[2:]) == {}
+    assert facts.most_gain(rows[:3]) == {}  # attention was not measured alone
+    (line,) = values({"crossover": {**CROSSOVER, "rows": rows}})["times"]
+    assert line[6:8] == ["20 %", "1.25"]
 
 
 def test_answers_are_said_to_be_kept_or_lost_by_length():
