@@ -4,9 +4,9 @@
 
 README.md                verdict, pays, loses (`tools/verdict.py`; pays ends with the sentence of
                          `tools/calls.py`), beats (`tools/standing.py`)
-docs/measured.md         kernels (`tools/calls.py`), layers, speed, reference, choice
+docs/measured.md         kernels (`tools/calls.py`), layers, lost, speed, reference, choice
                          (`tools/measured.py`)
-docs/limits.md           asking, small (`tools/limits.py`)
+docs/limits.md           losing, asking, small (`tools/limits.py`)
 docs/installing.md       tour: the table that notebook 00 holds
 pages on several GPUs    gpus, held: of results/parallel
 
@@ -164,11 +164,13 @@ def pages() -> dict[Path, str]:
         docs / "measured.md": {
             "kernels": calls.kernels(timed, "../"),
             "layers": measured.layers(smollm2),
+            "lost": measured.lost(lost),
             "speed": measured.speed(h100, h200),
             "reference": measured.reference(committed("reference")),
             "choice": measured.choice(compared, asked),
         },
         docs / "limits.md": {
+            "losing": limits.losing(lost, recalls),
             "asking": limits.asking(crossover),
             "small": limits.small(
                 store.read(RESULTS / "model" / "evaluation.json"), written, asked

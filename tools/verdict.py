@@ -183,5 +183,5 @@ def verdict(crossover: dict, smollm2: dict, files: Sequence[dict], table: dict) 
         far=page.digits(found.classes[FAR], 2),
         new=page.digits(found.classes[NEW], 2),
         texts=TEXTS,
-        brought=[(name, page.spaced(n), *place) for name, n, *place in data_brought(files)],
+        brought=[one.page for one in data_brought(files)],
     )

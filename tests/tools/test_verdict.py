@@ -117,6 +117,14 @@ def test_the_three_answers_are_those_of_the_results():
     assert "; SALE, the first, loses 0.010 over all." in beats
 
 
+def test_a_text_that_somebody_brought_is_named_for_what_it_is():
+    files = [losses(8192), losses(8192, texts=("lorna_doone",))]
+    said = verdict.verdict(crossover(*TIMES), smollm2(), files, table(recalls(8192)))
+    _, loses, beats = said.strip().splitlines()
+    assert "θ = 12, 0.300 at θ = 9; on a novel 0.200 and 0.300." in loses
+    assert "On a novel it is number 3 of 4." in beats
+
+
 def test_a_recall_that_is_never_reached_is_said():
     rows = [row for row in recalls(8192) if row["configuration"] != "theta=12"]
     said = verdict.verdict(crossover(*TIMES), smollm2(), [losses(8192)], table(rows))

@@ -16,21 +16,27 @@ from anchor_lab.experiments.advice import facts
 from anchor_lab.experiments.answers.counts import MARGIN, Counts, shown
 from anchor_lab.experiments.compare.figure import OURS
 from anchor_lab.experiments.experiment import Experiment
-from anchor_lab.experiments.losses.figure import data_lost
+from anchor_lab.experiments.losses.figure import data_lost, in_words
+from anchor_lab.experiments.losses.measure import DENSE, row_of
+from anchor_lab.experiments.losses.tokens import CLASSES, NEW
 from anchor_lab.experiments.page import digits, number, percent, render, signed, spaced
 from anchor_models.backend import TAIL
 
 SOURCES = ("crossover", "answers", "lengths", "losses")
+BROUGHT = "brought"  # losses of texts that somebody brought, by the name of their file
 DEFAULT, PAPER = f"tail {TAIL}", "tail 0"  # ways of answers: as in models, as published
 
 
 def gather(out: Path) -> dict:
-    """Results of each of `SOURCES` by name, those that are there.
+    """Results of each of `SOURCES` by name, those that are there, and those that are `BROUGHT`.
 
     Args:
         out: the page, in a folder beside theirs.
     """
-    return store.read_beside(out, {name: f"{name}/{name}.json" for name in SOURCES})
+    found = store.read_beside(out, {name: f"{name}/{name}.json" for name in SOURCES})
+    others = sorted((out.parent.parent / "losses").glob("*.json"))
+    files = {path.stem: f"losses/{path.name}" for path in others if path.stem != "losses"}
+    return found | {BROUGHT: store.read_beside(out, files)}
 
 
 def measure(options: argparse.Namespace) -> int:
@@ -65,7 +71,11 @@ def values(results: dict) -> dict:
             facts.pairs_kept(lengths) if lengths else {},
         ),
         "answers": answers(asked["rows"]) if asked else None,
-        "losses": losses(lost) if lost else [],
+        "losses": [
+            losses(name, one)
+            for name, one in {"losses": lost, **results.get(BROUGHT, {})}.items()
+            if one
+        ],
     }
 
 
@@ -147,9 +157,16 @@ def _line(n: int, one: Counts) -> str:
     )
 
 
-def losses(results: dict) -> list[list[str]]:
-    """What a text's predictions lose by θ, without a tail."""
+def losses(name: str, results: dict) -> dict:
+    """What texts' predictions lose by θ, without a tail.
+
+    Returns:
+        name: of the file; texts, in words; repeat: the share of their tokens that repeat
+        something; table.
+    """
     ours = [row for row in results["rows"] if row["method"] == OURS]
+    counts = row_of(results["rows"], DENSE, "default")["counts"].values()
+    new = sum(x[CLASSES.index(NEW)] for x in counts) / sum(map(sum, counts))
     table = []
     for row in sorted(ours, key=lambda row: row["density"]):
         low, high = data_lost(row).interval
@@ -161,7 +178,12 @@ def losses(results: dict) -> list[list[str]]:
                 f"{signed(mean)} ({signed(low)} to {signed(high)})",
             ]
         )
-    return table
+    return {
+        "name": name,
+        "texts": in_words(results["settings"]["texts"]),
+        "repeat": percent(1 - new),
+        "table": table,
+    }
 
 
 EXPERIMENT = Experiment(

@@ -141,13 +141,21 @@ def test_pairs_and_losses_come_from_their_own_results():
         "total_cost": 0.7, "runs": {"prose": [0.25, 0.25]}, "classes": {}, "eighths": {},
         "worst": {},
     }  # fmt: skip
-    one = values(
-        {"crossover": CROSSOVER, "lengths": lengths, "losses": {"settings": {}, "rows": [lost]}}
-    )
+    dense = {"method": "Dense", "configuration": "default", "counts": {"prose": [1, 1, 6]}}
+    read = {"settings": {"texts": {"prose": "hash"}}, "rows": [dense, lost]}
+    novel = {"settings": {"texts": {"lorna_doone": "hash"}}, "rows": [dense, lost]}
+    results = {"crossover": CROSSOVER, "lengths": lengths, "losses": read}
+    one = values(results | {"brought": {"lorna_doone": novel}})
     assert [line[-2:] for line in one["times"]] == [
         ["–", "–"], ["–", "–"], ["50 %", "0.500"], ["–", "–"],
     ]  # fmt: skip
-    assert one["losses"] == [["theta=12", "60 %", "0.2500 (0.2500 to 0.2500)"]]
+    table = [["theta=12", "60 %", "0.2500 (0.2500 to 0.2500)"]]
+    assert one["losses"] == [
+        {"name": "losses", "texts": "prose", "repeat": "25 %", "table": table},
+        {"name": "lorna_doone", "texts": "a novel", "repeat": "25 %", "table": table},
+    ]
+    text = EXPERIMENT.page(results | {"brought": {"lorna_doone": novel}}, ROOT)
+    assert "A novel, 25 % of whose tokens do ([lorna_doone](../losses/lorna_doone.md)):" in text
 
 
 def test_the_command_reads_what_lies_beside_it(tmp_path, capsys):
@@ -155,6 +163,10 @@ def test_the_command_reads_what_lies_beside_it(tmp_path, capsys):
     assert EXPERIMENT.run(["--out", str(out)]) == 2
     assert "crossover must come first" in capsys.readouterr().err
     (tmp_path / "crossover").mkdir()
+    (tmp_path / "losses").mkdir()
     write_json(tmp_path / "crossover" / "crossover.json", CROSSOVER["settings"], TIMES)
+    write_json(tmp_path / "losses" / "emma.json", {"texts": {}}, [])
+    assert list(EXPERIMENT.read(out)["brought"]) == ["emma"]
+    (tmp_path / "losses" / "emma.json").unlink()
     assert EXPERIMENT.run(["--out", str(out)]) == 0
     assert "from 4\u202f000 tokens on" in out.read_text("utf-8")
