@@ -13,7 +13,7 @@ from anchor_ref import AnchorConfig, StripePlan
 from anchor_ref.measure import density
 from anchor_ref.regions import groups
 from tests.tree import RESULTS
-from tools import verdict
+from tools import three_answers
 
 ROWS = committed("crossover")["rows"]
 
@@ -84,7 +84,7 @@ def test_every_page_tells_the_same_share():
     results = committed("crossover")
     found = course.data_share(results["rows"])["SmolLM2-135M"]
     advised = facts.most_gain(results["rows"])
-    readme = verdict.pays(results, committed("lengths"))
+    readme = three_answers.pays(results, committed("lengths"))
     page = (RESULTS / "crossover" / "crossover.md").read_text("utf-8")
     for n in (8192, 65_536):
         assert advised[n][0] == found[n]["share"]

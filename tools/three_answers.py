@@ -2,9 +2,9 @@
 
 Every number comes from committed results, whatever lengths, methods and texts they have by now:
 
-verdict  the three answers, a sentence or two each
-pays     results/crossover and results/lengths: whole prefills, and what the heads keep
-loses    results/smollm2: answers with and without a tail
+three_answers  a sentence or two each
+pays           results/crossover and results/lengths: whole prefills, and what the heads keep
+loses          results/smollm2: answers with and without a tail
 """
 
 from collections.abc import Sequence
@@ -150,7 +150,7 @@ def loses(smollm2: dict) -> str:
 # All three.
 
 
-def verdict(crossover: dict, smollm2: dict, files: Sequence[dict], table: dict) -> str:
+def three_answers(crossover: dict, smollm2: dict, files: Sequence[dict], table: dict) -> str:
     """When it pays, what it loses, what beats it: what one must know before trying it.
 
     Args:
@@ -162,7 +162,7 @@ def verdict(crossover: dict, smollm2: dict, files: Sequence[dict], table: dict) 
     ours = {theta: found.lost[theta][OURS].mean for theta in GOALS}
     best = published(found.lost[CONFIG.theta])[0]
     return render(
-        "verdict.md.j2",
+        "three_answers.md.j2",
         device=crossover["settings"]["device"],
         small=data_crossing(rows, SMALL).in_words(" times as long as with dense attention"),
         large=data_crossing(rows, LARGE).in_words(),
