@@ -14,6 +14,7 @@ from pathlib import Path
 from anchor_lab.experiments import store
 from anchor_lab.experiments.advice import facts
 from anchor_lab.experiments.answers.counts import MARGIN, Counts, shown
+from anchor_lab.experiments.answers.measure import SECOND_CALL
 from anchor_lab.experiments.compare.figure import OURS
 from anchor_lab.experiments.experiment import Experiment
 from anchor_lab.experiments.losses.figure import data_lost, in_words
@@ -70,7 +71,7 @@ def values(results: dict) -> dict:
             facts.most_gain(results["crossover"]["rows"]),
             facts.pairs_kept(lengths) if lengths else {},
         ),
-        "answers": answers(asked["rows"]) if asked else None,
+        "answers": answers(asked["rows"], facts.faster_from(times)) if asked else None,
         "losses": [
             losses(name, one)
             for name, one in {"losses": lost, **results.get(BROUGHT, {})}.items()
@@ -120,15 +121,28 @@ def table_of_times(times: dict, gains: dict, kept: dict) -> list[list[str]]:
     ]
 
 
-def answers(rows: list[dict]) -> dict:
-    """What the tail of models finds, and the method as published."""
-    ways = list(dict.fromkeys(row["way"] for row in rows if row["way"].startswith("tail ")))
+def answers(rows: list[dict], faster_from: int | None) -> dict:
+    """What the tail of models finds, the method as published, and what else was tried.
+
+    Args:
+        rows: of `answers`.
+        faster_from: the length from which on prefills gain.
+    """
+    tails = list(dict.fromkeys(row["way"] for row in rows if row["way"].startswith("tail ")))
+    ways = [*tails, *(way for way in (SECOND_CALL,) if any(row["way"] == way for row in rows))]
     found = facts.answers(rows, ways)
     default = {n: x[DEFAULT] for n, x in found.items() if DEFAULT in x}
     paper = {n: x[PAPER] for n, x in found.items() if PAPER in x}
     return {
         "kept": [spaced(n) for n, one in default.items() if one.keeps()],
         "lost": [_line(n, one) for n, one in default.items() if not one.keeps()],
+        "mended": [
+            [spaced(n), [way for way in ways if way in found[n] and found[n][way].keeps()]]
+            for n, one in default.items()
+            if not one.keeps()
+        ],
+        "longest": spaced(max(default, default=0)),
+        "open": bool(default) and faster_from is not None and max(default) < faster_from,
         "paper_lost": [_line(n, one) for n, one in paper.items() if not one.keeps()],
         "cells": [
             [spaced(n), task, placement, shown(x.dense, x.prompts), shown(x.ours, x.prompts)]
@@ -153,7 +167,8 @@ def _ours(one: Counts) -> str:
 
 def _line(n: int, one: Counts) -> str:
     return (
-        f"{spaced(n)} tokens, {one.ours} of {one.prompts} where dense attention finds {one.dense}"
+        f"{spaced(n)} tokens, {one.ours} of {one.prompts} where dense attention finds {one.dense} "
+        f"({one.lost} are lost, {one.won} won)"
     )
 
 

@@ -98,14 +98,35 @@ def test_attention_bounds_the_gain_by_its_share_of_the_dense_prefill():
 def test_answers_are_said_to_be_kept_or_lost_by_length():
     found = values({"crossover": CROSSOVER, "answers": ANSWERS})["answers"]
     assert found["kept"] == ["4\u202f000"]
-    assert found["lost"] == ["8\u202f000 tokens, 7 of 10 where dense attention finds 10"]
+    words = "8\u202f000 tokens, 7 of 10 where dense attention finds 10 (3 are lost, 0 won)"
+    assert found["lost"] == [words]
+    assert found["mended"] == [["8\u202f000", []]]
+    assert not found["open"]  # prefills gain from 4000 on
     assert len(found["paper_lost"]) == 2
     assert [line[:3] for line in found["cells"]] == [["8\u202f000", "single", "end"]]
     assert found["ways"] == ["tail 0", "tail 512"]
     assert found["table"][1][2].startswith("0 of 10")
     text = EXPERIMENT.page({"crossover": CROSSOVER, "answers": ANSWERS}, ROOT)
     assert "yes at 4\u202f000 tokens, within 2 % of the prompts" in text
-    assert "**no** at 8\u202f000 tokens, 7 of 10 where dense attention finds 10: **do not" in text
+    assert f"**no** at {words}: **do not use it there**" in text
+    assert "At 8\u202f000 tokens nothing that was tried keeps them." in text
+
+
+def test_what_keeps_the_answers_is_named_and_where_nothing_was_asked():
+    rows = [
+        *ANSWERS["rows"],
+        asked(8000, "single", "tail 1024", [1] * 10),
+        asked(8000, "single", "second dense call", [1] * 9 + [0]),
+    ]
+    found = values({"crossover": CROSSOVER, "answers": {"settings": {}, "rows": rows}})["answers"]
+    assert found["ways"] == ["tail 0", "tail 512", "tail 1024", "second dense call"]
+    assert found["mended"] == [["8\u202f000", ["tail 1024"]]]
+    times = [row for row in TIMES if row["keys"] not in (4000, 8000)]
+    times += prefill(16_000, 90.0, 31.0, 30.0, sparse=30)
+    crossover = {**CROSSOVER, "rows": times}
+    text = EXPERIMENT.page({"crossover": crossover, "answers": ANSWERS}, ROOT)
+    assert "gain, from 16\u202f000 tokens on, nothing was asked**: the longest" in text
+    assert "are of 8\u202f000 tokens." in text
 
 
 def test_tails_are_compared_on_the_same_prompts():
