@@ -2,11 +2,11 @@
 
     python -m tools.front_page
 
-README.md                verdict, pays, loses (`tools/verdict.py`; pays ends with the sentence of
-                         `tools/calls.py`), beats (`tools/standing.py`)
-docs/measured.md         kernels (`tools/calls.py`), layers, speed, reference, choice
+README.md                three_answers, pays, loses (`tools/three_answers.py`; pays ends with the
+                         sentence of `tools/calls.py`), beats (`tools/standing.py`)
+docs/measured.md         kernels (`tools/calls.py`), layers, lost, speed, reference, choice
                          (`tools/measured.py`)
-docs/limits.md           asking, small (`tools/limits.py`)
+docs/limits.md           losing, asking, small (`tools/limits.py`)
 docs/installing.md       tour: the table that notebook 00 holds
 pages on several GPUs    gpus, held: of results/parallel
 
@@ -31,7 +31,7 @@ from anchor_lab.experiments import page, store
 from anchor_lab.experiments.course import RESULTS, committed
 from anchor_lab.experiments.parallel.page import beyond_paper, in_short
 from anchor_lab.experiments.rivals import page as rivals
-from tools import calls, limits, measured, standing, tour, verdict
+from tools import calls, limits, measured, standing, three_answers, tour
 from tools.notebooks import ROOT
 
 COURSE = ROOT / "notebooks"
@@ -156,19 +156,21 @@ def pages() -> dict[Path, str]:
     parallel = committed("parallel")
     by_page = {
         ROOT / "README.md": {
-            "verdict": verdict.verdict(crossover, smollm2, lost, recalls),
-            "pays": f"{verdict.pays(crossover, committed('lengths'))}\n{calls.calls(timed)}",
-            "loses": verdict.loses(smollm2),
+            "three_answers": three_answers.three_answers(crossover, smollm2, lost, recalls),
+            "pays": f"{three_answers.pays(crossover, committed('lengths'))}\n{calls.calls(timed)}",
+            "loses": three_answers.loses(smollm2),
             "beats": standing.beats(lost, recalls),
         },
         docs / "measured.md": {
             "kernels": calls.kernels(timed, "../"),
             "layers": measured.layers(smollm2),
+            "lost": measured.lost(lost),
             "speed": measured.speed(h100, h200),
             "reference": measured.reference(committed("reference")),
             "choice": measured.choice(compared, asked),
         },
         docs / "limits.md": {
+            "losing": limits.losing(lost, recalls),
             "asking": limits.asking(crossover),
             "small": limits.small(
                 store.read(RESULTS / "model" / "evaluation.json"), written, asked

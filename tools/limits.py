@@ -1,4 +1,4 @@
-"""Numbers of docs/limits.md: what asking costs, and what the bundled model loses."""
+"""Numbers of docs/limits.md: what texts lose, what asking costs, what the bundled model loses."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -6,9 +6,12 @@ from pathlib import Path
 
 from anchor_lab.experiments import page
 from anchor_lab.experiments.crossover.figure import data_prefills, over_sdpa
+from anchor_lab.experiments.losses.measure import TEXTS
 from anchor_lab.experiments.model.page import of_heads
 from anchor_lab.experiments.retrieval.figure import data_answers
 from anchor_ref import AnchorConfig
+from tools.standing import OURS as METHOD
+from tools.standing import data_brought, data_standing
 
 THETA = AnchorConfig().theta
 TOKENS = 8192  # of the prompts that ask
@@ -19,6 +22,21 @@ EVERY, BUT_RETRIEVAL, SMALL_BLOCKS = (
     "every head, blocks of 8",
 )
 render = partial(page.render, folder=Path(__file__).parent)
+
+
+def losing(files: Sequence[dict], table: dict) -> str:
+    """What is lost of texts that repeat themselves, and of those that somebody brought.
+
+    Args:
+        files, table: as in `data_standing`.
+    """
+    return render(
+        "losing.md.j2",
+        texts=TEXTS,
+        theta=THETA,
+        usual=page.digits(data_standing(files, table).lost[THETA][METHOD].mean, 3),
+        brought=[one.page for one in data_brought(files)],
+    )
 
 
 def asking(crossover: dict) -> str:

@@ -1,6 +1,7 @@
 """Tables of docs/measured.md: layers of a real model, older kernels, a CPU, the bundled model.
 
 layers     from results/smollm2: a real language model's pairs and times
+lost       from results/losses: what its predictions lose, by text
 speed      from results/attention, kernels of that time on two devices
 reference  from results/reference: PyTorch on a CPU
 choice     from results/compare and results/retrieval: what methods keep of the bundled model, and
@@ -22,10 +23,14 @@ from anchor_lab.experiments.attention.cells import (
     median_ms,
 )
 from anchor_lab.experiments.compare.equal import at_equal, budget_for, mean_curves
+from anchor_lab.experiments.losses import figure as losses
+from anchor_lab.experiments.losses.measure import DENSE, GOALS, row_of, theta_label
+from anchor_lab.experiments.losses.tokens import CLASSES, NEW
 from anchor_lab.experiments.retrieval.figure import data_answers
 from anchor_lab.experiments.smollm2.figure import data_lengths, data_times
 from anchor_models.backend import TAIL
 from anchor_ref import AnchorConfig
+from tools.standing import OURS, ranked
 
 SHOWN = (16_384, 32_768, 131_072, 1_048_576)  # lengths in the table of speeds
 METHODS = {  # of the table of choices
@@ -42,6 +47,37 @@ HALF, RECALL, ASKED_TOKENS = 0.5, 0.95, 8192
 FILLS = 0.05  # of recall: who loses more to whole tiles is named
 THETA = AnchorConfig().theta
 render = partial(page.render, folder=Path(__file__).parent)
+
+
+def lost(files: Sequence[dict]) -> str:
+    """What AnchorAttention loses, a row for each text.
+
+    Args:
+        files: of `python -m anchor_lab losses`, the published θ among what they hold.
+    """
+    table = []
+    for one in files:
+        rows = one["rows"]
+        ours = {theta: losses.data_lost(row_of(rows, OURS, theta_label(theta))) for theta in GOALS}
+        order, counts = ranked(rows), row_of(rows, DENSE, "default")["counts"]
+        for text in one["settings"]["texts"]:
+            new = counts[text][CLASSES.index(NEW)] / sum(counts[text])
+            table.append(
+                (
+                    losses.in_words([text]),
+                    page.percent(1 - new),
+                    " / ".join(page.percent(x.density) for x in ours.values()),
+                    " / ".join(page.digits(x.by_text[text], 3) for x in ours.values()),
+                    f"number {order.index(OURS) + 1} of {len(order)}",
+                )
+            )
+    return render(
+        "lost.md.j2",
+        rows=table,
+        tokens=list(dict.fromkeys(page.spaced(one["settings"]["tokens"]) for one in files)),
+        thetas=" / ".join(f"{theta:g}" for theta in GOALS),
+        group=AnchorConfig().group_size,
+    )
 
 
 def layers(results: dict) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from anchor_lab.experiments import page
 from anchor_lab.experiments.compare.figure import OURS
 from anchor_lab.experiments.losses import figure as losses
-from anchor_lab.experiments.losses.measure import GOALS, TEXTS
+from anchor_lab.experiments.losses.measure import GOALS, TEXTS, row_of, theta_label
 from anchor_lab.experiments.rivals import figure as rivals
 from anchor_lab.experiments.rivals.page import published
 from anchor_ref import AnchorConfig
@@ -149,20 +149,64 @@ def _complete(rows: Sequence[dict], first: Sequence[dict]) -> bool:
     )
 
 
-def data_brought(files: Sequence[dict]) -> list[tuple[str, int, int, int]]:
-    """Of each text that somebody brought: name, tokens, our place by loss at θ, of how many."""
+@dataclass(frozen=True)
+class Brought:
+    """What AnchorAttention loses on a text that somebody brought.
+
+    Attributes:
+        name: of the text, and of its page of results.
+        what: the same in words.
+        tokens: N.
+        pairs: share that it keeps at the published θ.
+        lost: by θ of `GOALS` that was read, nats a token above dense attention's.
+        place, of: by loss among published methods with as many pairs, 1 for the least.
+    """
+
+    name: str
+    what: str
+    tokens: int
+    pairs: float
+    lost: dict[float, float]
+    place: int
+    of: int
+
+    @property
+    def page(self) -> dict:
+        """Its numbers as pages show them."""
+        return {
+            "name": self.name,
+            "what": self.what,
+            "tokens": page.spaced(self.tokens),
+            "pairs": page.percent(self.pairs),
+            "lost": [(f"{theta:g}", _nats(nats)) for theta, nats in self.lost.items()],
+            "nats": _nats(self.lost[CONFIG.theta]),
+            "place": self.place,
+            "of": self.of,
+        }
+
+
+def data_brought(files: Sequence[dict]) -> list[Brought]:
+    """Of each text that somebody brought and AnchorAttention read at the published θ."""
     found = []
     for one in files:
         rows, about = one["rows"], one["settings"]
         level = losses.data_level(rows, "density", CONFIG.theta)
         if set(about["texts"]) <= {*TEXTS} or level is None:
             continue
-        at = losses.data_at(rows, "density", level)
-        order = published(name for name, lost in at.items() if lost is not None)
-        found.append(
-            (", ".join(about["texts"]), about["tokens"], order.index(OURS) + 1, len(order))
-        )
+        order, own = ranked(rows), {}
+        for theta in GOALS:
+            if losses.data_level(rows, "density", theta) is not None:
+                own[theta] = losses.data_lost(row_of(rows, OURS, theta_label(theta))).mean
+        name, what = ", ".join(about["texts"]), losses.in_words(about["texts"])
+        place = order.index(OURS) + 1
+        found.append(Brought(name, what, about["tokens"], level, own, place, len(order)))
     return found
+
+
+def ranked(rows: Sequence[dict]) -> list[str]:
+    """Published methods by loss, least first, with as many pairs as ours at the published θ."""
+    at = losses.data_at(rows, "density", losses.data_level(rows, "density", CONFIG.theta))
+    return published(name for name, lost in at.items() if lost is not None)
 
 
 def beats(files: Sequence[dict], table: dict) -> str:
@@ -196,7 +240,7 @@ def beats(files: Sequence[dict], table: dict) -> str:
         group=CONFIG.group_size,
         goals=[(f"{theta:g}", page.percent(found.level[theta])) for theta in GOALS],
         texts=TEXTS,
-        brought=[(name, page.spaced(n), *place) for name, n, *place in data_brought(files)],
+        brought=[one.page for one in data_brought(files)],
         settings=table["settings"],
     )
 

@@ -140,7 +140,7 @@ def run(options: argparse.Namespace) -> int:
     print()
     for task, place, dense, ours, lost, won, few in (header, *rows(found)):
         print(f"{task:14}{place:14}{dense:>22}{ours:>22}{lost:>6}{won:>6}   {few}".rstrip())
-    print(f"\n{verdict(found)}")
+    print(f"\n{conclusion(found)}")
     all_of_them = _telling(found)
     if not all_of_them.says_something:
         return 2
@@ -186,7 +186,7 @@ def rows(found: dict) -> list[list[str]]:
     ]
 
 
-def verdict(found: dict) -> str:
+def conclusion(found: dict) -> str:
     """All of it in a sentence; tasks that dense attention cannot do play no part."""
     from anchor_lab.experiments.answers.counts import in_words
 

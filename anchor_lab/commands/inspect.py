@@ -59,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
     from anchor_lab.analysis.curves import THETAS
     from anchor_lab.experiments.environment import peak_memory
     from anchor_lab.report import inspect, inspected, rates, render
-    from anchor_lab.report.verdict import verdict
+    from anchor_lab.report.forecast import forecast
     from anchor_models.integration.cost import read_values
     from anchor_models.probe import attention_calls
 
@@ -103,14 +103,14 @@ def run(options: argparse.Namespace) -> int:
     )
     at = found.thetas.index(theta)
     for values in costs:
-        print("\n" + "\n".join(verdict(found, theta, values).lines()))
+        print("\n" + "\n".join(forecast(found, theta, values).lines()))
     print(
         f"\nθ = {theta:g}: recall beyond the first group {found.recall[at].mean():.3f}, "
         f"density {found.density[at].mean():.3f} with a floor of {found.floor:.3f}; "
         f"recommended for a recall of {options.target_recall:g}: θ = {recommended:g}"
     )
     if asked:
-        print(answers.verdict(asked))
+        print(answers.conclusion(asked))
     print(f"peak memory {_mib(peak_memory())}\n{page}: open it in any browser")
     return 0
 

@@ -10,7 +10,7 @@ an input to be found                               needle.py
 
 from collections.abc import Callable
 
-from anchor_lab.exercises.exercise import Exercise, Verdict
+from anchor_lab.exercises.exercise import Exercise, Judgement
 from anchor_lab.exercises.kernels import KERNELS
 from anchor_lab.exercises.measures import MEASURES
 from anchor_lab.exercises.needle import Needle
@@ -22,7 +22,7 @@ EXERCISES: dict[str, Exercise | Needle] = {
 }
 
 
-def judge(function: Callable) -> Verdict:
+def judge(function: Callable) -> Judgement:
     """Run an answer on drawn inputs and say what is wrong with it.
 
     Args:
@@ -46,15 +46,15 @@ def check(function: Callable) -> None:
     Raises:
         ValueError: as in `judge`.
     """
-    verdict = judge(function)
-    print(f"{function.__name__}: {verdict.words}")
-    if verdict.draw is not None:
+    judgement = judge(function)
+    print(f"{function.__name__}: {judgement.words}")
+    if judgement.draw is not None:
         from matplotlib import pyplot as plt
 
         from anchor_lab.drawing.style import show
 
-        verdict.draw()
-        show(plt.gcf(), f"Picture of the answer to {function.__name__}: {verdict.words}")
+        judgement.draw()
+        show(plt.gcf(), f"Picture of the answer to {function.__name__}: {judgement.words}")
 
 
-__all__ = ["EXERCISES", "Verdict", "check", "judge"]
+__all__ = ["EXERCISES", "Judgement", "check", "judge"]

@@ -12,7 +12,7 @@ from anchor_ref.online_softmax import SoftmaxState
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Judgement:
     """What is said about an answer.
 
     Attributes:
@@ -26,14 +26,14 @@ class Verdict:
     draw: Callable[[], None] | None = None
 
 
-def attempt(answer: Callable[[], object]) -> tuple[object, Verdict | None]:
+def attempt(answer: Callable[[], object]) -> tuple[object, Judgement | None]:
     """What an answer returns, or what is said of one that stops."""
     try:
         return answer(), None
     except NotImplementedError:
-        return None, Verdict(False, "not written yet. Replace the line that raises.")
+        return None, Judgement(False, "not written yet. Replace the line that raises.")
     except Exception as error:  # an answer may raise anything: its author is told
-        return None, Verdict(False, f"stops with {type(error).__name__}: {error}")
+        return None, Judgement(False, f"stops with {type(error).__name__}: {error}")
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Exercise:
     tolerance: float = 1e-9
     draws: int = 6
 
-    def judge(self, function: Callable) -> Verdict:
+    def judge(self, function: Callable) -> Judgement:
         """Run the answer on every drawn input; the first that goes wrong is told about."""
         expected = [self._run(self.truth, seed) for seed in range(self.draws)]
         found, stopped = attempt(lambda: [self._run(function, i) for i in range(self.draws)])
@@ -73,8 +73,8 @@ class Exercise:
                 part, words = fault
                 shown = self.axes, part, right[part], got.get(part), self.tolerance
                 words = self._known(found) or words
-                return Verdict(False, f"wrong. {words}", partial(draw_failure, *shown))
-        return Verdict(True, f"right, on {self.draws} drawn inputs.")
+                return Judgement(False, f"wrong. {words}", partial(draw_failure, *shown))
+        return Judgement(True, f"right, on {self.draws} drawn inputs.")
 
     def _run(self, function: Callable, seed: int) -> dict:
         """What a function makes of an input, drawn anew: an answer may write on what it gets."""

@@ -7,7 +7,7 @@ from functools import partial
 from torch import Tensor
 
 from anchor_lab.drawing.pooling import data_asked, draw_asked
-from anchor_lab.exercises.exercise import Verdict, attempt
+from anchor_lab.exercises.exercise import Judgement, attempt
 from anchor_ref.anchor import compute_anchor
 from anchor_ref.config import AnchorConfig
 from anchor_ref.heads import causal_scores
@@ -28,13 +28,13 @@ class Needle:
 
     name: str = "drop_needle"
 
-    def judge(self, function: Callable) -> Verdict:
+    def judge(self, function: Callable) -> Judgement:
         """See what the method makes of the answer's input."""
         result, stopped = attempt(function)
         if stopped:
             return stopped
         if words := _unfit(result):
-            return Verdict(False, words)
+            return Judgement(False, words)
         q, k = (x[None, None].float() for x in result)
         anchor = compute_anchor(q, k, k, CONFIG).max
         kept = identify_stripes(q, k, anchor, CONFIG).to_mask(N)[0, 0, 2]
@@ -57,7 +57,7 @@ class Needle:
                 f"right. Row {row} gives {mass:.0%} of its mass to key {key}, which is dropped."
             )
         draw = partial(_draw, q[0, 0], k[0, 0], anchor[0, 0], key)
-        return Verdict(words.startswith("right"), words, draw)
+        return Judgement(words.startswith("right"), words, draw)
 
 
 def _unfit(result: object) -> str | None:

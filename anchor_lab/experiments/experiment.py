@@ -64,7 +64,7 @@ class Experiment:
 
         Returns:
             The exit status: 0, what measuring returned, or 2 with a line on stderr for a file
-            that was made with something else.
+            that was made with something else, or for a --text that will not do.
         """
         parser = self.parser()
         options = parser.parse_args(arguments)
@@ -79,6 +79,15 @@ class Experiment:
                 status = self.measure(options)
             except OtherResults as problem:
                 print(problem, file=sys.stderr)
+                status = 2
+            except ValueError as problem:
+                # A text that somebody brought may be too short; without one the fault is ours.
+                if getattr(options, "text", None) is None:
+                    raise
+                print(
+                    f"--text must be a file that the run can read, got {options.text}: {problem}",
+                    file=sys.stderr,
+                )
                 status = 2
             if status:
                 return status

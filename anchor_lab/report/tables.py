@@ -5,8 +5,8 @@ from functools import cache
 from pathlib import Path
 
 from anchor_lab.report.far_keys import FarKey
+from anchor_lab.report.forecast import ASSUMED, attention_alone, forecast, prefill_speedup
 from anchor_lab.report.inspected import InspectedHeads, calibration
-from anchor_lab.report.verdict import ASSUMED, attention_alone, prefill_speedup, verdict
 from anchor_models.backend import TAIL
 from anchor_ref.config import AnchorConfig
 from anchor_ref.measure import identification_cost
@@ -33,19 +33,19 @@ def html_table(
     return str(_templates().table(heads, rows, marked, words))
 
 
-def verdicts(found: InspectedHeads, theta: float, costs: Sequence[dict]) -> str:
+def forecasts(found: InspectedHeads, theta: float, costs: Sequence[dict]) -> str:
     """What to do, first on the device asked about, then on others: in words, and by length.
 
     Args:
         found: of a model.
         theta: one that was measured.
-        costs: coefficients of each device, see `verdict.verdict`.
+        costs: coefficients of each device, see `forecast.forecast`.
     """
     from markupsafe import Markup
 
     shown = []
     for values in costs:
-        told = verdict(found, theta, values)
+        told = forecast(found, theta, values)
         rows = [
             (
                 f"{x.tokens:,}{'' if x.measured else ' *'}",
@@ -61,13 +61,13 @@ def verdicts(found: InspectedHeads, theta: float, costs: Sequence[dict]) -> str:
         here = [x.tokens for x in told.table].index(found.n)
         table = Markup(html_table(heads, rows, here, words=(5,)))
         shown.append((told.device, str(told), told.reasons(), table))
-    return str(_templates().verdicts(shown, ASSUMED))
+    return str(_templates().forecasts(shown, ASSUMED))
 
 
 def cards(found: InspectedHeads, theta: float, target: float, values: dict) -> str:
     """The numbers at the θ shown: recall, density beside its floor, expected speed."""
     at = found.thetas.index(theta)
-    expected = verdict(found, theta, attention_alone(values)).here.expected
+    expected = forecast(found, theta, attention_alone(values)).here.expected
     reached = float(found.recall[at].mean())
     shown = [
         (f"{theta:g}", "θ shown here" if reached >= target else f"θ, short of {target:g}"),
@@ -88,7 +88,7 @@ def theta_table(found: InspectedHeads, theta: float, values: dict) -> str:
     rows = []
     for at in shown:
         recall, density = found.recall[at], float(found.density[at].mean())
-        speed = verdict(found, found.thetas[at], attention_alone(values)).here.expected.speedup
+        speed = forecast(found, found.thetas[at], attention_alone(values)).here.expected.speedup
         means = (recall.mean(), found.p10[at].mean(), recall.min())
         gains = (f"{1 / (density + choosing):.2f}×", f"{speed:.2f}×")
         rows.append((f"{found.thetas[at]:g}", *map(float, means), density, found.floor, *gains))

@@ -16,7 +16,7 @@ known before, so a real model's share is assumed: it falls with the length and w
 
 The coefficients lie in `cost.json`, which `python -m anchor_lab crossover` writes and nobody else.
 They hold for GPUs of one generation and for half precision. For everything else, and where there
-is no such file, nothing is expected. The report on a model (`anchor_lab.report.verdict`) asks the
+is no such file, nothing is expected. The report on a model (`anchor_lab.report.forecast`) asks the
 same model, also with coefficients that were measured on the spot.
 """
 

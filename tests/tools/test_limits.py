@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.tools.made_up import losses, recalls, table
 from tools import limits
 
 
@@ -21,6 +22,16 @@ def test_asking_costs_what_the_worst_dense_prefill_took_longer():
     )
     with pytest.raises(ValueError, match="left dense, got none"):
         limits.asking({"settings": {"device": "GPU"}, "rows": prefill("a", 8192, 15.0, 30)})
+
+
+def test_what_texts_lose_is_said_of_those_that_were_brought_too():
+    files = [losses(8192), losses(8192, texts=("lorna_doone",))]
+    for row in files[1]["rows"]:
+        row["runs"] = {"lorna_doone": [0.05, 0.05]}
+    said = limits.losing(files, table(recalls(8192)))
+    assert "(prose, code, chat), where much is looked up: 0.200 nats a token at θ = 12;" in said
+    assert "on a novel it is 0.050 ([lorna_doone](../results/losses/lorna_doone.md))." in said
+    assert "novel" not in limits.losing(files[:1], table(recalls(8192)))
 
 
 def evaluation():

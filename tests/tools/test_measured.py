@@ -3,6 +3,7 @@
 import pandas
 import pytest
 
+from tests.tools.made_up import losses
 from tools import measured
 
 
@@ -74,6 +75,15 @@ def test_layers_are_medians_and_heads_are_means():
             rows.append({**time, "ms": {"median": ms}})
     said = measured.layers({"settings": {"device": "GPU", "torch": "2"}, "rows": rows})
     assert "| 8\u202f192 | 40 % | 0.900 | 4 ms | 2 ms | 0.50 |" in said
+
+
+def test_each_text_says_what_it_loses_and_how_much_of_it_is_looked_up():
+    files = [losses(8192), losses(8192, texts=("lorna_doone",))]
+    said = measured.lost(files)
+    *three, novel = [line for line in said.splitlines() if line.startswith("| ")][2:]
+    assert [line.split(" | ")[0] for line in three] == ["| prose", "| code", "| chat"]
+    # Of ten tokens of `made_up` seven are new.
+    assert novel == "| a novel | 30 % | 60 % / 20 % | 0.200 / 0.300 | number 3 of 4 |"
 
 
 def test_a_models_own_activations_are_counted_layer_by_layer():

@@ -85,10 +85,13 @@ def test_a_text_that_somebody_brought_has_a_sentence_and_no_other_say():
         if row["method"] == OURS:
             row["runs"]["emma"] = [0.001, 0.001]
     files = [losses(8192), emma]
-    assert standing.data_brought(files) == [("emma", 8192, 1, 4)]
+    (brought,) = standing.data_brought(files)
+    assert (brought.what, brought.tokens, brought.place, brought.of) == ("emma", 8192, 1, 4)
+    assert (brought.pairs, brought.lost) == (0.6, {12.0: 0.001, 9.0: 0.001})
     assert standing.data_standing(files, table(recalls(8192))).place(12.0) == 3
     said = standing.beats(files, table(recalls(8192)))
-    assert "On emma, 8\u202f192 tokens, it is number 1 of 4." in said
+    words = "On emma (8\u202f192 tokens) it loses 0.001 with 60 % of the pairs, number 1 of 4"
+    assert f"{words}: [emma.md](results/losses/emma.md)." in said
     assert "On emma" not in standing.beats(files[:1], table(recalls(8192)))
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from anchor_lab.experiments.answers.counts import Counts
 from anchor_lab.experiments.answers.page import data_cells, data_totals
 from anchor_lab.experiments.crossover.figure import data_prefills, over_sdpa
-from anchor_lab.experiments.lengths.figure import data_heads, data_times
-from anchor_lab.experiments.lengths.prefills import CUDNN, SDPA
+from anchor_lab.experiments.crossover.share import data_dense
+from anchor_lab.experiments.lengths.figure import data_heads
 
 MODEL = "smollm2"
 THETA = 12.0
@@ -57,18 +57,13 @@ def faster_from(found: dict[int, Prefill]) -> int | None:
     return faster
 
 
-def most_gain(rows: Sequence[dict]) -> dict[int, tuple[float, float]]:
+def most_gain(rows: Sequence[dict], model: str = MODEL) -> dict[int, tuple[float, float]]:
     """By length attention's share of a dense prefill, and the gain if attention took no time.
 
-    From the rows of `lengths`, of the faster of the two dense ways.
+    From the rows of `crossover`; the share is that of `data_dense`.
     """
-    found = {}
-    for n, ways in data_times(rows).items():
-        dense = [ways[way] for way in (SDPA, CUDNN) if way in ways]
-        if dense:
-            share = min(dense, key=lambda row: row["whole_ms"]["median"])["share"]
-            found[n] = (share, 1 / (1 - share))
-    return found
+    dense = data_dense(rows).get(model, {})
+    return {n: (at["share"], 1 / (1 - at["share"])) for n, at in dense.items()}
 
 
 def pairs_kept(results: dict) -> dict[int, dict[str, float]]:

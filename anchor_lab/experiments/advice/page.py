@@ -14,23 +14,30 @@ from pathlib import Path
 from anchor_lab.experiments import store
 from anchor_lab.experiments.advice import facts
 from anchor_lab.experiments.answers.counts import MARGIN, Counts, shown
+from anchor_lab.experiments.answers.measure import SECOND_CALL
 from anchor_lab.experiments.compare.figure import OURS
 from anchor_lab.experiments.experiment import Experiment
-from anchor_lab.experiments.losses.figure import data_lost
+from anchor_lab.experiments.losses.figure import data_lost, in_words
+from anchor_lab.experiments.losses.measure import DENSE, row_of
+from anchor_lab.experiments.losses.tokens import CLASSES, NEW
 from anchor_lab.experiments.page import digits, number, percent, render, signed, spaced
 from anchor_models.backend import TAIL
 
 SOURCES = ("crossover", "answers", "lengths", "losses")
+BROUGHT = "brought"  # losses of texts that somebody brought, by the name of their file
 DEFAULT, PAPER = f"tail {TAIL}", "tail 0"  # ways of answers: as in models, as published
 
 
 def gather(out: Path) -> dict:
-    """Results of each of `SOURCES` by name, those that are there.
+    """Results of each of `SOURCES` by name, those that are there, and those that are `BROUGHT`.
 
     Args:
         out: the page, in a folder beside theirs.
     """
-    return store.read_beside(out, {name: f"{name}/{name}.json" for name in SOURCES})
+    found = store.read_beside(out, {name: f"{name}/{name}.json" for name in SOURCES})
+    others = sorted((out.parent.parent / "losses").glob("*.json"))
+    files = {path.stem: f"losses/{path.name}" for path in others if path.stem != "losses"}
+    return found | {BROUGHT: store.read_beside(out, files)}
 
 
 def measure(options: argparse.Namespace) -> int:
@@ -61,11 +68,15 @@ def values(results: dict) -> dict:
         "faster": faster(times),
         "times": table_of_times(
             times,
-            facts.most_gain(lengths["rows"]) if lengths else {},
+            facts.most_gain(results["crossover"]["rows"]),
             facts.pairs_kept(lengths) if lengths else {},
         ),
-        "answers": answers(asked["rows"]) if asked else None,
-        "losses": losses(lost) if lost else [],
+        "answers": answers(asked["rows"], facts.faster_from(times)) if asked else None,
+        "losses": [
+            losses(name, one)
+            for name, one in {"losses": lost, **results.get(BROUGHT, {})}.items()
+            if one
+        ],
     }
 
 
@@ -110,15 +121,28 @@ def table_of_times(times: dict, gains: dict, kept: dict) -> list[list[str]]:
     ]
 
 
-def answers(rows: list[dict]) -> dict:
-    """What the tail of models finds, and the method as published."""
-    ways = list(dict.fromkeys(row["way"] for row in rows if row["way"].startswith("tail ")))
+def answers(rows: list[dict], faster_from: int | None) -> dict:
+    """What the tail of models finds, the method as published, and what else was tried.
+
+    Args:
+        rows: of `answers`.
+        faster_from: the length from which on prefills gain.
+    """
+    tails = list(dict.fromkeys(row["way"] for row in rows if row["way"].startswith("tail ")))
+    ways = [*tails, *(way for way in (SECOND_CALL,) if any(row["way"] == way for row in rows))]
     found = facts.answers(rows, ways)
     default = {n: x[DEFAULT] for n, x in found.items() if DEFAULT in x}
     paper = {n: x[PAPER] for n, x in found.items() if PAPER in x}
     return {
         "kept": [spaced(n) for n, one in default.items() if one.keeps()],
         "lost": [_line(n, one) for n, one in default.items() if not one.keeps()],
+        "mended": [
+            [spaced(n), [way for way in ways if way in found[n] and found[n][way].keeps()]]
+            for n, one in default.items()
+            if not one.keeps()
+        ],
+        "longest": spaced(max(default, default=0)),
+        "open": bool(default) and faster_from is not None and max(default) < faster_from,
         "paper_lost": [_line(n, one) for n, one in paper.items() if not one.keeps()],
         "cells": [
             [spaced(n), task, placement, shown(x.dense, x.prompts), shown(x.ours, x.prompts)]
@@ -143,13 +167,21 @@ def _ours(one: Counts) -> str:
 
 def _line(n: int, one: Counts) -> str:
     return (
-        f"{spaced(n)} tokens, {one.ours} of {one.prompts} where dense attention finds {one.dense}"
+        f"{spaced(n)} tokens, {one.ours} of {one.prompts} where dense attention finds {one.dense} "
+        f"({one.lost} are lost, {one.won} won)"
     )
 
 
-def losses(results: dict) -> list[list[str]]:
-    """What a text's predictions lose by θ, without a tail."""
+def losses(name: str, results: dict) -> dict:
+    """What texts' predictions lose by θ, without a tail.
+
+    Returns:
+        name: of the file; texts, in words; repeat: the share of their tokens that repeat
+        something; table.
+    """
     ours = [row for row in results["rows"] if row["method"] == OURS]
+    counts = row_of(results["rows"], DENSE, "default")["counts"].values()
+    new = sum(x[CLASSES.index(NEW)] for x in counts) / sum(map(sum, counts))
     table = []
     for row in sorted(ours, key=lambda row: row["density"]):
         low, high = data_lost(row).interval
@@ -161,7 +193,12 @@ def losses(results: dict) -> list[list[str]]:
                 f"{signed(mean)} ({signed(low)} to {signed(high)})",
             ]
         )
-    return table
+    return {
+        "name": name,
+        "texts": in_words(results["settings"]["texts"]),
+        "repeat": percent(1 - new),
+        "table": table,
+    }
 
 
 EXPERIMENT = Experiment(

@@ -3,45 +3,16 @@
 from collections.abc import Mapping, Sequence
 
 from anchor_lab.experiments.course import columns
-from anchor_lab.experiments.crossover.figure import WIDE, data_calls, data_prefills, over_sdpa
+from anchor_lab.experiments.crossover.figure import data_prefills, over_sdpa
+from anchor_lab.experiments.crossover.share import data_dense
 from anchor_lab.experiments.page import number, spaced
 
-# The prefills that were measured: in words, and the heads of one of their layers.
+# The models that were prefilled, in words.
 MODELS = {
-    "smollm2": ("SmolLM2, 135M, {layers} layers", (9, 3, 64)),
-    "random": ("{layers} of the 32 layers of an 8B model", WIDE),
+    "smollm2": "SmolLM2, 135M, {layers} layers",
+    "random": "{layers} of the 32 layers of an 8B model",
 }
 SHORTEST = 4096  # below it nothing is ever gained, and the host decides
-
-
-def data_dense(rows: Sequence[dict]) -> dict[str, dict[int, dict[str, float]]]:
-    """By model and length, while attention is dense: what a prefill takes, and its share of it.
-
-    The share is the device's time for the layers' attention over the whole prefill's.
-
-    Args:
-        rows: of results/crossover/crossover.json.
-
-    Returns:
-        ms: of the whole; attention_ms: of one layer's attention; layers; share.
-    """
-    found: dict[str, dict[int, dict[str, float]]] = {}
-    for model, by_length in data_prefills(rows).items():
-        if model not in MODELS:
-            continue
-        calls, _ = data_calls(rows, MODELS[model][1], tail=0)
-        layers = max(ways["always"]["sparse_layers"] for ways in by_length.values())
-        found[model] = {
-            n: {
-                "ms": (whole := ways["sdpa"]["ms"]["median"]),
-                "attention_ms": calls[n],
-                "layers": layers,
-                "share": layers * calls[n] / whole,
-            }
-            for n, ways in by_length.items()
-            if n in calls
-        }
-    return found
 
 
 def data_shares(rows: Sequence[dict]) -> dict[str, dict[int, dict[str, float]]]:
@@ -51,7 +22,7 @@ def data_shares(rows: Sequence[dict]) -> dict[str, dict[int, dict[str, float]]]:
         rows: of results/crossover/crossover.json.
 
     Returns:
-        By model and length: dense, ms of a prefill; layers; share, of dense attention in it.
+        By model and length: dense, ms of a prefill; layers; share, see `data_dense`.
         Ratios of a prefill's time to dense attention's, below 1 where it is faster: free, if
         attention took no time; always, with AnchorAttention in every layer; auto, where the
         model chooses. sparse: the layers in which it then chose AnchorAttention.
@@ -80,7 +51,7 @@ def table(shares: Mapping[str, Mapping[int, Mapping[str, float]]]) -> str:
     lines = []
     for model, by_length in shares.items():
         cells = list(by_length.values())
-        name = MODELS[model][0].format(layers=cells[0]["layers"])
+        name = MODELS[model].format(layers=cells[0]["layers"])
         lines += [
             columns(name, *(f"N = {spaced(n)}" for n in by_length)),
             columns("  dense prefill, ms", *(number(x["dense"]) for x in cells)),

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from anchor_lab.experiments.crossover import figure, fit, measure
+from anchor_lab.experiments.crossover import figure, fit, measure, share
 from anchor_lab.experiments.experiment import Experiment
 from anchor_lab.experiments.page import digits, number, percent, render, spaced
 from anchor_models.integration import cost
@@ -81,6 +81,7 @@ def crossings(rows: list[dict]) -> list[list]:
 
 def prefills(rows: list[dict]) -> list[list]:
     """A row for each model and length that was prefilled by all ways."""
+    dense = share.data_dense(rows)
     table = []
     for model, by_length in figure.data_prefills(rows).items():
         for n, ways in by_length.items():
@@ -92,6 +93,7 @@ def prefills(rows: list[dict]) -> list[list]:
                     model,
                     spaced(n),
                     *(number(ms[way]) for way in measure.WAYS),
+                    percent(at["share"]) if (at := dense.get(model, {}).get(n)) else "–",
                     *(ratio(ways, way) for way in ("auto", "always")),
                     ways["auto"]["sparse_layers"],
                 ]
@@ -133,9 +135,9 @@ def errors(calls: list[dict], found: dict) -> list[list]:
                 middle, high = (
                     torch.tensor(wrong).double().quantile(torch.tensor([0.5, 0.9]).double())
                 )
-                share = "held out" if held else "fitted"
+                whose = "held out" if held else "fitted"
                 shown = [f"{digits(100 * float(x), 1)} %" for x in (middle, high, max(wrong))]
-                table.append([way, share, len(wrong), *shown])
+                table.append([way, whose, len(wrong), *shown])
     return table
 
 

@@ -18,9 +18,9 @@ from anchor_lab.drawing.shapes import label, name_ticks
 from anchor_lab.drawing.style import ACCENT, INK, STRIPE, finish, panels
 from anchor_lab.experiments.attention.figure import short
 from anchor_lab.experiments.course import columns
-from anchor_lab.experiments.crossover.course import data_dense
 from anchor_lab.experiments.crossover.figure import data_prefills, heads_of, over_sdpa
 from anchor_lab.experiments.crossover.fit import held_out, is_dense
+from anchor_lab.experiments.crossover.share import data_dense
 from anchor_lab.experiments.page import spaced
 from anchor_models.backend import TAIL
 from anchor_models.integration.cost import kept_share, method_pairs, read_values
@@ -276,7 +276,7 @@ def show_share(data: dict[str, dict[int, dict[str, float]]], where: str) -> None
     finish(
         figure,
         draw_share.__doc__,
-        f"{where}; dense attention of all layers over the whole prefill, batch 1.",
+        f"{where}; the device's time for dense attention of all layers, over the whole prefill's.",
         f"Attention's share of a prefill against length, rising for both models. {told}.",
     )
 

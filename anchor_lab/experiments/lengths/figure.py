@@ -177,12 +177,12 @@ def draw_times(times: dict[int, dict[str, dict]], ax) -> None:
 
 
 def draw_shares(times: dict[int, dict[str, dict]], ax) -> None:
-    """How much of it is attention?"""
+    """How much of it passes in attention?"""
     for way, (colour, line) in LOOKS.items():
         points = [(n, x[way]["share"]) for n, x in times.items() if way in x]
         if points:
             ax.plot(*zip(*points, strict=True), line, color=colour, marker="o", ms=3, label=way)
-    ax.set(ylabel="attention's share of the prefill", ylim=(0, 1))
+    ax.set(ylabel="between attention's marks, waiting included", ylim=(0, 1))
     _lengths(ax, list(times))
 
 

@@ -47,6 +47,7 @@ def values(results: dict) -> dict:
         "worse": worse(reads),
         "times": [_times(n, ways) for n, ways in times.items()],
         "ways": list(prefills.WAYS),
+        "in_attention": [f"in attention, {way.partition(',')[0]}" for way in prefills.WAYS],
         "backends": backends(times),
         "layers": layers(times),
         "gaps": [

@@ -14,6 +14,7 @@ from anchor_lab.experiments.losses.figure import (
     data_eighths,
     data_level,
     data_lost,
+    in_words,
 )
 from anchor_lab.experiments.losses.measure import DENSE, EIGHTHS, row_of, theta_label
 from anchor_lab.experiments.losses.tokens import CLASSES
@@ -42,10 +43,11 @@ def data_ours(rows: Sequence[dict], thetas: Sequence[float]) -> dict[float, Lost
 
 def ours_table(rows: Sequence[dict], thetas: Sequence[float]) -> str:
     """`data_ours` as text; beside nats by how much the perplexity e^loss is raised."""
-    lines = [columns("AnchorAttention", "pairs kept", "nats above", "perplexity", first=22)]
+    titles = in_words(data_dense(rows)), "pairs kept", "nats above", "perplexity"
+    lines = [columns(*titles, first=36)]
     for theta, lost in data_ours(rows, thetas).items():
         cells = percent(lost.density), _digits(lost.mean), f"+{exp(lost.mean) - 1:.0%}"
-        lines.append(columns(f"  θ = {theta:g}, no tail", *cells, first=22))
+        lines.append(columns(f"  AnchorAttention, θ = {theta:g}, no tail", *cells, first=36))
     return "\n".join(lines)
 
 

@@ -1,6 +1,6 @@
 """What is lost for as many pairs, and for as much work: the numbers, and their picture."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import nan
 from statistics import mean
@@ -21,6 +21,8 @@ from anchor_lab.experiments.losses.measure import (
 from anchor_lab.experiments.losses.tokens import CLASSES, FAR, NEAR, NEW
 
 NAMES = {"density": "as many pairs", "total_cost": "as much work"}
+# What texts are that somebody brought, by their names; others go by these.
+BROUGHT = {"lorna_doone": "a novel"}
 CLASS_COLOURS = {FAR: STRIPE, NEAR: ACCENT, NEW: MUTED}
 
 
@@ -57,6 +59,11 @@ class Lost:
     def interval(self) -> tuple[float, float]:
         """95 % interval of the mean, over runs of tokens in each text."""
         return bootstrap(list(self.runs.values()))
+
+
+def in_words(texts: Iterable[str]) -> str:
+    """What texts are, in a row: "prose, code"; "a novel"."""
+    return ", ".join(BROUGHT.get(text, text) for text in texts)
 
 
 def data_lost(row: dict) -> Lost:

@@ -32,6 +32,7 @@ def values(results: dict) -> dict:
         "dates": list(dict.fromkeys(run["date"] for run in results["runs"])),
         "tokens": spaced(settings["tokens"]),
         "texts": texts,
+        "read": figure.in_words(texts),
         "dense": dense(rows, texts),
         "worst": percent(measure.WORST),
         "classes": list(CLASSES),

@@ -10,6 +10,7 @@ from anchor_lab.experiments.side_by_side.executors import BLOCKS
 from anchor_lab.experiments.side_by_side.ladders import KNOBS, OURS
 from anchor_lab.experiments.side_by_side.timing import fastest
 
+WITHOUT_TAIL = "tail 0"  # the way of ours that its recall, loss and pairs are of
 NAMES = {
     "SpargeAttention": "SpargeAttn's selection",
     "AnchorBlocks": "AnchorAttention by blocks",
@@ -124,19 +125,23 @@ def dense(rows: Sequence[dict], part: str, source: str) -> list[list]:
 
 
 def lines(rows: Sequence[dict]) -> list[list]:
-    """Method, knob, recall, pairs, pairs scored, who ran it fastest, ms, error; two for ours."""
+    """Method, knob, recall, pairs, pairs scored, who ran it fastest, ms, error; two for ours.
+
+    Ours was chosen, its recall and pairs measured, without a tail: of the line with one a dash.
+    """
     table = []
     for method in dict.fromkeys(row["method"] for row in rows):
         own = [row for row in rows if row["method"] == method]
         for best in own if method == OURS else [fastest(own) or own[0]]:
             name = call(method, best["way"]) if method == OURS else NAMES.get(method, method)
             knob = f"{KNOBS[method]} {best['knob']:g}" if "knob" in best else ""
+            chosen = method != OURS or best["way"] == WITHOUT_TAIL
             table.append(
                 [
                     name,
                     knob,
-                    digits(best.get("recall"), 3),
-                    percent(best["density"]) if "density" in best else "–",
+                    digits(best.get("recall") if chosen else None, 3),
+                    percent(best["density"]) if chosen and "density" in best else "–",
                     percent(best["scored"]) if "scored" in best else "",
                     "its own kernels" if method == OURS else ran(best),
                     milliseconds(best),
@@ -172,7 +177,10 @@ def equal_loss(rows: Sequence[dict]) -> list[dict]:
 
 
 def mean_line(rows, method: str, way: str | None, layers: Sequence[str], lost: dict) -> list:
-    """Method, knob, loss, pairs, who ran it, mean ms of the fastest way in each layer."""
+    """Method, knob, loss, pairs, who ran it, mean ms of the fastest way in each layer.
+
+    Loss and pairs of ours were measured without a tail: of the line with one a dash.
+    """
     rows = [row for row in rows if way in (None, row["way"])]
     best = [fastest([row for row in rows if row["source"] == layer]) for layer in layers]
     name = call(method, way) if way else NAMES.get(method, method)
@@ -180,13 +188,13 @@ def mean_line(rows, method: str, way: str | None, layers: Sequence[str], lost: d
         status = rows[0]["status"] if rows else "–"
         return [name, "", "–", "–", "nobody", status]
     setting = best[0]["knob"]
-    row = lost[method, setting]
+    row, chosen = lost[method, setting], way in (None, WITHOUT_TAIL)
     who = ", ".join(dict.fromkeys(x["way"] for x in best))
     return [
         name,
         f"{KNOBS[method]} {setting:g}",
-        f"{row['loss']:.4f}",
-        percent(sum(x["density"] for x in best) / len(best)),
+        f"{row['loss']:.4f}" if chosen else "–",
+        percent(sum(x["density"] for x in best) / len(best)) if chosen else "–",
         "its own kernels" if way else who,
         number(sum(x["ms"]["median"] for x in best) / len(best)),
     ]

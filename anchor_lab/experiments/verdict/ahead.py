@@ -46,7 +46,7 @@ class Value:
 
 
 @dataclass(frozen=True)
-class Standing:
+class Ranking:
     """All methods at one level of a budget.
 
     Attributes:
@@ -92,15 +92,15 @@ def lines_of(results: dict, n: int) -> tuple[list[dict], list[dict]]:
     return losses, recall_lines(results.get("rivals", {"rows": []})["rows"], n)
 
 
-def standings(
+def rankings(
     losses: Sequence[dict], recalls: Sequence[dict], clock: Clock | None
-) -> tuple[list[Standing], list[Standing]]:
+) -> tuple[list[Ranking], list[Ranking]]:
     """By loss and by recall, at every level of every budget; empty where ours is not measured."""
     lost, found = timed(losses, clock), timed(recalls, clock)
     places = [(budget, level) for budget in BUDGETS for level in LEVELS]
     return (
-        [losses_standing(lost, *place) for place in places] if _has_ours(lost) else [],
-        [recall_standing(found, *place) for place in places] if _has_ours(found) else [],
+        [losses_ranking(lost, *place) for place in places] if _has_ours(lost) else [],
+        [recall_ranking(found, *place) for place in places] if _has_ours(found) else [],
     )
 
 
@@ -141,7 +141,7 @@ def recall_lines(rows: Sequence[dict], n: int) -> list[dict]:
     return data_curves(rows, n).to_dict("records")
 
 
-def losses_standing(lines: Sequence[dict], budget: str, level: float) -> Standing:
+def losses_ranking(lines: Sequence[dict], budget: str, level: float) -> Ranking:
     """Who loses least; between two configurations the line is read off, run by run."""
     there = [line for line in lines if budget in line]
 
@@ -150,10 +150,10 @@ def losses_standing(lines: Sequence[dict], budget: str, level: float) -> Standin
 
     found = data_at(there, budget, level)
     values = {x: None if lost is None else value(x, lost) for x, lost in found.items()}
-    return _standing(budget, level, values, lambda a, b: a.high < b.low)
+    return _ranking(budget, level, values, lambda a, b: a.high < b.low)
 
 
-def recall_standing(lines: Sequence[dict], budget: str, level: float) -> Standing:
+def recall_ranking(lines: Sequence[dict], budget: str, level: float) -> Ranking:
     """Who finds most; between two configurations the line is read off."""
     there = [line for line in lines if budget in line]
     values: dict[str, Value | None] = {}
@@ -168,15 +168,15 @@ def recall_standing(lines: Sequence[dict], budget: str, level: float) -> Standin
         mean = (1 - share) * low["recall_mean"] + share * high["recall_mean"]
         values[name] = Value(mean, mean, mean, kind_at(there, name, budget, level))
     order = sorted(values, key=lambda x: -1.0 if values[x] is None else values[x].value)[::-1]
-    return _standing(budget, level, {x: values[x] for x in order}, lambda a, b: a.low > b.high)
+    return _ranking(budget, level, {x: values[x] for x in order}, lambda a, b: a.low > b.high)
 
 
-def _standing(
+def _ranking(
     budget: str, level: float, found: dict[str, Value | None], beats: Callable
-) -> Standing:
+) -> Ranking:
     ranked = published(name for name, one in found.items() if one is not None)
     tied = [x for x in ranked[1:] if not beats(found[ranked[0]], found[x])]
-    return Standing(budget, level, found, ranked, tied)
+    return Ranking(budget, level, found, ranked, tied)
 
 
 def kind_at(lines: Sequence[dict], name: str, budget: str, level: float) -> Kind | None:

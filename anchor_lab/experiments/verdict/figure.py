@@ -84,10 +84,10 @@ def _of_100(counts: Counts) -> float:
     return 100 * counts.ours / counts.prompts
 
 
-def colours_of(names: Sequence[str], standings: Sequence[ahead.Standing]) -> dict[str, str]:
+def colours_of(names: Sequence[str], rankings: Sequence[ahead.Ranking]) -> dict[str, str]:
     """Ours; those that stand first or second somewhere, as long as there are colours; others."""
     best = dict.fromkeys(
-        name for one in standings if one.tells for name in one.ranked[:2] if name != OURS
+        name for one in rankings if one.tells for name in one.ranked[:2] if name != OURS
     )
     named = dict(zip(best, OTHERS, strict=False))
     return {name: STRIPE if name == OURS else named.get(name, GREY) for name in names}
@@ -242,7 +242,7 @@ class Row:
         n: N.
         what: `LOSS`, `RECALL` or `ANSWERS`.
         curves: by budget and method; empty where times at equal recall are all there is.
-        standings: which methods stand out.
+        rankings: which methods stand out.
         clock: of N.
         equal_recall: as in `times.equal_recall`, empty where there are curves.
     """
@@ -250,7 +250,7 @@ class Row:
     n: int
     what: str
     curves: dict[str, dict[str, Curve]]
-    standings: list[ahead.Standing]
+    rankings: list[ahead.Ranking]
     clock: Clock | None
     equal_recall: dict[str, dict[str, float]] = field(default_factory=dict)
 
@@ -258,13 +258,13 @@ class Row:
 def of(results: dict, n: int, clock: Clock | None) -> list[Row]:
     """The rows of one length."""
     losses, recalls = ahead.lines_of(results, n)
-    lost, found = ahead.standings(losses, recalls, clock)
-    what, lines, standings = (LOSS, losses, lost) if lost else (RECALL, recalls, found)
-    known, rows = ahead.timed(lines, clock) if standings else [], []
+    lost, found = ahead.rankings(losses, recalls, clock)
+    what, lines, rankings = (LOSS, losses, lost) if lost else (RECALL, recalls, found)
+    known, rows = ahead.timed(lines, clock) if rankings else [], []
     timed = equal_recall(results.get("side_by_side"), clock, n)
     if known:
         curves = {budget: data_curves(known, budget) for budget in ahead.BUDGETS}
-        rows.append(Row(n, what, curves, standings, clock))
+        rows.append(Row(n, what, curves, rankings, clock))
     elif timed:
         rows.append(Row(n, what, {}, [], clock, timed))
     asked = results.get("answers", {"rows": []})["rows"]
@@ -284,7 +284,7 @@ def draw_panel(row: Row, budget: str, ax) -> None:
     if timed:
         draw_equal_recall(timed, row.clock, ax)
     else:
-        colours = colours_of(list(curves), row.standings)
+        colours = colours_of(list(curves), row.rankings)
         draw_curves(curves, colours, ax)
         name_ends(curves, colours, ax)
     if budget == "time" and row.clock is not None:

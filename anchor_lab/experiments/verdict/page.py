@@ -22,7 +22,7 @@ from anchor_lab.experiments.rivals.figure import RECALLS
 from anchor_lab.experiments.rivals.measure import TEXT_COLUMNS
 from anchor_lab.experiments.rivals.page import kind_of, published
 from anchor_lab.experiments.verdict import ahead, claims, figure, words
-from anchor_lab.experiments.verdict.ahead import LENGTHS, LEVELS, Standing, Value
+from anchor_lab.experiments.verdict.ahead import LENGTHS, LEVELS, Ranking, Value
 from anchor_lab.experiments.verdict.times import WORDS, Clock, Kind, Time, equal_recall, timed_rows
 from anchor_lab.methods import METHODS
 from anchor_models.backend import TAIL
@@ -108,7 +108,7 @@ def missing(results: dict, lengths: Sequence[dict]) -> list[str]:
 def of_length(results: dict, n: int, clock: Clock | None) -> dict:
     """Everything about one length."""
     loss_lines, recall_lines = ahead.lines_of(results, n)
-    losses, recalls = ahead.standings(loss_lines, recall_lines, clock)
+    losses, recalls = ahead.rankings(loss_lines, recall_lines, clock)
     asked = results.get("answers", {"rows": []})["rows"]
     ways = ahead.answer_ways(asked, n, [*loss_lines, *recall_lines], clock)
     dense = None if clock is None else min(clock.dense.values())
@@ -165,12 +165,12 @@ def time_cells(time: Time | None, clock: Clock | None) -> list[str]:
     return [number(time.share * clock.dense_ms), percent(time.share), WORDS[time.kind]]
 
 
-def table_of(standings: Sequence[Standing], decimals: int) -> list[list[str]]:
+def table_of(rankings: Sequence[Ranking], decimals: int) -> list[list[str]]:
     """A row for each method, a column for each level of each budget; those first that are best
     where most can be spent."""
-    if not standings:
+    if not rankings:
         return []
-    order = dict.fromkeys(name for one in standings[::-1] for name in one.found)
+    order = dict.fromkeys(name for one in rankings[::-1] for name in one.found)
 
     def cell(value: Value | None) -> str:
         if value is None:
@@ -179,7 +179,7 @@ def table_of(standings: Sequence[Standing], decimals: int) -> list[list[str]]:
         return f"{digits(value.value, decimals)}{sign}".replace("-", "−")
 
     return [
-        [name, kind_of(name), *(cell(one.found.get(name)) for one in standings)] for name in order
+        [name, kind_of(name), *(cell(one.found.get(name)) for one in rankings)] for name in order
     ]
 
 

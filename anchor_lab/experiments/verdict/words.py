@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from anchor_lab.experiments.answers.counts import shown
 from anchor_lab.experiments.compare.figure import OURS
 from anchor_lab.experiments.page import listed, number, percent, spaced
-from anchor_lab.experiments.verdict.ahead import Standing, Way
+from anchor_lab.experiments.verdict.ahead import Ranking, Way
 from anchor_lab.experiments.verdict.times import WORDS, Kind
 
 OF = {"time": "of dense attention's time", "total_cost": "of its work"}
@@ -14,8 +14,8 @@ BY = {"time": "by time", "total_cost": "by work"}
 
 def of_length(
     n: int,
-    losses: Sequence[Standing],
-    recalls: Sequence[Standing],
+    losses: Sequence[Ranking],
+    recalls: Sequence[Ranking],
     equal_recall: dict[str, dict[str, float]],
     published: Sequence[str],
     dense: float | None = None,
@@ -31,10 +31,10 @@ def of_length(
         dense: time of the fastest dense attention, of the one that is the unit; None if not known.
     """
     if losses:
-        return _standings(n, " the whole model loses least", losses, dense)
+        return _rankings(n, " the whole model loses least", losses, dense)
     if recalls:
         said = ", where no loss is measured yet, heads keep most of their attention"
-        return _standings(n, said, recalls, dense)
+        return _rankings(n, said, recalls, dense)
     told = []
     for recall, times in equal_recall.items():
         there = {name: ms for name, ms in times.items() if name in published}
@@ -52,13 +52,13 @@ def of_length(
     )
 
 
-def by_recall(n: int, recalls: Sequence[Standing], dense: float | None) -> str:
+def by_recall(n: int, recalls: Sequence[Ranking], dense: float | None) -> str:
     """The sentence of one length by recall, also where losses are measured."""
-    return _standings(n, " heads keep most of their attention", recalls, dense)
+    return _rankings(n, " heads keep most of their attention", recalls, dense)
 
 
-def _standings(n: int, said: str, standings: Sequence[Standing], dense: float | None) -> str:
-    telling = [one for one in standings if one.tells]
+def _rankings(n: int, said: str, rankings: Sequence[Ranking], dense: float | None) -> str:
+    telling = [one for one in rankings if one.tells]
     if not telling:
         return f"At {spaced(n)} tokens too few methods can be compared yet."
     leaders: dict[str, dict[str, list[str]]] = {}
@@ -88,8 +88,8 @@ def _standings(n: int, said: str, standings: Sequence[Standing], dense: float | 
     )
 
 
-def _without_place(standings: Sequence[Standing], budget: str) -> str:
-    known = any(OURS in one.found for one in standings if one.budget == budget)
+def _without_place(rankings: Sequence[Ranking], budget: str) -> str:
+    known = any(OURS in one.found for one in rankings if one.budget == budget)
     return "none, it spends more" if known else "not known"
 
 

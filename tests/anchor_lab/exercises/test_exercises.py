@@ -101,10 +101,10 @@ def test_there_are_ten_exercises_and_each_has_known_mistakes():
 
 @pytest.mark.parametrize(("exercise", "mistake", "words"), MISTAKES)
 def test_a_known_mistake_is_explained_and_drawn(exercise, mistake, words):
-    verdict = judge(named(exercise.name, mistake))
-    assert not verdict.passed
-    assert verdict.words == f"wrong. {words}"
-    verdict.draw()
+    judgement = judge(named(exercise.name, mistake))
+    assert not judgement.passed
+    assert judgement.words == f"wrong. {words}"
+    judgement.draw()
     panels = plt.gcf().axes
     assert [ax.get_title("left") or ax.get_title() for ax in panels] == [
         "expected",
@@ -185,9 +185,9 @@ def test_a_small_error_in_one_place_is_found(solutions):
         acc[3, 1] += 1e-6
         return SoftmaxState(right.max, right.sum, acc)
 
-    verdict = judge(named("merge", almost))
-    assert verdict.words.startswith("wrong. Acc: 1 of 8 numbers differ, the first at [3, 1]:")
-    verdict.draw()
+    judgement = judge(named("merge", almost))
+    assert judgement.words.startswith("wrong. Acc: 1 of 8 numbers differ, the first at [3, 1]:")
+    judgement.draw()
     differ = plt.gcf().axes[2].collections[0].get_array()
     assert differ.sum() == 1
     assert differ[3, 1] == 1
@@ -215,9 +215,9 @@ def needle(**changes):
 def test_a_lost_needle_counts_beside_a_heavier_key_that_is_kept():
     others = {f"q{row}": [-2.0, 0.0] for row in range(32, 40)}  # they want key 10, and get it
     answer = needle(q40=[0.0, 0.6], k1=[-10.0, 0.0], k10=[-30.0, 0.0], **others)
-    verdict = judge(named("drop_needle", lambda: answer))
-    assert verdict.passed
-    assert verdict.words.startswith("right. Row 40 gives 64% of its mass to key 20")
+    judgement = judge(named("drop_needle", lambda: answer))
+    assert judgement.passed
+    assert judgement.words.startswith("right. Row 40 gives 64% of its mass to key 20")
 
 
 @pytest.mark.parametrize(
@@ -235,11 +235,11 @@ def test_a_lost_needle_counts_beside_a_heavier_key_that_is_kept():
     ],
 )
 def test_a_needle_that_is_not_lost_is_told_why(answer, words):
-    verdict = judge(named("drop_needle", answer))
-    assert not verdict.passed
-    assert verdict.words.startswith(words)
-    if verdict.draw is not None:
-        verdict.draw()
+    judgement = judge(named("drop_needle", answer))
+    assert not judgement.passed
+    assert judgement.words.startswith(words)
+    if judgement.draw is not None:
+        judgement.draw()
         plt.close("all")
 
 

@@ -163,6 +163,32 @@ def test_a_file_made_with_something_else_is_refused_in_a_line_and_stays(seen, tm
     assert out.read_bytes() == before
 
 
+@pytest.mark.parametrize("name", ["losses", "outliers"])
+@pytest.mark.parametrize("words", ["", "only a few words"])
+def test_a_text_that_is_too_short_is_refused_in_a_line(name, words, tmp_path, capsys):
+    brought, out = tmp_path / "brief.txt", tmp_path / "a.json"
+    brought.write_text(words)
+    asked = [name, "--quick", "--device", "cpu", "--model", "bundled"]
+    assert runner.main([*asked, "--text", str(brought), "--out", str(out)]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"--text must be a file that the run can read, got {brought}: length must be" in said
+    assert "for brief, got" in said
+    assert not out.exists()
+
+
+def test_a_fault_that_no_text_has_brought_keeps_its_traceback(seen, monkeypatch):
+    counting = runner.EXPERIMENTS["counting"]
+
+    def wrong(_):
+        raise ValueError("count must be even")
+
+    monkeypatch.setattr(
+        runner, "EXPERIMENTS", {"counting": Experiment(**{**vars(counting), "measure": wrong})}
+    )
+    with pytest.raises(ValueError, match="count must be even"):
+        runner.main(["counting", "--quick"])
+
+
 @pytest.mark.parametrize("more", [[], ["--table"]])
 def test_a_folder_in_place_of_a_file_is_refused(seen, tmp_path, more, capsys):
     with pytest.raises(SystemExit, match="2"):

@@ -7,7 +7,7 @@ import pytest
 from anchor_lab import cli
 from anchor_lab.experiments.answers import run
 from anchor_lab.report import tables
-from tests.anchor_lab.report.test_verdict import VALUES
+from tests.anchor_lab.report.test_forecast import VALUES
 
 
 @pytest.fixture

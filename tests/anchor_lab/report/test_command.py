@@ -13,12 +13,12 @@ from anchor_lab import cli
 from anchor_lab.report import figure as figures
 from anchor_lab.report import inspected, page, rates, render, tables
 from anchor_lab.report.far_keys import FarKey
+from anchor_lab.report.forecast import forecast, prefill_speedup
 from anchor_lab.report.run import NotebookError, with_parameters
-from anchor_lab.report.verdict import prefill_speedup, verdict
 from anchor_models import Calibration, load_bundled
 from anchor_models.integration.cost import read_values
 from anchor_models.texts import read_text
-from tests.anchor_lab.report.test_verdict import VALUES
+from tests.anchor_lab.report.test_forecast import VALUES
 from tools import notebooks
 
 SMALL = ["inspect", "--length", "2304", "--layers", "7", "--heads", "1", "5"]
@@ -73,12 +73,12 @@ def test_the_page_says_what_was_measured(html, found):
     assert "An expectation, not a measurement" in html
 
 
-def test_the_verdict_stands_first_on_the_page_and_on_the_terminal(
+def test_the_forecast_stands_first_on_the_page_and_on_the_terminal(
     html, out, found, capsys, tmp_path
 ):
     names = {}
     exec(nbformat.read(out / "report.ipynb", as_version=4).cells[2].source, names)
-    told = str(verdict(found, names["THETA"], names["COSTS"][0]))
+    told = str(forecast(found, names["THETA"], names["COSTS"][0]))
     assert "use sdpa at 2304 tokens" in told, "of 2304 tokens 81 % are kept with any θ"
     assert html.index(told) < html.index("<b>") + 10, "nothing is told before it"
     assert html.index("At this length do not use it here.") < html.index('class="cards"')
@@ -87,7 +87,7 @@ def test_the_verdict_stands_first_on_the_page_and_on_the_terminal(
     path.write_text(json.dumps(VALUES))
     assert cli.main([*SMALL, "--out", str(out), "--rates", str(path)]) == 0
     said = capsys.readouterr().out
-    told = verdict(found, names["THETA"], VALUES)
+    told = forecast(found, names["THETA"], VALUES)
     assert "\n".join(told.lines()) in said
     assert said.index(str(told)) < said.index("recommended for a recall of")
     assert "a made-up GPU" in (out / "report.html").read_text(encoding="utf-8")
@@ -300,14 +300,14 @@ def of_a_model(found, heads: int, skipped: dict[int, str]):
     )
 
 
-def test_the_verdict_does_not_hang_on_how_many_heads_were_measured(found):
-    one, all_of_them = (verdict(of_a_model(found, h, {}), 7.0, VALUES) for h in (1, 8))
+def test_the_forecast_does_not_hang_on_how_many_heads_were_measured(found):
+    one, all_of_them = (forecast(of_a_model(found, h, {}), 7.0, VALUES) for h in (1, 8))
     assert one == all_of_them
 
 
 def test_layers_not_measured_are_on_no_side_of_a_prefill_and_the_page_says_so(found):
     some, whole = of_a_model(found, 8, {1: "sees a window", 3: "sees"}), of_a_model(found, 8, {})
-    expected = verdict(whole, 7.0, VALUES).here.expected
+    expected = forecast(whole, 7.0, VALUES).here.expected
     linear = 2 * found.model["linear_parameters"] * 16384 / VALUES["matrix_tflops"] / 1e9
     for one, layers in ((some, 2), (whole, 4)):
         wanted = (layers * expected.dense + linear) / (layers * expected.anchor + linear)

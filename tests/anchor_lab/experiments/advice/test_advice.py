@@ -5,7 +5,6 @@ import pytest
 from anchor_lab.experiments.advice import facts
 from anchor_lab.experiments.advice.page import EXPERIMENT, values
 from anchor_lab.experiments.lengths.measure import THETAS
-from anchor_lab.experiments.lengths.prefills import CUDNN, OURS, SDPA
 from anchor_lab.experiments.store import write_json
 from tests.tree import ROOT
 
@@ -85,29 +84,49 @@ def test_where_nothing_is_gained_it_says_do_not_use_it():
     assert "it is not faster, up to 2\u202f000 tokens: **do not use it here**." in text
 
 
-def test_attention_bounds_the_gain_by_its_share_of_the_faster_dense_way():
-    def row(way, ms, share):
-        return {
-            "part": "times", "length": 8000, "way": way, "status": "ok",
-            "whole_ms": {"median": ms}, "share": share,
-        }  # fmt: skip
-
-    rows = [row(SDPA, 10.0, 0.5), row(CUDNN, 8.0, 0.2), row(OURS, 1.0, 0.9)]
+def test_attention_bounds_the_gain_by_its_share_of_the_dense_prefill():
+    call = {"part": "calls", "way": "dense", "q_heads": 9, "kv_heads": 3, "head_dim": 64}
+    call |= {"queries": 8000, "keys": 8000, "ms": {"median": 2.0}}
+    rows = [*prefill(8000, 100.0, 50.0, 40.0), call]
+    rows[2]["sparse_layers"] = 10
     assert facts.most_gain(rows) == {8000: pytest.approx((0.2, 1.25))}
-    assert facts.most_gain(rows[2:]) == {}
+    assert facts.most_gain(rows[:3]) == {}  # attention was not measured alone
+    (line,) = values({"crossover": {**CROSSOVER, "rows": rows}})["times"]
+    assert line[6:8] == ["20 %", "1.25"]
 
 
 def test_answers_are_said_to_be_kept_or_lost_by_length():
     found = values({"crossover": CROSSOVER, "answers": ANSWERS})["answers"]
     assert found["kept"] == ["4\u202f000"]
-    assert found["lost"] == ["8\u202f000 tokens, 7 of 10 where dense attention finds 10"]
+    words = "8\u202f000 tokens, 7 of 10 where dense attention finds 10 (3 are lost, 0 won)"
+    assert found["lost"] == [words]
+    assert found["mended"] == [["8\u202f000", []]]
+    assert not found["open"]  # prefills gain from 4000 on
     assert len(found["paper_lost"]) == 2
     assert [line[:3] for line in found["cells"]] == [["8\u202f000", "single", "end"]]
     assert found["ways"] == ["tail 0", "tail 512"]
     assert found["table"][1][2].startswith("0 of 10")
     text = EXPERIMENT.page({"crossover": CROSSOVER, "answers": ANSWERS}, ROOT)
     assert "yes at 4\u202f000 tokens, within 2 % of the prompts" in text
-    assert "**no** at 8\u202f000 tokens, 7 of 10 where dense attention finds 10: **do not" in text
+    assert f"**no** at {words}: **do not use it there**" in text
+    assert "At 8\u202f000 tokens nothing that was tried keeps them." in text
+
+
+def test_what_keeps_the_answers_is_named_and_where_nothing_was_asked():
+    rows = [
+        *ANSWERS["rows"],
+        asked(8000, "single", "tail 1024", [1] * 10),
+        asked(8000, "single", "second dense call", [1] * 9 + [0]),
+    ]
+    found = values({"crossover": CROSSOVER, "answers": {"settings": {}, "rows": rows}})["answers"]
+    assert found["ways"] == ["tail 0", "tail 512", "tail 1024", "second dense call"]
+    assert found["mended"] == [["8\u202f000", ["tail 1024"]]]
+    times = [row for row in TIMES if row["keys"] not in (4000, 8000)]
+    times += prefill(16_000, 90.0, 31.0, 30.0, sparse=30)
+    crossover = {**CROSSOVER, "rows": times}
+    text = EXPERIMENT.page({"crossover": crossover, "answers": ANSWERS}, ROOT)
+    assert "gain, from 16\u202f000 tokens on, nothing was asked**: the longest" in text
+    assert "are of 8\u202f000 tokens." in text
 
 
 def test_tails_are_compared_on_the_same_prompts():
@@ -143,13 +162,21 @@ def test_pairs_and_losses_come_from_their_own_results():
         "total_cost": 0.7, "runs": {"prose": [0.25, 0.25]}, "classes": {}, "eighths": {},
         "worst": {},
     }  # fmt: skip
-    one = values(
-        {"crossover": CROSSOVER, "lengths": lengths, "losses": {"settings": {}, "rows": [lost]}}
-    )
+    dense = {"method": "Dense", "configuration": "default", "counts": {"prose": [1, 1, 6]}}
+    read = {"settings": {"texts": {"prose": "hash"}}, "rows": [dense, lost]}
+    novel = {"settings": {"texts": {"lorna_doone": "hash"}}, "rows": [dense, lost]}
+    results = {"crossover": CROSSOVER, "lengths": lengths, "losses": read}
+    one = values(results | {"brought": {"lorna_doone": novel}})
     assert [line[-2:] for line in one["times"]] == [
         ["–", "–"], ["–", "–"], ["50 %", "0.500"], ["–", "–"],
     ]  # fmt: skip
-    assert one["losses"] == [["theta=12", "60 %", "0.2500 (0.2500 to 0.2500)"]]
+    table = [["theta=12", "60 %", "0.2500 (0.2500 to 0.2500)"]]
+    assert one["losses"] == [
+        {"name": "losses", "texts": "prose", "repeat": "25 %", "table": table},
+        {"name": "lorna_doone", "texts": "a novel", "repeat": "25 %", "table": table},
+    ]
+    text = EXPERIMENT.page(results | {"brought": {"lorna_doone": novel}}, ROOT)
+    assert "A novel, 25 % of whose tokens do ([lorna_doone](../losses/lorna_doone.md)):" in text
 
 
 def test_the_command_reads_what_lies_beside_it(tmp_path, capsys):
@@ -157,6 +184,10 @@ def test_the_command_reads_what_lies_beside_it(tmp_path, capsys):
     assert EXPERIMENT.run(["--out", str(out)]) == 2
     assert "crossover must come first" in capsys.readouterr().err
     (tmp_path / "crossover").mkdir()
+    (tmp_path / "losses").mkdir()
     write_json(tmp_path / "crossover" / "crossover.json", CROSSOVER["settings"], TIMES)
+    write_json(tmp_path / "losses" / "emma.json", {"texts": {}}, [])
+    assert list(EXPERIMENT.read(out)["brought"]) == ["emma"]
+    (tmp_path / "losses" / "emma.json").unlink()
     assert EXPERIMENT.run(["--out", str(out)]) == 0
     assert "from 4\u202f000 tokens on" in out.read_text("utf-8")

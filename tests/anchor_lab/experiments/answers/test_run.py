@@ -106,7 +106,7 @@ def test_the_command_asks_a_model_and_says_what_came_of_it(tmp_path, capsys, mon
         (lambda at, ours: ours, 2, "too few for a loss to show"),
     ],
 )
-def test_the_status_is_the_verdict(tmp_path, capsys, monkeypatch, right, status, words):
+def test_the_status_is_the_conclusion(tmp_path, capsys, monkeypatch, right, status, words):
     Answers(monkeypatch, right)
     assert command(tmp_path, "--prompts", "2") == status
     assert words in capsys.readouterr().out.splitlines()[-1]

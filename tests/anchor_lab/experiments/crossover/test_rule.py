@@ -5,14 +5,17 @@ import torch
 from matplotlib import pyplot as plt
 
 from anchor_lab.drawing import style
+from anchor_lab.experiments.advice import facts
+from anchor_lab.experiments.course import committed
 from anchor_lab.experiments.crossover import rule as course
-from anchor_lab.experiments.store import read
+from anchor_lab.experiments.page import percent
 from anchor_ref import AnchorConfig, StripePlan
 from anchor_ref.measure import density
 from anchor_ref.regions import groups
 from tests.tree import RESULTS
+from tools import three_answers
 
-ROWS = read(RESULTS / "crossover" / "crossover.json")["rows"]
+ROWS = committed("crossover")["rows"]
 
 
 def call(way: str, n: int, ms: float, **fields) -> dict:
@@ -74,6 +77,19 @@ def test_the_share_is_that_of_all_layers_and_decides_what_a_gain_is_worth():
     assert course.longer(found, 16_384, 4.0) == pytest.approx(4 / 16)
     with pytest.raises(ValueError, match="16384, got 4096"):
         course.longer(found, 4096, 4.0)
+
+
+def test_every_page_tells_the_same_share():
+    """README, the advice and the page about crossover, beside this notebook."""
+    results = committed("crossover")
+    found = course.data_share(results["rows"])["SmolLM2-135M"]
+    advised = facts.most_gain(results["rows"])
+    readme = three_answers.pays(results, committed("lengths"))
+    page = (RESULTS / "crossover" / "crossover.md").read_text("utf-8")
+    for n in (8192, 65_536):
+        assert advised[n][0] == found[n]["share"]
+        assert f"| {100 * found[n]['share']:.0f} % |" in readme
+        assert f"| {percent(found[n]['share'])} |" in page
 
 
 def test_every_figure_draws_from_the_committed_results():

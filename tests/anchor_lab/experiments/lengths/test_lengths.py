@@ -324,6 +324,7 @@ def test_the_page_and_the_picture_are_written_from_the_rows(out):
     ms = [rows[way]["whole_ms"]["median"] for way in (prefills.SDPA, prefills.OURS)]
     assert line[2] == "–"
     assert line[4] == f"{ms[0] / ms[1]:.2f}"
+    assert len(line) == len(["tokens", *found["ways"], "gain", *found["in_attention"]])
     assert found["gaps"][0][1] == prefills.CUDNN
     assert len(found["heads"]) == 2 * len(measure.THETAS)
     assert found["heads"][0][1] == "no stripes"

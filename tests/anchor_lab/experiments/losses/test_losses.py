@@ -321,6 +321,7 @@ def test_the_page_counts_as_less_what_lies_below_both_intervals(results):
     assert work["out"] == ["XAttention"]
     assert "TokenTopK" not in [line[0] for line in work["lines"]]  # an oracle saves no work
     text = EXPERIMENT.page(results, ROOT / "losses.md")
+    assert text.startswith("# What a whole model loses with each method: prose, chat\n")
     assert "Less is lost, beyond both intervals, by StreamingLLM; more by XAttention." in text
 
 

@@ -59,6 +59,8 @@ ROWS = [
     timed("XAttention", "FlashInfer", 3.0, "layer 9", 0.9, density=0.45),
     timed(OURS, "tail 0", 1.0, "layer 3", 12.0),
     timed(OURS, "tail 0", 2.0, "layer 9", 12.0),
+    timed(OURS, "tail 512", 2.0, "layer 3", 12.0),
+    timed(OURS, "tail 512", 3.0, "layer 9", 12.0),
 ]
 ABSENT_PACKAGES = {"flash-attn-4": "absent", "flashinfer-python": "absent"}
 RESULTS = {
@@ -93,6 +95,9 @@ def test_at_equal_recall_the_fastest_that_ran_stands_for_a_method_and_ours_by_it
         ("**AnchorAttention, tail 512**", "its own kernels", "1.75 [1.57–2.1]"),
     ]
     assert table["lines"][1][1:5] == ["gamma 0.5", "0.961", "25 %", "3 %"]
+    without, tailed = (line[2:4] for line in table["lines"][2:])
+    assert without == ["0.961", "25 %"]
+    assert tailed == ["–", "–"], "with a tail neither was measured"
 
 
 def test_at_equal_loss_means_are_over_layers_each_with_its_fastest():
@@ -101,6 +106,7 @@ def test_at_equal_loss_means_are_over_layers_each_with_its_fastest():
         ["dense", "", "0", "100 %", "cuDNN", "3"],
         ["XAttention", "threshold 0.9", "0.0187", "35 %", "FlexAttention, FlashInfer", "3.5"],
         ["**AnchorAttention, tail 0**", "theta 12", "0.0200", "25 %", "its own kernels", "1.5"],
+        ["**AnchorAttention, tail 512**", "theta 12", "–", "–", "its own kernels", "2.5"],
     ]
 
 

@@ -44,7 +44,7 @@ def test_a_line_gets_the_time_of_its_tiles_and_choice(clock):
 def test_losses_are_read_off_at_as_much_time(clock):
     lines = ahead.timed(losses(), clock)
     # PBSAttention from .54 to .7, ours from .6 to .7, BFLA from .42 to .74
-    found = ahead.losses_standing(lines, "time", 0.62)
+    found = ahead.losses_ranking(lines, "time", 0.62)
     assert found.found["PBSAttention"].value == pytest.approx(0.1)
     assert found.found["AnchorAttention"].value == pytest.approx(0.48)
     assert found.found["BFLA"].value == pytest.approx(0.3 - 0.2 * 0.2 / 0.32)
@@ -59,7 +59,7 @@ def test_losses_are_read_off_at_as_much_time(clock):
 
 def test_total_cost_is_what_is_multiplied_and_scored(clock):
     lines = ahead.timed(losses(), clock)
-    found = ahead.losses_standing(lines, "total_cost", 0.45)
+    found = ahead.losses_ranking(lines, "total_cost", 0.45)
     assert found.found["PBSAttention"] is None  # .5 at least, though it keeps a tenth
     assert found.found["BFLA"].value == pytest.approx(0.3 - 0.2 * 0.05 / 0.4)
     assert found.found["BFLA"].kind is None
@@ -67,12 +67,12 @@ def test_total_cost_is_what_is_multiplied_and_scored(clock):
 
 
 def test_who_spends_more_has_no_place_and_few_tell_nothing(clock):
-    found = ahead.losses_standing(ahead.timed(losses(), clock), "time", 0.45)
+    found = ahead.losses_ranking(ahead.timed(losses(), clock), "time", 0.45)
     assert found.found["AnchorAttention"] is None
     assert found.place is None
     assert found.ranked == ["BFLA"]
     assert not found.tells  # one of three
-    assert ahead.losses_standing(ahead.timed(losses(), clock), "time", 0.62).tells
+    assert ahead.losses_ranking(ahead.timed(losses(), clock), "time", 0.62).tells
 
 
 def test_the_worse_of_two_times_is_told(clock):
@@ -92,7 +92,7 @@ def test_ahead_means_beyond_both_intervals():
         results.lost("PBSAttention", "one", 0.3, 0.1002),
         results.lost("MoBA", "one", 0.3, 0.2),
     ]
-    found = ahead.losses_standing(ahead.timed(lines, None), "total_cost", 0.5)
+    found = ahead.losses_ranking(ahead.timed(lines, None), "total_cost", 0.5)
     assert found.first == ["BFLA", "PBSAttention"]
 
 
@@ -104,11 +104,11 @@ def test_recall_ranks_the_other_way_round(clock):
         *results.curve("PBSAttention", 0.01, 0.02, 0.03, n=32_768),
     ]
     lines = ahead.timed(ahead.recall_lines(rows, N), clock)
-    found = ahead.recall_standing(lines, "total_cost", 0.5)
+    found = ahead.recall_ranking(lines, "total_cost", 0.5)
     assert found.found["PBSAttention"].value == pytest.approx(0.98)
     assert found.ranked == ["PBSAttention", "BFLA"]  # PooledTopK is a variant, and finds more
     assert next(iter(found.found)) == "PooledTopK"
-    by_time = ahead.recall_standing(lines, "time", results.block_time(0.5))
+    by_time = ahead.recall_ranking(lines, "time", results.block_time(0.5))
     assert by_time.found["PBSAttention"].value == pytest.approx(0.98)
     assert "PooledTopK" not in by_time.found  # nobody knows its time
     assert ahead.recall_lines(rows, 4096) == []

@@ -195,8 +195,8 @@ def test_the_figure_shows_what_is_known_of_each_time():
 
 
 def test_who_leads_has_a_colour_and_ours_has_its_own():
-    standing = ahead.Standing("time", 0.5, {"A": None}, ["A", "AnchorAttention", "B"], [])
-    colours = figure.colours_of(["A", "AnchorAttention", "B"], [standing])
+    ranking = ahead.Ranking("time", 0.5, {"A": None}, ["A", "AnchorAttention", "B"], [])
+    colours = figure.colours_of(["A", "AnchorAttention", "B"], [ranking])
     assert colours["B"] == figure.GREY
     assert len(set(colours.values())) == 3
 
@@ -212,7 +212,7 @@ def test_names_are_spread_in_order_and_stay_inside(places):
 
 
 def test_nobody_is_ahead_where_few_can_be_compared():
-    few = ahead.Standing("time", 0.2, {"BFLA": None, "MoBA": None, "SALE": None}, [], [])
+    few = ahead.Ranking("time", 0.2, {"BFLA": None, "MoBA": None, "SALE": None}, [], [])
     assert words.of_length(N, [few], [], {}, []) == (
         "At 8\u202f192 tokens too few methods can be compared yet."
     )

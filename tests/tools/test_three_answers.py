@@ -3,9 +3,8 @@
 import pytest
 
 from anchor_lab.experiments.lengths.measure import THETAS
-from anchor_lab.experiments.lengths.prefills import SDPA
 from tests.tools.made_up import losses, recalls, table
-from tools import verdict
+from tools import three_answers
 
 
 def prefills(model, *times, turns=True):
@@ -30,7 +29,7 @@ TIMES = ((2048, 10.0, 5.0), (4096, 20.0, 28.0), (8192, 30.0, 29.0), (32_768, 100
 
 
 def test_it_pays_from_where_it_is_faster_in_nine_of_ten_turns():
-    found = verdict.data_crossing(crossover(*TIMES)["rows"], "smollm2")
+    found = three_answers.data_crossing(crossover(*TIMES)["rows"], "smollm2")
     assert [n for n, _ in found.before] == [4096, 8192]  # up to a group nothing is dropped
     assert found.after == [(32_768, 0.6), (65_536, 0.25)]
     assert found.in_words(" of X") == (
@@ -38,7 +37,7 @@ def test_it_pays_from_where_it_is_faster_in_nine_of_ten_turns():
         "0.25 at 65\u202f536"
     )
     alone = prefills("smollm2", (8192, 30.0, 29.0), turns=False)
-    assert verdict.data_crossing(alone, "smollm2").after == [(8192, 29 / 30)]
+    assert three_answers.data_crossing(alone, "smollm2").after == [(8192, 29 / 30)]
 
 
 @pytest.mark.parametrize(
@@ -53,13 +52,13 @@ def test_it_pays_from_where_it_is_faster_in_nine_of_ten_turns():
     ],
 )
 def test_a_model_that_gains_nowhere_or_everywhere_is_told_so(times, words):
-    found = verdict.data_crossing(prefills("smollm2", *times), "smollm2")
+    found = three_answers.data_crossing(prefills("smollm2", *times), "smollm2")
     assert found.in_words(" of X") == words
 
 
 def test_a_model_that_was_not_prefilled_is_refused():
     with pytest.raises(ValueError, match="prefilled beyond a group, got 'random'"):
-        verdict.data_crossing(prefills("smollm2", *TIMES), "random")
+        three_answers.data_crossing(prefills("smollm2", *TIMES), "random")
 
 
 def lengths():
@@ -70,12 +69,15 @@ def lengths():
     row |= dict.fromkeys(("density", "density_most"), by_theta(0.6, 0.4))
     row |= dict.fromkeys(("recall", "recall_p10", "recall_least"), by_theta(0.99, 0.97))
     row |= dict.fromkeys(("error", "error_most"), by_theta(0.1, 0.2))
-    time = {"part": "times", "length": 32_768, "way": SDPA, "status": "ok", "share": 0.62}
-    return {"settings": {"thetas": list(THETAS)}, "rows": [row, time]}
+    return {"settings": {"thetas": list(THETAS)}, "rows": [row]}
 
 
 def test_prefills_stand_beside_what_the_heads_keep():
-    said = verdict.pays(crossover(*TIMES), lengths())
+    times = crossover(*TIMES)
+    call = {"part": "calls", "way": "dense", "q_heads": 9, "kv_heads": 3, "head_dim": 64}
+    call |= {"queries": 32_768, "keys": 32_768, "ms": {"median": 3.9}}  # 16 layers, of 100 ms
+    times["rows"].append(call)
+    said = three_answers.pays(times, lengths())
     rows = [line for line in said.splitlines() if line.startswith("| ")][2:]
     assert rows[1] == ("| 8\u202f192 | 0.97 | 0.99 | 30 | 29 | – | 60 / 40 | 0.990 / 0.970 |")
     assert rows[2] == "| 32\u202f768 | 0.60 | – | 100 | 60 | 62 % | – | – |"
@@ -94,13 +96,13 @@ def smollm2():
 
 
 def test_answers_have_their_intervals():
-    said = verdict.loses(smollm2())
+    said = three_answers.loses(smollm2())
     assert "| 8\u202f064 | 10 | 9 (60–98 %) | 3 (11–60 %) | 8 (49–94 %) |" in said
 
 
 def test_the_three_answers_are_those_of_the_results():
     files, rivals = [losses(8192)], table(recalls(8192))
-    said = verdict.verdict(crossover(*TIMES), smollm2(), files, rivals)
+    said = three_answers.three_answers(crossover(*TIMES), smollm2(), files, rivals)
     pays, loses, beats = said.strip().splitlines()
     assert "On one GPU a prefill of SmolLM2" in pays
     assert "takes up to 1.40 times as long as with dense attention at 4\u202f096" in pays
@@ -115,8 +117,16 @@ def test_the_three_answers_are_those_of_the_results():
     assert "; SALE, the first, loses 0.010 over all." in beats
 
 
+def test_a_text_that_somebody_brought_is_named_for_what_it_is():
+    files = [losses(8192), losses(8192, texts=("lorna_doone",))]
+    said = three_answers.three_answers(crossover(*TIMES), smollm2(), files, table(recalls(8192)))
+    _, loses, beats = said.strip().splitlines()
+    assert "θ = 12, 0.300 at θ = 9; on a novel 0.200 and 0.300." in loses
+    assert "On a novel it is number 3 of 4." in beats
+
+
 def test_a_recall_that_is_never_reached_is_said():
     rows = [row for row in recalls(8192) if row["configuration"] != "theta=12"]
-    said = verdict.verdict(crossover(*TIMES), smollm2(), [losses(8192)], table(rows))
+    said = three_answers.three_answers(crossover(*TIMES), smollm2(), [losses(8192)], table(rows))
     assert "It does not keep 95 % of the attention mass at any θ." in said
     assert "number 3 of 4" in said

@@ -2,9 +2,9 @@
 
 Every number comes from committed results, whatever lengths, methods and texts they have by now:
 
-verdict  the three answers, a sentence or two each
-pays     results/crossover and results/lengths: whole prefills, and what the heads keep
-loses    results/smollm2: answers with and without a tail
+three_answers  a sentence or two each
+pays           results/crossover and results/lengths: whole prefills, and what the heads keep
+loses          results/smollm2: answers with and without a tail
 """
 
 from collections.abc import Sequence
@@ -14,8 +14,8 @@ from pathlib import Path
 
 from anchor_lab.experiments import page
 from anchor_lab.experiments.crossover.figure import data_prefills, over_sdpa
-from anchor_lab.experiments.lengths.figure import data_heads, data_times
-from anchor_lab.experiments.lengths.prefills import SDPA
+from anchor_lab.experiments.crossover.share import data_dense
+from anchor_lab.experiments.lengths.figure import data_heads
 from anchor_lab.experiments.losses.measure import GOALS, TEXTS
 from anchor_lab.experiments.losses.tokens import FAR, NEW
 from anchor_lab.experiments.rivals.page import published
@@ -93,13 +93,12 @@ def pays(crossover: dict, lengths: dict) -> str:
     """
     prefills = data_prefills(crossover["rows"])
     heads = data_heads(lengths["rows"], lengths["settings"]["thetas"])
-    times = data_times(lengths["rows"])
+    dense = data_dense(crossover["rows"]).get(SMALL, {})
     table = []
     for n, ways in prefills[SMALL].items():
         if n <= CONFIG.group_size or not {"sdpa", "always"} <= ways.keys():
             continue
         kept = [heads[n]["thetas"][theta] for theta in THETAS] if n in heads else []
-        share = times.get(n, {}).get(SDPA, {}).get("share")
         large = prefills.get(LARGE, {}).get(n, {})
         both = {"sdpa", "always"} <= large.keys()
         table.append(
@@ -108,7 +107,7 @@ def pays(crossover: dict, lengths: dict) -> str:
                 f"{over_sdpa(ways, 'always'):.2f}",
                 f"{over_sdpa(large, 'always'):.2f}" if both else "–",
                 *(page.number(ways[way]["ms"]["median"]) for way in ("sdpa", "always")),
-                "–" if share is None else f"{100 * share:.0f} %",
+                f"{100 * dense[n]['share']:.0f} %" if n in dense else "–",
                 " / ".join(page.percent(x["density"]).removesuffix(" %") for x in kept) or "–",
                 " / ".join(page.digits(x["recall"], 3) for x in kept) or "–",
             )
@@ -151,7 +150,7 @@ def loses(smollm2: dict) -> str:
 # All three.
 
 
-def verdict(crossover: dict, smollm2: dict, files: Sequence[dict], table: dict) -> str:
+def three_answers(crossover: dict, smollm2: dict, files: Sequence[dict], table: dict) -> str:
     """When it pays, what it loses, what beats it: what one must know before trying it.
 
     Args:
@@ -163,7 +162,7 @@ def verdict(crossover: dict, smollm2: dict, files: Sequence[dict], table: dict) 
     ours = {theta: found.lost[theta][OURS].mean for theta in GOALS}
     best = published(found.lost[CONFIG.theta])[0]
     return render(
-        "verdict.md.j2",
+        "three_answers.md.j2",
         device=crossover["settings"]["device"],
         small=data_crossing(rows, SMALL).in_words(" times as long as with dense attention"),
         large=data_crossing(rows, LARGE).in_words(),
@@ -184,5 +183,5 @@ def verdict(crossover: dict, smollm2: dict, files: Sequence[dict], table: dict) 
         far=page.digits(found.classes[FAR], 2),
         new=page.digits(found.classes[NEW], 2),
         texts=TEXTS,
-        brought=[(name, page.spaced(n), *place) for name, n, *place in data_brought(files)],
+        brought=[one.page for one in data_brought(files)],
     )

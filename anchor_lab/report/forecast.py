@@ -45,7 +45,7 @@ class AtLength:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Forecast:
     """What to do on one device with one threshold.
 
     Attributes:
@@ -120,7 +120,7 @@ class Verdict:
         return told
 
     def lines(self) -> list[str]:
-        """The verdict, why, and a table by length, for a terminal."""
+        """The forecast, why, and a table by length, for a terminal."""
         head = f"{'tokens':>8}  {'density':>8}  {'ms':>9}  {'sdpa, ms':>9}  {'speed':>7}"
         rows = [
             f"{x.tokens:>8}  {x.density:>7.3f}{' ' if x.measured else '*'}  "
@@ -138,7 +138,7 @@ ASSUMED = (
 )
 
 
-def verdict(found: InspectedHeads, theta: float, values: dict) -> Verdict:
+def forecast(found: InspectedHeads, theta: float, values: dict) -> Forecast:
     """What the cost model says of a model that was inspected.
 
     Args:
@@ -159,7 +159,7 @@ def verdict(found: InspectedHeads, theta: float, values: dict) -> Verdict:
     grid = [x for x in _grid() if x > CONFIG.group_size]
     gains = [look(x).expected.gain for x in grid]
     first = max((i + 1 for i, gain in enumerate(gains) if not gain), default=0)
-    return Verdict(
+    return Forecast(
         device=values["device"],
         theta=theta,
         here=look(n),

@@ -1,4 +1,4 @@
-"""A verdict by the integration's cost model, and its coefficients measured on the spot."""
+"""A forecast by the integration's cost model, and its coefficients measured on the spot."""
 
 import json
 import math
@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from anchor_lab.report import rates, verdict
+from anchor_lab.report import forecast, rates
 from anchor_lab.report.inspected import InspectedHeads
 from anchor_models import Captured
 from anchor_models.integration import cost
@@ -54,7 +54,7 @@ def of(n: int, share: float, positions: int | None = 131_072):
 
 
 def test_times_are_those_of_the_cost_model_of_the_integration():
-    told = verdict.verdict(of(8192, 0.1), 9.0, VALUES)
+    told = forecast.forecast(of(8192, 0.1), 9.0, VALUES)
     shape, config = cost.Shape(1, 8, 2, 8192, 8192, 64), AnchorConfig(tail=TAIL)
     assert told.here.expected == cost.expected_at(VALUES, shape, config, 0.1)
     assert told.here.expected.dense == pytest.approx(8 * 64 * causal_pairs(8192) / 1e9)
@@ -64,7 +64,7 @@ def test_times_are_those_of_the_cost_model_of_the_integration():
 
 
 def test_it_is_faster_from_the_length_on_from_which_a_gain_is_expected_at_all_lengths():
-    told = verdict.verdict(of(4096, 0.1), 9.0, VALUES)
+    told = forecast.forecast(of(4096, 0.1), 9.0, VALUES)
     first = told.faster_from
     assert 8192 < first < 32_768
     shape = cost.Shape(1, 8, 2, first, first, 64)
@@ -80,27 +80,27 @@ def test_it_is_faster_from_the_length_on_from_which_a_gain_is_expected_at_all_le
         f"slower here: use sdpa at 4096 tokens; faster from about {first} tokens on"
     )
     # A gain must be larger than what the expectation may err.
-    surer = verdict.verdict(of(4096, 0.1), 9.0, VALUES | {"margin": 1.0})
+    surer = forecast.forecast(of(4096, 0.1), 9.0, VALUES | {"margin": 1.0})
     assert surer.faster_from > first
 
 
 def test_words_follow_the_numbers():
-    faster = verdict.verdict(of(65_536, 0.1), 9.0, VALUES)
+    faster = forecast.forecast(of(65_536, 0.1), 9.0, VALUES)
     assert str(faster).startswith("faster here: use AnchorAttention at 65536 tokens; faster from")
     assert not any("do not use it here" in line for line in faster.reasons())
-    slower = verdict.verdict(of(4096, 0.1), 9.0, VALUES)
+    slower = forecast.forecast(of(4096, 0.1), 9.0, VALUES)
     assert "At this length do not use it here." in slower.reasons()
     assert "a made-up GPU; either may be off by 7%." in slower.reasons()[0]
-    short = verdict.verdict(of(4096, 0.1, positions=8192), 9.0, VALUES)
+    short = forecast.forecast(of(4096, 0.1, positions=8192), 9.0, VALUES)
     assert str(short) == (
         "do not use it here, it is slower: use sdpa at 4096 tokens; faster from about "
         f"{slower.faster_from} tokens on, and the model reads 8192"
     )
     assert [x.tokens for x in short.table] == [4096, 8192]
-    never = verdict.verdict(of(4096, 1.0), 9.0, VALUES)
+    never = forecast.forecast(of(4096, 1.0), 9.0, VALUES)
     assert never.faster_from is None
     assert str(never).endswith("not faster at any length up to 1048576")
-    even = verdict.verdict(of(65_536, 0.1), 9.0, VALUES | {"margin": 99.0})
+    even = forecast.forecast(of(65_536, 0.1), 9.0, VALUES | {"margin": 99.0})
     assert "no clear gain: use sdpa at 65536" in str(even)
     lines = slower.lines()
     assert lines[0] == str(slower)
@@ -109,13 +109,13 @@ def test_words_follow_the_numbers():
 
 def test_the_floor_alone_is_named_where_no_threshold_would_help():
     """At 4096 tokens the call's 20 ms are more than all that can be left out; later not."""
-    short, longer = (verdict.verdict(of(n, 0.9), 9.0, VALUES) for n in (4096, 65_536))
+    short, longer = (forecast.forecast(of(n, 0.9), 9.0, VALUES) for n in (4096, 65_536))
     assert not short.floor_pays
     said = "first group, windows and tail alone, which are kept with any θ, are 0.6"
     assert any(f"No θ would change that: {said}" in line for line in short.reasons())
     assert longer.floor_pays
     assert not longer.here.expected.gain or longer.here.expected.speedup > 1
-    costly = verdict.verdict(of(65_536, 1.0), 9.0, VALUES)
+    costly = forecast.forecast(of(65_536, 1.0), 9.0, VALUES)
     assert not costly.here.expected.gain
     assert not any("No θ would" in line for line in costly.reasons()), "a smaller θ would"
 
@@ -129,27 +129,27 @@ def test_shares_of_shorter_prompts_are_their_own_groups():
             len(x.rows) * len(x.candidates) * s for x, s in zip(layout, shares, strict=False)
         )
         every = sum(len(x.rows) * len(x.candidates) for x in layout)
-        assert verdict.share_at(shares, 8192, n) == pytest.approx(kept / every)
+        assert forecast.share_at(shares, 8192, n) == pytest.approx(kept / every)
 
 
 def test_shares_of_longer_prompts_go_on_as_the_groups_do():
     shares = [0.0, *(0.8 * g**-0.5 for g in range(1, 8))]
-    assert verdict.exponent(shares) == pytest.approx(-0.5)
-    own = verdict.share_at(shares, 16_384, 16_384)
-    assert verdict.share_at(shares, 16_384, 65_536) == pytest.approx(own / 2)
-    assert verdict.exponent([0.0, 0.3]) == 0, "one group tells of no slope"
-    assert verdict.exponent([0.0, 0.1, 0.4]) == 0, "nothing is kept beyond all"
-    assert verdict.exponent([0.0, 0.9, 0.001]) == -1
-    assert verdict.exponent([0.0, 0.0, 0.0]) == 0
-    assert verdict.share_at([0.0, 1.0], 4096, 8192) == 1.0
+    assert forecast.exponent(shares) == pytest.approx(-0.5)
+    own = forecast.share_at(shares, 16_384, 16_384)
+    assert forecast.share_at(shares, 16_384, 65_536) == pytest.approx(own / 2)
+    assert forecast.exponent([0.0, 0.3]) == 0, "one group tells of no slope"
+    assert forecast.exponent([0.0, 0.1, 0.4]) == 0, "nothing is kept beyond all"
+    assert forecast.exponent([0.0, 0.9, 0.001]) == -1
+    assert forecast.exponent([0.0, 0.0, 0.0]) == 0
+    assert forecast.share_at([0.0, 1.0], 4096, 8192) == 1.0
 
 
 def test_density_counts_the_tail_that_models_have():
     config = AnchorConfig(tail=TAIL)
     always = sum(group.always_pairs for group in groups(config, 4096, 4096))
-    assert verdict.density_at(4096, 0.0) == pytest.approx(always / causal_pairs(4096))
-    assert verdict.density_at(4096, 1.0) == pytest.approx(1.0)
-    assert verdict.density_at(4096, 0.0) > 0.531
+    assert forecast.density_at(4096, 0.0) == pytest.approx(always / causal_pairs(4096))
+    assert forecast.density_at(4096, 1.0) == pytest.approx(1.0)
+    assert forecast.density_at(4096, 0.0) > 0.531
 
 
 # -- on the spot
