@@ -8,9 +8,8 @@ from torch import Tensor
 
 import anchor_ref
 from anchor_ref.config import AnchorConfig
-from anchor_ref.inputs import check_inputs, check_type
+from anchor_ref.inputs import check_type
 from anchor_ref.plan import AnchorTrace
-from anchor_ref.stripes import at_lowered_anchors, lowered_anchors
 
 BACKENDS = ("auto", "triton", "torch")
 TAIL = 512  # rows that are exact inside models: a question, and instructions that follow it
@@ -45,8 +44,8 @@ def choose_backend(
         q: queries, `[B, Hq, Nq, D]`; dtype, head size and device are looked at.
         backend: "auto" takes the kernels where they can run on q's GPU, and the reference
             elsewhere. "triton" and "torch" take what they name.
-        config: None means `AnchorConfig()`. The kernels do not know outlier rows: with some, an
-            extension, "auto" takes the reference.
+        config: None means `AnchorConfig()`. Of outlier rows, an extension, the kernels know evenly
+            spaced ones: with others "auto" takes the reference.
 
     Raises:
         TypeError: `config` is no `AnchorConfig`.
@@ -95,10 +94,9 @@ def anchor_attention(
     """AnchorAttention by the implementation that `choose_backend` names.
 
     Args:
-        q, k, v, config, scale, cu_seqlens, return_trace: as in `anchor_ref.anchor_attention`.
+        q, k, v, config, scale, cu_seqlens, return_trace, theta_by_head: as in
+            `anchor_ref.anchor_attention`.
         backend: "auto", "triton" or "torch", see `choose_backend`.
-        theta_by_head: a threshold for each query head, in place of `config.theta`. The test
-            ā − s <= θ_h is asked as (ā − θ_h) − s <= 0: equal but for the rounding of ā − θ_h.
 
     Returns:
         What `anchor_ref.anchor_attention` returns.
@@ -109,25 +107,11 @@ def anchor_attention(
     """
     check_type("q", q, Tensor)  # the implementation checks the rest
     chosen = implementation(choose_backend(q, backend, config))
-    if theta_by_head is None:
-        return chosen.anchor_attention(
-            q, k, v, config, scale, cu_seqlens, return_trace=return_trace
-        )
-    out, trace = _by_head(chosen, q, k, v, config, theta_by_head, scale, cu_seqlens)
-    return (out, trace) if return_trace else out
-
-
-def _by_head(implementation, q, k, v, config, thetas, scale, cu_seqlens):
-    """The three stages, with every head's anchors lowered by its own threshold before the test."""
-    check_inputs(q, k, v, scale, cu_seqlens)
-    config = at_lowered_anchors(config or AnchorConfig())
-    state = implementation.compute_anchor(q, k, v, config, scale, cu_seqlens)
-    lowered = lowered_anchors(state.max, thetas)
-    stripes = implementation.identify_stripes(q, k, lowered, config, scale, cu_seqlens)
-    out = implementation.attend_stripes(q, k, v, state, stripes, config, scale, cu_seqlens)
-    if config.tail:
-        out = implementation.attend_tail(q, k, v, state, out, config, scale, cu_seqlens)
-    return out, AnchorTrace(state.max, stripes)
+    return chosen.anchor_attention(
+        *(q, k, v, config, scale, cu_seqlens),
+        return_trace=return_trace,
+        theta_by_head=theta_by_head,
+    )
 
 
 def _why_no_kernels(q: Tensor, config: AnchorConfig | None) -> str | None:

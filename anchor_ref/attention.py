@@ -1,5 +1,7 @@
 """AnchorAttention: the three stages in order (arXiv 2505.23520)."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -8,7 +10,7 @@ from anchor_ref.anchor import compute_anchor
 from anchor_ref.config import AnchorConfig
 from anchor_ref.plan import AnchorTrace
 from anchor_ref.sparse import attend_stripes
-from anchor_ref.stripes import identify_stripes
+from anchor_ref.stripes import at_lowered_anchors, identify_stripes, lowered_anchors
 from anchor_ref.tail import attend_tail
 
 
@@ -22,6 +24,7 @@ def anchor_attention(
     *,
     return_trace: bool = False,
     compute_dtype: torch.dtype | None = None,
+    theta_by_head: Sequence[float] | None = None,
 ) -> Float[Tensor, "B Hq Nq D"] | tuple[Float[Tensor, "B Hq Nq D"], AnchorTrace]:
     """Causal attention over the initial region, the window, and the stripes that matter.
 
@@ -36,6 +39,8 @@ def anchor_attention(
             the other in a batch of 1; none attends to another.
         return_trace: also return what the stages found.
         compute_dtype: float32 or float64; None means float32, and float64 for float64 inputs.
+        theta_by_head: a threshold for each query head, in place of `config.theta`, see
+            `stripes.lowered_anchors`; outlier rows, an extension, share it.
 
     Returns:
         Output `[B, Hq, Nq, D]` in q's dtype, and an `AnchorTrace` when asked for.
@@ -58,7 +63,10 @@ def anchor_attention(
     """
     config = AnchorConfig() if config is None else config
     state = compute_anchor(q, k, v, config, scale, cu_seqlens, compute_dtype=compute_dtype)
-    stripes = identify_stripes(q, k, state.max, config, scale, cu_seqlens)
+    anchor = state.max
+    if theta_by_head is not None:
+        anchor, config = lowered_anchors(anchor, theta_by_head), at_lowered_anchors(config)
+    stripes = identify_stripes(q, k, anchor, config, scale, cu_seqlens)
     out = attend_stripes(q, k, v, state, stripes, config, scale, cu_seqlens)
     if config.tail:
         out = attend_tail(q, k, v, state, out, config, scale, cu_seqlens)

@@ -1,8 +1,10 @@
-"""The few numbers that define AnchorAttention (arXiv 2505.23520), and two of an extension."""
+"""The few numbers that define AnchorAttention (arXiv 2505.23520), and those of an extension."""
 
 import math
 from dataclasses import dataclass
 from numbers import Integral, Real
+
+OUTLIER_CHOICES = ("cosine", "even")
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,9 @@ class AnchorConfig:
             more is an extension; see `anchor_ref.outliers`.
         outlier_theta: θ₂, threshold of these queries, as `theta`; None means θ itself, and is all
             that is allowed where `outliers` is 0.
+        outlier_choice: which queries of a block are asked: "cosine", those that point least where
+            the block's mean points; or "even", one in the middle of each of R equal parts, which
+            costs nothing to choose and loses less.
 
     Integers and reals of any type, NumPy's too, are taken and kept as Python's `int` and `float`.
 
@@ -38,6 +43,7 @@ class AnchorConfig:
     tail: int = 0
     outliers: int = 0
     outlier_theta: float | None = None
+    outlier_choice: str = "cosine"
 
     def __post_init__(self):
         for field, least in (
@@ -54,6 +60,9 @@ class AnchorConfig:
                 raise ValueError(f"{field} must be an integer of at least {least}, got {value!r}")
             object.__setattr__(self, field, int(value))
         self._check_threshold("theta")
+        if self.outlier_choice not in OUTLIER_CHOICES:
+            allowed = " or ".join(repr(choice) for choice in OUTLIER_CHOICES)
+            raise ValueError(f"outlier_choice must be {allowed}, got {self.outlier_choice!r}")
         if self.outlier_theta is None:
             return
         if not self.outliers:

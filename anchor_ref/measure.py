@@ -34,9 +34,6 @@ from anchor_ref.inputs import (
 from anchor_ref.online_softmax import normalise
 from anchor_ref.plan import AnchorTrace, StripePlan
 from anchor_ref.regions import Group, groups
-from anchor_ref.sparse import attend_stripes
-from anchor_ref.stripes import at_lowered_anchors, identify_stripes, lowered_anchors
-from anchor_ref.tail import attend_tail
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,17 +118,15 @@ def measure(
         A `Measurement`. Costs as much time as dense attention, memory grows linearly in Nk.
 
     Raises:
-        TypeError, ValueError: as in `anchor_attention`; or see `stripes.lowered_anchors` and
-            `stripes.at_lowered_anchors`.
+        TypeError, ValueError: as in `anchor_attention`.
     """
     check_inputs(q, k, v, scale, cu_seqlens)
     more = {"scale": scale, "cu_seqlens": cu_seqlens, "compute_dtype": compute_dtype}
     _finish_queued_work(q)
     started = time.perf_counter()
-    if theta_by_head is None:
-        out, trace = anchor_attention(q, k, v, config, return_trace=True, **more)
-    else:
-        out, trace = _by_head(q, k, v, config, theta_by_head, **more)
+    out, trace = anchor_attention(
+        q, k, v, config, return_trace=True, theta_by_head=theta_by_head, **more
+    )
     _finish_queued_work(q)
     seconds = time.perf_counter() - started
     sizes = (config, q.shape[2], k.shape[2], cu_seqlens)
@@ -144,16 +139,6 @@ def measure(
         seconds=seconds,
         trace=trace,
     )
-
-
-def _by_head(q, k, v, config, theta_by_head, *, scale, cu_seqlens, compute_dtype):
-    state = compute_anchor(q, k, v, config, scale, cu_seqlens, compute_dtype=compute_dtype)
-    lowered = lowered_anchors(state.max, theta_by_head)
-    stripes = identify_stripes(q, k, lowered, at_lowered_anchors(config), scale, cu_seqlens)
-    out = attend_stripes(q, k, v, state, stripes, config, scale, cu_seqlens)
-    if config.tail:
-        out = attend_tail(q, k, v, state, out, config, scale, cu_seqlens)
-    return out, AnchorTrace(state.max, stripes)
 
 
 def dense_attention(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from anchor_ref.config import AnchorConfig
 from anchor_ref.heads import attention_scores
-from anchor_ref.inputs import check_inputs, check_tensor
+from anchor_ref.inputs import check_inputs, check_tensor, check_type
 from anchor_ref.outliers import outlier_difference
 from anchor_ref.plan import StripePlan
 from anchor_ref.regions import Group, groups
@@ -75,7 +75,7 @@ def keeps(
     pooled = pooled_difference(q, k, row_anchor, group, scale)
     kept = passes_difference_test(pooled, config.theta).any(2)
     if config.outliers:
-        own = outlier_difference(q, k, row_anchor, group, scale, config.outliers)
+        own = outlier_difference(q, k, row_anchor, group, scale, config)
         kept |= passes_difference_test(own, config.row_theta).any(2)
     return kept
 
@@ -92,17 +92,27 @@ def lowered_anchors(
         theta_by_head: θ_h of each query head; +inf keeps every candidate, -inf none.
 
     Raises:
+        TypeError, ValueError: see `thresholds`.
+    """
+    thetas = thresholds(theta_by_head, row_anchor.shape[1])
+    return row_anchor - row_anchor.new_tensor(thetas)[:, None]
+
+
+def thresholds(theta_by_head: Sequence[float], heads: int) -> tuple[float, ...]:
+    """θ_h of each head as floats.
+
+    Raises:
+        TypeError: `theta_by_head` is no sequence.
         ValueError: there are more or fewer thresholds than heads, or one is no threshold.
     """
-    heads = row_anchor.shape[1]
+    check_type("theta_by_head", theta_by_head, Sequence)
     if len(theta_by_head) != heads:
         raise ValueError(
             f"theta_by_head must have one value for each of q's {heads} heads, "
             f"got {len(theta_by_head)}"
         )
-    for theta in theta_by_head:
-        AnchorConfig(theta=theta)  # refuses what is no threshold
-    return row_anchor - row_anchor.new_tensor([float(x) for x in theta_by_head])[:, None]
+    # An AnchorConfig refuses what is no threshold.
+    return tuple(AnchorConfig(theta=theta).theta for theta in theta_by_head)
 
 
 def at_lowered_anchors(config: AnchorConfig) -> AnchorConfig:

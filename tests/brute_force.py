@@ -5,6 +5,7 @@
 
 import math
 from dataclasses import replace
+from fractions import Fraction
 
 import torch
 from hypothesis import strategies as st
@@ -85,18 +86,40 @@ def brute_masks(q, k, config, scale):
     return scores, causal, always, candidates, difference
 
 
+def own_differences(scores, always, config):
+    """What each evenly spaced row that is asked says of each key by itself; +inf of other rows.
+
+    The middle of part r of R is (r + 1/2) / R of the way through a block.
+    """
+    n_q, n_k = scores.shape[2:]
+    anchor = scores.masked_fill(~always, -torch.inf).amax(-1, keepdim=True)
+    found = torch.full_like(scores, torch.inf)
+    block = (torch.arange(n_q) + n_k - n_q) // config.block_size
+    for b in block.unique() if config.outliers else ():
+        rows = (block == b).nonzero().flatten().tolist()
+        parts = min(config.outliers, len(rows))
+        for part in range(parts):
+            row = rows[math.floor(Fraction(2 * part + 1, 2 * parts) * len(rows))]
+            found[:, :, row] = (anchor - scores)[:, :, row]
+    return found
+
+
 def brute_force(q, k, v, config, scale=None):
     """Float64 output, kept pairs `[B, Hq, Nq, Nk]`, and how near the closest call was."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     scores, causal, always, candidates, difference = brute_masks(q, k, config, scale)
+    own = own_differences(scores, always, config)
+    passes = (difference <= config.theta) | ((own <= config.row_theta) & own.isfinite())
     kept = always.expand_as(scores).clone()
     group = (torch.arange(q.shape[2]) + k.shape[2] - q.shape[2]) // config.group_size
     for g in group.unique():
         rows = group == g
-        chosen = (difference[:, :, rows] <= config.theta).any(2, keepdim=True)
+        chosen = passes[:, :, rows].any(2, keepdim=True)
         kept[:, :, rows] |= chosen & candidates[rows]
     kept |= causal & tail_rows(q, config)
-    closest = (difference - config.theta).abs()[candidates.expand_as(scores)]
+    near = (difference - config.theta).abs()
+    near = near.minimum((own - config.row_theta).abs().nan_to_num(nan=math.inf))
+    closest = near[candidates.expand_as(scores)]
     margin = closest.min().item() if closest.numel() else math.inf
     values = v.double().repeat_interleave(q.shape[1] // v.shape[1], 1)
     out = scores.masked_fill(~kept, -torch.inf).softmax(-1) @ values

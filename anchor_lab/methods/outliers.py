@@ -26,7 +26,7 @@ from anchor_lab.methods.stripes import SWEEP_THETAS, StripeMethod, row_anchor
 from anchor_ref.config import AnchorConfig
 from anchor_ref.heads import attention_scores
 from anchor_ref.measure import identification_cost
-from anchor_ref.outliers import outlier_rows
+from anchor_ref.outliers import even_rows, outlier_rows
 from anchor_ref.plan import StripePlan
 from anchor_ref.regions import Group, causal_pairs, groups
 from anchor_ref.stripes import pooled_difference
@@ -132,7 +132,7 @@ class OutlierRows(Extension):
         if self.by == "cosine":
             return torch.cat([outlier_rows(q, rows, count, dtype) for rows in group.blocks], -1)
         if self.by == "even":
-            places = [row for rows in group.blocks for row in evenly(rows, count)]
+            places = [row for rows in group.blocks for row in even_rows(rows, count)]
             return torch.tensor(places, device=q.device).expand(*q.shape[:2], -1)
         strange = self._strangeness(q.to(dtype), anchor, group)
         ranked = (x.argsort(dim=-1, descending=True, stable=True) for x in strange)
@@ -154,12 +154,6 @@ class OutlierRows(Extension):
             else:
                 drawn = torch.rand(len(rows), generator=torch.Generator().manual_seed(rows.start))
                 yield drawn.to(q).expand(*q.shape[:2], -1)
-
-
-def evenly(rows: range, count: int) -> list[int]:
-    """A row in the middle of each of `count` equal parts; all of them where they are fewer."""
-    count = min(count, len(rows))
-    return [rows[(2 * part + 1) * len(rows) // (2 * count)] for part in range(count)]
 
 
 @dataclass(frozen=True)

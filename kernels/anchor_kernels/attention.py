@@ -1,9 +1,11 @@
 """AnchorAttention: the three stages in order. Mirrors `anchor_ref.attention`."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from anchor_kernels.calls import call_like
+from anchor_kernels.calls import call_like, thetas_like
 from anchor_ref.config import AnchorConfig
 from anchor_ref.plan import AnchorTrace
 
@@ -17,6 +19,7 @@ def anchor_attention(
     cu_seqlens: Tensor | None = None,
     *,
     return_trace: bool = False,
+    theta_by_head: Sequence[float] | None = None,
 ) -> Tensor | tuple[Tensor, AnchorTrace]:
     """Causal attention over the initial region, the window, and the stripes that matter.
 
@@ -25,17 +28,21 @@ def anchor_attention(
         k: keys, `[B, Hkv, Nk, D]`, q's dtype and device; Hq a multiple of Hkv. With Nk > Nq the
             queries are the last Nq tokens (chunked prefill).
         v: values, k's shape.
-        config: sizes and threshold; None means `AnchorConfig()`. `outliers` must be 0.
+        config: sizes and threshold; None means `AnchorConfig()`. with outlier rows,
+            an extension, `outlier_choice` must be "even".
         scale: factor of q·k; None means 1/sqrt(D).
         cu_seqlens: `[n_sequences + 1]` int32 or int64, boundaries of sequences packed one after
             the other in a batch of 1; none attends to another.
         return_trace: also return what the stages found.
+        theta_by_head: a threshold for each query head, in place of `config.theta`, see
+            `anchor_ref.stripes.lowered_anchors`.
 
     Returns:
         Output `[B, Hq, Nq, D]` in q's dtype, and an `AnchorTrace` when asked for.
 
     Raises:
-        TypeError, ValueError: see `anchor_ref.inputs.check_inputs`.
+        TypeError, ValueError: see `anchor_ref.inputs.check_inputs`, and of `anchor_ref.stripes`
+            `thresholds` and `at_lowered_anchors`.
         UnsupportedError: the kernels cannot run here or on these inputs; the message says why.
         RuntimeError: a CUDA graph is being captured and the call cannot be part of it.
 
@@ -59,7 +66,9 @@ def anchor_attention(
     float32, larger ones may overflow.
     """
     config = AnchorConfig() if config is None else config
-    call = call_like(q, k, v, config, scale, cu_seqlens, return_trace)
+    by_head = theta_by_head is not None
+    call = call_like(q, k, v, config, scale, cu_seqlens, return_trace, by_head)
     with torch.cuda.device_of(q):
-        out, trace = call(q, k, v, return_trace)
+        thetas = thetas_like(q, theta_by_head) if by_head else None
+        out, trace = call(q, k, v, return_trace, thetas)
     return (out, trace) if return_trace else out

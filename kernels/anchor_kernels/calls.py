@@ -7,6 +7,7 @@ an output and six launches.
 """
 
 import math
+from collections.abc import Sequence
 from itertools import accumulate
 from threading import Lock
 from typing import NamedTuple
@@ -33,9 +34,11 @@ from anchor_ref.config import AnchorConfig
 from anchor_ref.inputs import check_type
 from anchor_ref.plan import AnchorTrace, StripePlan
 from anchor_ref.regions import groups
+from anchor_ref.stripes import at_lowered_anchors, thresholds
 
 ROOM = 2**25  # candidates for which a list of 128 MiB has places, whatever is selected
 KEPT = 64  # kinds of calls that are remembered
+THETAS_KEPT = 1024  # layers whose thresholds by head are
 ALIGNED = 256  # bytes: where the parts of a buffer begin
 
 
@@ -74,15 +77,19 @@ class Call:
         config: AnchorConfig,
         scale: float,
         cu_seqlens: Tensor | None,
+        by_head: bool = False,
     ):
+        if by_head:
+            config = at_lowered_anchors(config)
         found = groups(config, q.shape[2], k.shape[2], cu_seqlens)
-        self._tables = tables = tables_of(found, q.device)
+        self._tables = tables = tables_of(found, q.device, config.outliers)
         launch = select_launch(q)
         stack = stack_rows(config, q.shape[1] // k.shape[1], tables.n_groups, launch.rows)
         self._chunks = chunks = chunks_of(*cuts(q, k, tables, stack, launch))
         out = torch.empty_like(q)
-        # An output takes the place of stage 1's part of it.
-        self._anchor = prepare_anchor(q, k, v, out, tables, scale, pool=True)
+        # An output takes the place of stage 1's part of it. Anchors that are to be lowered first
+        # are pooled after it.
+        self._anchor = prepare_anchor(q, k, v, out, tables, scale, pool=not by_head)
         self._pool = None if self.pools_in_stage_1 else prepare_pool(q, tables)
         self._select = prepare_select(q, k, tables, chunks, stack, scale, config, launch)
         self._compact = prepare_compact(q, tables, chunks)
@@ -95,6 +102,7 @@ class Call:
         self.places = _in_a_row(
             lse=((*q.shape[:3],), torch.float32),
             row_anchor=((*q.shape[:3],), torch.float32),
+            lowered=(q.shape[:3] if by_head else (0,), torch.float32),
             redo_anchor=((self._anchor.programs,), torch.int8),
             pooled_q=((heads, tables.n_blocks, q.shape[3]), torch.float32),
             pooled_anchor=((heads, tables.n_blocks), torch.float32),
@@ -119,9 +127,18 @@ class Call:
         return self._anchor.pools
 
     def __call__(
-        self, q: Tensor, k: Tensor, v: Tensor, return_trace: bool = False
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        return_trace: bool = False,
+        thetas: Tensor | None = None,
     ) -> tuple[Tensor, AnchorTrace | None]:
-        """Attention output, `[B, Hq, Nq, D]`, and what the stages found."""
+        """Attention output, `[B, Hq, Nq, D]`, and what the stages found.
+
+        Args:
+            thetas: of each head, `[Hq, 1]` float32, for a call that was made for them.
+        """
         out = torch.empty_like(q)
         buffer = torch.empty(self._bytes, dtype=torch.uint8, device=q.device)
         stream = self._use_stream(q)
@@ -138,10 +155,16 @@ class Call:
 
         anchored = at["row_anchor"], at["lse"], at["redo_anchor"]
         self._anchor((q, k, v), *qkvo, *anchored, *pooled, tables.groups, stream=stream)
+        row_anchor = at["row_anchor"]
+        if thetas is not None:
+            row_anchor = at["lowered"]
+            found, lowered = (self.places[name].of(buffer) for name in ("row_anchor", "lowered"))
+            torch.sub(found, thetas, out=lowered)
         if self._pool is not None:
-            self._pool(qkvo[0], at["row_anchor"], *pooled, tables.blocks, stream=stream)
-        of_chunks = tables.groups, chunks.slots, chunks.order
-        self._select(*pooled, qkvo[1], words, slot_counts, *of_chunks, stream=stream)
+            self._pool(qkvo[0], row_anchor, *pooled, tables.blocks, stream=stream)
+        asked = qkvo[0], row_anchor  # and the rows that are asked by themselves
+        of_tables = tables.groups, tables.asked, chunks.slots, chunks.order
+        self._select(*pooled, *asked, qkvo[1], words, slot_counts, *of_tables, stream=stream)
         offsets, indices = self._offsets, at["indices"]
         if offsets is None or return_trace:  # a trace's list holds stripes and nothing else
             offsets, total = lists_of(self.places["slot_counts"].of(buffer), chunks)
@@ -176,14 +199,16 @@ class Call:
 
     def _held(self) -> list[Tensor]:
         tables, chunks = self._tables, self._chunks
-        held = [tables.groups, tables.blocks, tables.by_work, chunks.slots, chunks.order]
+        held = [tables.groups, tables.blocks, tables.asked, tables.by_work]
+        held += [chunks.slots, chunks.order]
         held += [] if self._offsets is None else [self._offsets]
         return held + list(self._tail.tensors if self._tail is not None else ())
 
 
 _calls: dict[tuple, Call] = {}
+_thetas: dict[tuple, Tensor] = {}
 _keeping = Lock()
-_captured: set[Call] = set()
+_captured: set[Call | Tensor] = set()  # tensors by identity, as their hash is
 
 
 def call_like(
@@ -194,11 +219,13 @@ def call_like(
     scale: float | None,
     cu_seqlens: Tensor | None,
     return_trace: bool = False,
+    by_head: bool = False,
 ) -> Call:
     """The call for tensors like these, made if there is none yet.
 
     Args:
         return_trace: will a trace be asked for? Its list is as long as the device says.
+        by_head: will each head have a threshold of its own?
 
     Raises:
         TypeError, ValueError: see `anchor_ref.inputs.check_inputs`.
@@ -206,7 +233,7 @@ def call_like(
         RuntimeError: a CUDA graph is being captured and the call cannot be part of it.
     """
     try:
-        key = _key(q, k, v, config, scale, cu_seqlens)
+        key = _key(q, k, v, config, scale, cu_seqlens, by_head)
         found = _calls.get(key)
     except (AttributeError, TypeError):  # no tensors, or no settings
         key = found = None
@@ -216,7 +243,7 @@ def call_like(
         check_type("config", config, AnchorConfig)
         scale = check_call(q, k, v, scale, cu_seqlens, config)
         _refuse_capture(q, made=False)
-        found = Call(q, k, v, config, scale, cu_seqlens)
+        found = Call(q, k, v, config, scale, cu_seqlens, by_head)
         if key is not None:
             with _keeping:
                 if len(_calls) >= KEPT:
@@ -227,7 +254,32 @@ def call_like(
     return found
 
 
-def _key(q, k, v, config, scale, cu_seqlens) -> tuple:
+def thetas_like(q: Tensor, theta_by_head: Sequence[float]) -> Tensor:
+    """Thresholds of q's heads on its device, `[Hq, 1]` float32; those of a layer are made once.
+
+    Raises:
+        TypeError, ValueError: see `anchor_ref.stripes.thresholds`.
+        RuntimeError: a CUDA graph is being captured, and they are not there yet.
+    """
+    key = q.device, thresholds(theta_by_head, q.shape[1])
+    found = _thetas.get(key)
+    if found is None:
+        _refuse_capture(q, made=False)
+        with _keeping:
+            if len(_thetas) >= THETAS_KEPT:
+                del _thetas[next(iter(_thetas))]
+            found = _thetas[key] = torch.tensor(key[1], dtype=torch.float32, device=q.device)[
+                :, None
+            ]
+    if q.is_cuda:
+        if torch.cuda.is_current_stream_capturing():
+            _captured.add(found)
+        else:
+            found.record_stream(torch.cuda.current_stream(q.device))
+    return found
+
+
+def _key(q, k, v, config, scale, cu_seqlens, by_head) -> tuple:
     """All that checks, tables and launches depend on."""
     needs_gradient = torch.is_grad_enabled() and (
         q.requires_grad or k.requires_grad or v.requires_grad
@@ -239,6 +291,7 @@ def _key(q, k, v, config, scale, cu_seqlens) -> tuple:
         type(scale),  # True equals 1.0, and is refused
         None if cu_seqlens is None else _bounds(cu_seqlens),
         needs_gradient,
+        by_head,
     )
 
 

@@ -96,6 +96,7 @@ class SelectLaunch:
 
     `rows`, a power of two and at least 16: groups, times query heads that share keys, times
     blocks. The candidates of short prompts are cut into shorter chunks (`tables.chunks_of`).
+    `held`: the most rows asked of a block that stay in shared memory.
     """
 
     rows: int
@@ -103,6 +104,7 @@ class SelectLaunch:
     chunk: int
     num_warps: int
     num_stages: int
+    held: int = 0
 
     def __post_init__(self):
         if self.rows < 16 or self.rows & (self.rows - 1):  # what matrix instructions take
@@ -191,7 +193,7 @@ def select_launch_for(dtype: torch.dtype, head_dim: int, target: GPUTarget) -> S
     if dtype == torch.float32:
         return SelectLaunch(32, 32, 4096, 4, 1)
     if target.backend == "cuda" and target.arch >= 90:
-        return SelectLaunch(64, 128 if width <= 128 else 64, 4096, 4, 2)
+        return SelectLaunch(64, 128 if width <= 128 else 64, 4096, 4, 2, 4 if width <= 128 else 0)
     if width <= 128:
         return SelectLaunch(64, 64, 4096, 4, 2)
     return SelectLaunch(32, 32, 4096, 4, 2)

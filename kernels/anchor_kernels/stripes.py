@@ -55,13 +55,17 @@ def identify_stripes(
 
     keep key j for group g   when   ā_t − scale · <q̄_t, k_j> <= θ   for some block t of g
 
-    with ā_t and q̄_t the means of a_i and q_i over the queries of block t that exist.
+    with ā_t and q̄_t the means of a_i and q_i over the queries of block t that exist. Where
+    `config.outliers` is not 0, which is an extension, also
+
+    keep key j for group g   when   a_i − scale · <q_i, k_j> <= θ₂   for some row i that g asks
 
     Args:
         q: queries, `[B, Hq, Nq, D]`, float16, bfloat16 or float32, D at most 256, any strides.
         k: keys, `[B, Hkv, Nk, D]`.
         row_anchor: a_i from stage 1, `[B, Hq, Nq]` float32, natural-log units.
-        config: block and group sizes, and θ; `outliers` must be 0.
+        config: block and group sizes, and θ; outlier rows and θ₂ of the extension, of which only
+            evenly spaced ones are asked: `outlier_choice` must be "even" where there are any.
         scale: factor of q·k; None means 1/sqrt(D).
         cu_seqlens: boundaries of packed sequences, see `anchor_ref.regions.groups`.
         launch: tile sizes, when another choice than the shipped one is to be tried.
@@ -76,6 +80,7 @@ def identify_stripes(
 
     Means and comparisons are float32. For a half-precision k, q̄_t is split into a rounded part and
     a rounded rest: two products on the matrix units, each exact before it is summed in float32.
+    A single row needs one.
     A comparison with NaN keeps the key, as in the reference.
     """
     check_type("config", config, AnchorConfig)
@@ -100,10 +105,13 @@ def identify_stripes(
         prepare_select(q, k, tables, chunks, stack, scale, config, launch)(
             pooled_q,
             pooled_anchor,
+            q,
+            row_anchor,
             k,
             words,
             slot_counts,
             tables.groups,
+            tables.asked,
             chunks.slots,
             chunks.order,
         )
@@ -224,7 +232,12 @@ def prepare_select(
     return Prepared(
         select_kernel,
         (k.shape[0] * k.shape[1] * visits * head_tiles,),
-        (scale, config.theta, *k.stride(), tables.n_blocks, chunks.n_slots, visits),
+        (
+            *(scale, config.theta, config.row_theta),
+            *q.stride(),
+            *k.stride(),
+            *(q.shape[2], tables.n_blocks, chunks.n_slots, visits),
+        ),
         {
             "Q_HEADS": q.shape[1],
             "HEADS_PER_KV": heads_per_kv,
@@ -234,6 +247,8 @@ def prepare_select(
             "HEADS": stack.heads,
             "STEP_TILE": stack.blocks,
             "ONE_TILE": config.step <= stack.blocks,
+            "ASKED": config.outliers,
+            "HELD": config.step <= stack.blocks and config.outliers <= launch.held,
             "SPLIT": k.dtype != torch.float32,
             "BLOCK_N": launch.block_n,
             "CHUNK": chunks.length,
@@ -246,18 +261,27 @@ def prepare_select(
 def select_kernel(
     pooled_q,
     pooled_anchor,
+    q,
+    row_anchor,
     k,
     words,
     counts,
     groups,
+    asked,
     slots,
     order,
     scale,
     theta,
+    row_theta,
+    q_b,
+    q_h,
+    q_n,
+    q_d,
     k_b,
     k_h,
     k_n,
     k_d,
+    n_queries,
     n_blocks,
     n_slots,
     visits,
@@ -269,11 +293,18 @@ def select_kernel(
     HEADS: tl.constexpr,
     STEP_TILE: tl.constexpr,
     ONE_TILE: tl.constexpr,
+    ASKED: tl.constexpr,
+    HELD: tl.constexpr,
     SPLIT: tl.constexpr,
     BLOCK_N: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """One program: HEADS query heads of one kv head, GROUPS groups, one chunk of their keys."""
+    """One program: HEADS query heads of one kv head, GROUPS groups, one chunk of their keys.
+
+    ASKED rows of each block make as many more tiles of queries, row r of every block one of them.
+    With HELD they stay in shared memory while the keys pass by, else they are read for each tile
+    of keys.
+    """
     HEAD_TILES: tl.constexpr = (HEADS_PER_KV + HEADS - 1) // HEADS
     KV_HEADS: tl.constexpr = Q_HEADS // HEADS_PER_KV
     LISTS: tl.constexpr = GROUPS * HEADS
@@ -309,9 +340,12 @@ def select_kernel(
     group_blocks = tl.load(group + N_BLOCKS, mask=real_row, other=0)  # [M]
     most_blocks = tl.max(group_blocks, 0)
     blocks_start = tl.load(group + FIRST_BLOCK, mask=real_row, other=0)
-    row_first = (first_head + row_head) * n_blocks + blocks_start
+    of_head = first_head + row_head
+    row_first = of_head * n_blocks + blocks_start
 
     dims = tl.arange(0, BLOCK_D).to(tl.int64)
+    q += b * q_b + (kv_head * HEADS_PER_KV + row_head)[:, None] * q_h + dims[None, :] * q_d
+    row_anchor += of_head * n_queries
     keys = tl.arange(0, BLOCK_N)
     k += b * k_b + kv_head * k_h + dims[:, None] * k_d
     real_row = row_block < group_blocks
@@ -319,32 +353,51 @@ def select_kernel(
         high, low, anchor = load_pooled(
             pooled_q, pooled_anchor, row_first + row_block, real_row, dims, D, k.dtype.element_ty
         )
+    if HELD:
+        held = ()
+        for r in tl.static_range(ASKED):
+            at = asked + (blocks_start + row_block) * ASKED + r
+            held += (load_asked(q, row_anchor, at, q_n, real_row, dims, D),)
     for start in range(start_of_all, last, BLOCK_N):
         real_key = start + keys < last
         k_mask = real_key[None, :] & (dims < D)[:, None]
         k_part = tl.load(
             k + (start + keys).to(tl.int64)[None, :] * k_n, mask=k_mask, other=0.0
         )  # [D, N]
+        kept = tl.zeros([LISTS, BLOCK_N // WORD], tl.int32)
+        if HELD:
+            for r in tl.static_range(ASKED):
+                row_q, own_anchor = held[r]
+                kept |= any_row_keeps(
+                    row_q, own_anchor, k_part, real_row, scale, row_theta, LISTS, STEP_TILE
+                )
         if ONE_TILE:
-            kept = any_block_keeps(
+            kept |= any_mean_keeps(
                 high, low, anchor, k_part, real_row, scale, theta, LISTS, STEP_TILE, SPLIT
-            )  # [LISTS, N / 32]
-        else:
-            kept = tl.zeros([LISTS, BLOCK_N // WORD], tl.int32)
+            )
+        if not ONE_TILE or not HELD:
             for t in range(0, most_blocks, STEP_TILE):
                 real_row = t + row_block < group_blocks
-                high, low, anchor = load_pooled(
-                    pooled_q,
-                    pooled_anchor,
-                    row_first + t + row_block,
-                    real_row,
-                    dims,
-                    D,
-                    k.dtype.element_ty,
-                )
-                kept |= any_block_keeps(
-                    high, low, anchor, k_part, real_row, scale, theta, LISTS, STEP_TILE, SPLIT
-                )
+                if not ONE_TILE:
+                    high, low, anchor = load_pooled(
+                        pooled_q,
+                        pooled_anchor,
+                        row_first + t + row_block,
+                        real_row,
+                        dims,
+                        D,
+                        k.dtype.element_ty,
+                    )
+                    kept |= any_mean_keeps(
+                        high, low, anchor, k_part, real_row, scale, theta, LISTS, STEP_TILE, SPLIT
+                    )
+                if not HELD:
+                    for r in range(ASKED):
+                        at = asked + (blocks_start + t + row_block) * ASKED + r
+                        row_q, own_anchor = load_asked(q, row_anchor, at, q_n, real_row, dims, D)
+                        kept |= any_row_keeps(
+                            row_q, own_anchor, k_part, real_row, scale, row_theta, LISTS, STEP_TILE
+                        )
         word = start + tl.arange(0, BLOCK_N // WORD) * WORD  # its first key
         kept &= first_bits(end[:, None] - word[None, :])
         found += count_bits(kept)
@@ -364,7 +417,16 @@ def load_pooled(pooled_q, pooled_anchor, at, real_row, dims, D: tl.constexpr, dt
 
 
 @triton.jit
-def any_block_keeps(
+def load_asked(q, row_anchor, at, q_n, real_row, dims, D: tl.constexpr):
+    """Queries `[M, D]` that are asked by themselves, and their anchors `[M]`."""
+    row = tl.load(at, mask=real_row, other=0).to(tl.int64)
+    mask = real_row[:, None] & (dims < D)[None, :]
+    asked = tl.load(q + row[:, None] * q_n, mask=mask, other=0.0)
+    return asked, tl.load(row_anchor + row, mask=real_row, other=0.0)
+
+
+@triton.jit
+def any_mean_keeps(
     high,
     low,
     anchor,
@@ -376,15 +438,36 @@ def any_block_keeps(
     STEP_TILE: tl.constexpr,
     SPLIT: tl.constexpr,
 ):
-    """Does any block of a list keep the key? A bit of `[LISTS, N / 32]` int32."""
+    """Does the mean of any block of a list keep the key? A bit of `[LISTS, N / 32]` int32."""
     products = tl.dot(high, k_part, input_precision="ieee")  # [M, N]
     if SPLIT:
         products = tl.dot(low, k_part, products)
-    difference = anchor[:, None] - products * scale
+    return any_passes(anchor[:, None] - products * scale, theta, real_row, LISTS, STEP_TILE)
+
+
+@triton.jit
+def any_row_keeps(
+    row_q,
+    anchor,
+    k_part,
+    real_row,
+    scale,
+    theta,
+    LISTS: tl.constexpr,
+    STEP_TILE: tl.constexpr,
+):
+    """Does a row of any block of a list keep the key? As `any_mean_keeps`; rows need no split."""
+    products = tl.dot(row_q, k_part, input_precision="ieee")  # [M, N]
+    return any_passes(anchor[:, None] - products * scale, theta, real_row, LISTS, STEP_TILE)
+
+
+@triton.jit
+def any_passes(difference, theta, real_row, LISTS: tl.constexpr, STEP_TILE: tl.constexpr):
+    """Which keys pass the test of some row of each list: bits of `[LISTS, N / 32]` int32."""
     # Not "difference <= theta": NaN is kept.
     keep = real_row[:, None] & ~(difference > theta)
     # Words first, then blocks: threads exchange 32 decisions at a time.
-    N: tl.constexpr = k_part.shape[1]
+    N: tl.constexpr = difference.shape[1]
     bit = 1 << (tl.arange(0, N) % WORD)
     bits = tl.reshape(tl.where(keep, bit[None, :], 0), [LISTS, STEP_TILE, N // WORD, WORD])
     return tl.reduce_or(tl.sum(bits, 3), 1)

@@ -42,8 +42,11 @@ def why_unsupported(q: Tensor) -> str | None:
 
 def why_no_outliers(config: AnchorConfig) -> str | None:
     """What keeps stage 2's kernels from choosing with this config; None when nothing does."""
-    if config.outliers:
-        return f"outliers must be 0, got {config.outliers}: only the reference asks outlier rows"
+    if config.outliers and config.outlier_choice != "even":
+        return (
+            f"outlier_choice must be 'even', got {config.outlier_choice!r} with outliers = "
+            f"{config.outliers}: only the reference looks for the rows to ask"
+        )
     return None
 
 

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from anchor_ref.config import AnchorConfig
+from anchor_ref.outliers import even_rows
 from anchor_ref.regions import Group, groups
 
 # Columns of the table of groups; the names are those of `regions.Group`.
@@ -53,6 +54,8 @@ class Tables:
         longest: rows of the longest group.
         groups: `[G, 9]` int32, one `Group` a row, with `first_keys`; columns as named above.
         blocks: `[n_blocks, 2]` int32: first row of each query block and the row after its last.
+        asked: `[n_blocks, R]` int32: rows of each block that stage 2 asks by themselves, evenly
+            spaced; a block of fewer than R rows has its last one again.
         by_work: `[G]` int32: groups, those with the most candidates first. A long list that
             started last would leave most of the device idle; what starts last here is short,
             whatever is selected.
@@ -66,6 +69,7 @@ class Tables:
     longest: int
     groups: Tensor
     blocks: Tensor
+    asked: Tensor
     by_work: Tensor
     candidates: tuple[range, ...]
     tile: int
@@ -109,19 +113,20 @@ def make_tables(
     bounds = None if cu_seqlens is None else tuple(cu_seqlens.tolist())
     # Memory that is given up may be in use on the stream it was made for, and on no other.
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else None
-    # Neither θ nor the tail changes a region.
-    return _tables(replace(config, theta=0.0, tail=0), n_queries, n_keys, bounds, device, stream)
+    # Neither a threshold nor the tail changes a region.
+    config = replace(config, theta=0.0, outlier_theta=None, tail=0)
+    return _tables(config, n_queries, n_keys, bounds, device, stream)
 
 
 @lru_cache(maxsize=32)
 def _tables(config, n_queries, n_keys, bounds, device, stream) -> Tables:
     cu_seqlens = None if bounds is None else torch.tensor(bounds)
-    return tables_of(groups(config, n_queries, n_keys, cu_seqlens), device)
+    return tables_of(groups(config, n_queries, n_keys, cu_seqlens), device, config.outliers)
 
 
-def tables_of(found: Sequence[Group], device: torch.device) -> Tables:
-    """Tables of these groups of queries."""
-    rows, blocks = [], []
+def tables_of(found: Sequence[Group], device: torch.device, asked: int = 0) -> Tables:
+    """Tables of these groups of queries, `asked` rows of each block asked by themselves."""
+    rows, blocks, by_block = [], [], []
     for group in found:
         init, window_start = first_keys(group)
         rows.append(
@@ -138,6 +143,9 @@ def tables_of(found: Sequence[Group], device: torch.device) -> Tables:
             )
         )
         blocks += [(block.start, block.stop) for block in group.blocks]
+        if asked:
+            own = [even_rows(block, asked) for block in group.blocks]
+            by_block += [places + places[-1:] * (asked - len(places)) for places in own]
     by_work = sorted(range(len(found)), key=lambda g: -len(found[g].candidates))
     return Tables(
         n_groups=len(found),
@@ -145,6 +153,7 @@ def tables_of(found: Sequence[Group], device: torch.device) -> Tables:
         longest=max(len(group.rows) for group in found),
         groups=torch.tensor(rows, dtype=torch.int32, device=device),
         blocks=torch.tensor(blocks, dtype=torch.int32, device=device),
+        asked=torch.tensor(by_block, dtype=torch.int32, device=device).view(len(blocks), asked),
         by_work=torch.tensor(by_work, dtype=torch.int32, device=device),
         candidates=tuple(group.candidates for group in found),
         tile=_common_tile(found),

@@ -41,7 +41,6 @@ from anchor_kernels import (
     sparse_hopper,
     stripes,
     support,
-    tables,
     tail,
 )
 from anchor_lab.experiments.experiment import RESULTS
@@ -156,10 +155,12 @@ def record_launches(dtype: torch.dtype, head_dim: int, target: GPUTarget) -> lis
         k = torch.zeros(1, 4096, 2, head_dim, dtype=dtype).transpose(1, 2)
         anchor_kernels.anchor_attention(q, k, k.clone(), AnchorConfig())
         lse = torch.zeros(q.shape[:3])
-        # What pools where tiles of stage 1 are no blocks: there, they are.
-        if not any(found.kernel == "pool_kernel" for found in launches):
-            made = tables.make_tables(AnchorConfig(), 4096, 4096, None, q.device)
-            stripes.prepare_pool(q, made)(q, lse, q, lse, made.blocks)
+        # Stage 2 by itself pools, which stage 1 does where its tiles are blocks; and asks rows.
+        asks_rows = AnchorConfig(outliers=4, outlier_choice="even")
+        before = len(launches)
+        anchor_kernels.identify_stripes(q, k, lse, asks_rows)
+        known = {found.kernel for found in launches[:before]} - {"select_kernel"}
+        launches[before:] = [x for x in launches[before:] if x.kernel not in known]
         # What comes behind cuDNN on a GPU, which takes the long tails there.
         tail.merge(q, lse, q[None], lse[None, ..., None], torch.zeros_like(q))
     return launches
@@ -199,7 +200,17 @@ def compile_launch(found: Launch, target_name: str, dtype: torch.dtype, head_dim
     )
 
 
-_TILE_NAMES = ("BLOCK_M", "HEADS", "STEP_TILE", "BLOCK_N", "CHUNK", "WORDS", "STAGES", "ONLINE")
+_TILE_NAMES = (
+    "BLOCK_M",
+    "HEADS",
+    "STEP_TILE",
+    "ASKED",
+    "BLOCK_N",
+    "CHUNK",
+    "WORDS",
+    "STAGES",
+    "ONLINE",
+)
 
 
 def _name(dtype: torch.dtype) -> str:

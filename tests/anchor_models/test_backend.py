@@ -60,10 +60,11 @@ def test_the_kernels_are_refused_for_float64():
 def test_outlier_rows_are_the_references_and_auto_says_so(monkeypatch):
     config = replace(CONFIG, outliers=2)
     monkeypatch.setattr("anchor_kernels.support.why_unsupported", lambda q: None)
-    reason = "outliers must be 0, got 2"
+    reason = "outlier_choice must be 'even', got 'cosine' with outliers = 2"
     choice = choose_backend(tensors()[0], config=config)
     assert (choice.name, reason in choice.reason) == ("torch", True)
-    assert reason not in choose_backend(tensors()[0], config=CONFIG).reason
+    for known in (CONFIG, replace(config, outlier_choice="even")):
+        assert reason not in choose_backend(tensors()[0], config=known).reason
     with pytest.raises(RuntimeError, match=f"backend='triton' cannot run: {reason}"):
         choose_backend(tensors()[0], "triton", config)
     with pytest.raises(RuntimeError, match=f"backend='triton' cannot run: {reason}"):

@@ -460,7 +460,7 @@ def test_defaults_and_signatures_are_those_of_the_contract():
     assert list(vars(AnchorConfig()).items()) == [
         ("block_size", 128), ("step", 16), ("theta", 12.0), ("init_blocks", 1),
         ("window_blocks", 0), ("tail", 0),
-        ("outliers", 0), ("outlier_theta", None),  # an extension
+        ("outliers", 0), ("outlier_theta", None), ("outlier_choice", "cosine"),  # an extension
     ]  # fmt: skip
     more = {"scale": None, "cu_seqlens": None}
     for function, required, optional in (

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from anchor_ref import AnchorConfig, anchor_attention, compute_anchor, identify_stripes
 from anchor_ref.measure import dense_attention, identification_cost, measure
-from anchor_ref.outliers import outlier_rows
+from anchor_ref.outliers import even_rows, outlier_rows
 from anchor_ref.regions import causal_pairs, groups
-from tests.brute_force import cases, kept_pairs, score_slack
+from tests.brute_force import brute_force, cases, kept_pairs, score_slack
 
 ALL = 40  # more rows than any block has
 COUNTS = st.sampled_from([1, 2, 3, 5, ALL])
@@ -103,6 +103,24 @@ def test_ties_at_the_threshold_of_a_row_are_kept_exactly(case, theta):
     config = replace(config, outliers=ALL, outlier_theta=theta)  # no choice of rows can be near
     expected, *_ = by_loops(q, k, config, scale)
     assert lists_of(select(q, k, config, scale)) == expected
+
+
+@given(cases(), COUNTS, THETAS)
+@settings(max_examples=100)
+def test_evenly_spaced_rows_select_what_a_search_of_all_pairs_selects(case, count, theta):
+    q, k, v, config, scale = case
+    config = replace(config, outliers=count, outlier_theta=theta, outlier_choice="even")
+    q, k, v = q.double(), k.double(), v.double()
+    _, expected, margin = brute_force(q, k, v, config, scale)
+    assume(margin > score_slack(q, k, scale, torch.float64))
+    found = kept_pairs(select(q, k, config, scale), config, q.shape[2], k.shape[2])
+    assert torch.equal(found, expected)
+
+
+def test_evenly_spaced_rows_stand_in_the_middle_of_equal_parts():
+    assert even_rows(range(256, 384), 4) == [272, 304, 336, 368]
+    assert even_rows(range(10, 17), 2) == [11, 15]
+    assert even_rows(range(3, 6), 8) == [3, 4, 5]
 
 
 def test_the_row_that_looks_elsewhere_brings_the_key_that_it_needs():
@@ -295,6 +313,8 @@ def test_a_threshold_for_each_head_is_that_of_its_outlier_rows_too():
         ({"outliers": 1, "outlier_theta": "5"}, "outlier_theta"),
         ({"outliers": 1, "outlier_theta": False}, "outlier_theta"),
         ({"outlier_theta": 5.0}, "outlier_theta"),
+        ({"outliers": 1, "outlier_choice": "evenly"}, "outlier_choice"),
+        ({"outliers": 1, "outlier_choice": None}, "outlier_choice"),
     ],
 )
 def test_nonsense_is_refused_by_field_and_value(fields, named):

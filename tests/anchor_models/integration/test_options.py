@@ -177,7 +177,7 @@ def test_the_options_of_a_pass_are_made_once_for_all_its_layers(monkeypatch):
 
 def test_a_configuration_names_what_the_function_takes():
     assert tuple(signature(options).parameters) == FIELDS
-    extension = {"outliers", "outlier_theta"}  # models cannot ask for it
+    extension = {"outliers", "outlier_theta", "outlier_choice"}  # models cannot ask for it
     sizes = {field.name for field in fields(AnchorConfig)} - {"theta", "tail"} - extension
     assert set(SIZE_FIELDS) == sizes
 

@@ -26,7 +26,7 @@ from anchor_kernels.tail import merge, share_keys, shares_of
 from anchor_models.memory import choice_bytes
 from anchor_ref import AnchorConfig, StripePlan
 from anchor_ref.regions import groups
-from tests.brute_force import brute_force, brute_masks, kept_pairs
+from tests.brute_force import brute_force, brute_masks, kept_pairs, own_differences
 
 pytestmark = pytest.mark.filterwarnings(
     # Tiles whose weights outgrow their dtype are done again; rows beyond the end are not stored.
@@ -85,6 +85,14 @@ def random_case(
     return Case(q, k, values(kv_heads, n_k), config, scale)
 
 
+# Rows asked by themselves, an extension: as many as stay in shared memory on Hopper GPUs, and more.
+EXTENDED = [
+    {"outliers": count, "outlier_choice": "even", "outlier_theta": theta}
+    for count in (1, 3, 4, 5, 40)
+    for theta in (None, -1.0, 1.0, math.inf)
+]
+
+
 @st.composite
 def cases(draw):
     """Ragged N, chunks, r = 1, 2, 4, 7, odd head sizes, all thetas, small and huge scores."""
@@ -102,6 +110,7 @@ def cases(draw):
             init_blocks=draw(st.integers(0, 2)),
             window_blocks=draw(st.integers(0, 2)),
             tail=draw(st.sampled_from([0, 0, 1, 7, 40, 200])),
+            **draw(st.sampled_from([{}, {}, *EXTENDED])),
         ),
         dtype=draw(st.sampled_from(DTYPES)),
         scale=draw(st.sampled_from([None, 0.25, -0.5, 0.0])),
@@ -166,8 +175,11 @@ def check_selection_and_output(case: Case) -> float:
     kept = kept_pairs(plan, case.config, n_q, n_k)
     _, expected, _ = brute_force(cpu.q, cpu.k, cpu.v, case.config, case.factor)
     scores, _, always, _, difference = brute_masks(cpu.q, cpu.k, case.config, case.factor)
-    # A decision may differ only where some block of the group is closer to θ than rounding.
+    # A decision may differ only where some block of the group, or a row that it asks, is closer to
+    # its threshold than rounding.
     close = (difference - case.config.theta).abs() <= selection_bound(case)
+    own = own_differences(scores, always, case.config)
+    close |= (own - case.config.row_theta).abs() <= selection_bound(case)
     wrong = kept != expected
     for rows in range(n_q):
         group = (torch.arange(n_q) + n_k - n_q) // case.config.group_size
@@ -195,21 +207,22 @@ def test_selection_and_output_agree_with_float64(record_property):
     record_property("error_ratio", f"{max(ratios):.3f}")
 
 
-def integer_case(dtype, seed, step=4, block=8):
+def integer_case(dtype, seed, step=4, block=8, **extended):
     """Small integers and a power of two: every sum is exact, ties are real ties."""
     random = torch.Generator().manual_seed(seed)
 
     def values(heads, n):
         return torch.randint(-2, 3, (1, heads, n, 16), generator=random).to(DEVICE, dtype)
 
-    config = AnchorConfig(block, step, theta=2.0)
+    config = AnchorConfig(block, step, theta=2.0, **extended)
     return Case(values(4, 128), values(2, 128), values(2, 128), config, 0.25)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("seed", range(4))
-def test_ties_are_decided_as_the_reference_decides_them(dtype, seed):
-    case = integer_case(dtype, seed)
+@pytest.mark.parametrize("extended", [{}, EXTENDED[6], EXTENDED[18]], ids=["", "3 rows", "all"])
+def test_ties_are_decided_as_the_reference_decides_them(dtype, seed, extended):
+    case = integer_case(dtype, seed, **extended)
     _, trace = run(case)
     _, expected = anchor_ref.anchor_attention(
         case.q, case.k, case.v, case.config, case.scale, return_trace=True
@@ -648,11 +661,40 @@ def test_what_the_kernels_cannot_do_is_said():
         assert "bfloat16" in refused(dtype=torch.bfloat16)
 
 
-def test_outlier_rows_are_refused_by_name_whole_and_in_stage_2():
+@pytest.mark.parametrize("tail", [0, 30])
+@pytest.mark.parametrize("rows", [{}, {"outliers": 3, "outlier_choice": "even"}], ids=["", "rows"])
+def test_a_threshold_for_each_head_is_what_that_head_has_alone(rows, tail):
+    config = AnchorConfig(16, 2, tail=tail, **rows)
+    case = random_case(100, 130, (2, 2, 2), 16, config, strength=2.0)
+    thetas = [1.0, math.inf, -math.inf, 0.25]
+    more = {"return_trace": True, "theta_by_head": thetas}
+    out, trace = anchor_kernels.anchor_attention(case.q, case.k, case.v, config, **more)
+    _, expected = anchor_ref.anchor_attention(case.q, case.k, case.v, config, **more)
+    assert torch.equal(trace.stripes.to_mask(130), expected.stripes.to_mask(130))
+    torch.testing.assert_close(trace.row_anchor, expected.row_anchor)  # as found, not lowered
+    for head, theta in enumerate(thetas):
+        one = replace(case, q=case.q[:, head : head + 1], config=replace(config, theta=theta))
+        one = replace(one, k=case.k[:, head // 2, None], v=case.v[:, head // 2, None])
+        alone, of_head = run(one)
+        same = of_head.stripes.to_mask(130)[:, 0]
+        assert torch.equal(trace.stripes.to_mask(130)[:, head], same)
+        torch.testing.assert_close(out[:, head], alone[:, 0], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [[1.0], [1.0, "2"], [math.nan, 1.0], 3.0, [1.0, 2.0, 3.0]])
+def test_thresholds_by_head_that_are_none_are_refused_by_name(bad):
+    x = torch.randn(1, 2, 40, 16, device=DEVICE)
+    with pytest.raises((TypeError, ValueError), match="^theta"):
+        anchor_kernels.anchor_attention(x, x, x, AnchorConfig(8, 2), theta_by_head=bad)
+
+
+def test_rows_that_have_to_be_looked_for_are_refused_by_name_whole_and_in_stage_2():
     x = torch.randn(1, 1, 40, 16, device=DEVICE)
     config = AnchorConfig(8, 2, theta=1.0)
     with_rows = replace(config, outliers=3)
-    words = "anchor_kernels cannot run: outliers must be 0, got 3"
+    words = (
+        "anchor_kernels cannot run: outlier_choice must be 'even', got 'cosine' with outliers = 3"
+    )
     anchor_kernels.anchor_attention(x, x, x, config)  # a call like it, but for these rows
     with pytest.raises(anchor_kernels.UnsupportedError, match=words):
         anchor_kernels.anchor_attention(x, x, x, with_rows)
