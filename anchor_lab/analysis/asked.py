@@ -9,8 +9,10 @@ from torch import Tensor
 
 from anchor_lab.methods.outliers import OutlierRows
 from anchor_lab.methods.stripes import row_anchor
+from anchor_ref.config import AnchorConfig
 from anchor_ref.measure import density, recall, rows_beyond
 from anchor_ref.regions import groups
+from anchor_ref.stripes import identify_stripes
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,15 +72,17 @@ def likeness(
 def spent(
     q: Float[Tensor, "B Hq N D"],
     k: Float[Tensor, "B Hkv N D"],
-    method: OutlierRows,
+    config: AnchorConfig,
     scale: float,
 ) -> tuple[Float[Tensor, "B Hq"], Float[Tensor, "B Hq"]]:
-    """Density of each head, and its recall beyond the first group.
+    """Density of each head, and its recall beyond the first group; the reference chooses.
 
     Args:
-        q, k, method, scale: as in `likeness`.
+        q, k, scale: as in `likeness`.
+        config: the paper's method, or with rows that are asked.
     """
-    n, plan = q.shape[2], method.stripes(q, k, scale)
-    rows = recall(q, k, plan, method.config, scale)
-    beyond = rows_beyond(method.config, n, n).to(rows.device)
-    return density(plan, method.config, n, n), rows[..., beyond].mean(-1)
+    n = q.shape[2]
+    plan = identify_stripes(q, k, row_anchor(q, k, config, scale), config, scale)
+    rows = recall(q, k, plan, config, scale)
+    beyond = rows_beyond(config, n, n).to(rows.device)
+    return density(plan, config, n, n), rows[..., beyond].mean(-1)

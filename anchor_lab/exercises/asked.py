@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from anchor_lab.exercises.exercise import Exercise
-from anchor_lab.methods.outliers import evenly
+from anchor_ref.outliers import even_rows
 
 BLOCKS = ((range(8, 16), 3), (range(16, 24), 4), (range(24, 29), 3), (range(12), 5))
 
@@ -37,7 +37,7 @@ def _parts(block: range, count: int, at: float, n: int | None = None) -> list[in
 EVENLY = Exercise(
     "evenly_spaced",
     _blocks,
-    evenly,
+    even_rows,
     (
         (
             lambda block, count: _parts(block, min(count, len(block)), 0.0),
@@ -50,7 +50,7 @@ EVENLY = Exercise(
             "are asked, each once: R is at most how many there are.",
         ),
         (
-            lambda block, count: [row - block.start for row in evenly(block, count)],
+            lambda block, count: [row - block.start for row in even_rows(block, count)],
             "These rows count from the block's first. Count from the text's: add `block.start`.",
         ),
         (

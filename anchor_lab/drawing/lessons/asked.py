@@ -92,12 +92,12 @@ def data_likeness(
 
 
 def data_spent(
-    layers: Sequence[Captured], ways: Mapping[str, OutlierRows]
+    layers: Sequence[Captured], ways: Mapping[str, AnchorConfig]
 ) -> dict[str, dict[str, Tensor]]:
     """By way of choosing stripes: "density" and "recall" beyond of each head, `[heads]`."""
     found = {}
-    for name, method in ways.items():
-        parts = [spent(x.q, x.k, method, x.scaling) for x in layers]
+    for name, config in ways.items():
+        parts = [spent(x.q, x.k, config, x.scaling) for x in layers]
         density, recall = (torch.cat([part[i][0] for part in parts]).double() for i in (0, 1))
         found[name] = {"density": density, "recall": recall}
     return found

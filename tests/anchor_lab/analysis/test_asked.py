@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from anchor_lab.analysis.asked import likeness, spent
-from anchor_lab.methods.outliers import OutlierRows, evenly
+from anchor_lab.methods.outliers import OutlierRows
 from anchor_ref import AnchorConfig, compute_anchor, identify_stripes
 from anchor_ref.measure import density, recall
+from anchor_ref.outliers import even_rows
 
 CONFIG = AnchorConfig(block_size=8, step=2, theta=2.0, outliers=3)
 N = 45  # the last block has five rows
@@ -32,7 +33,7 @@ def test_likeness_is_the_mean_over_pairs_of_rows(layer, by):
             mean = q[0, head, block.start : block.stop].mean(0)
             cosine = [float(torch.cosine_similarity(q[0, head, i], mean, dim=0)) for i in block]
             strange = sorted(block, key=lambda i: cosine[i - block.start])[:3]
-            asked = strange if by == "cosine" else evenly(block, 3)
+            asked = strange if by == "cosine" else even_rows(block, 3)
 
             def alike(i, j, head=head):
                 return float(torch.cosine_similarity(q[0, head, i], q[0, head, j], dim=0))
@@ -60,16 +61,16 @@ def test_a_text_of_one_group_is_refused(layer):
         likeness(q, k, OutlierRows(CONFIG, "even"), 0.4)
 
 
-def test_without_a_row_the_paper_s_pairs_are_spent(layer):
+def test_what_is_spent_is_what_the_reference_keeps(layer):
     q, k = layer
-    config = replace(CONFIG, outliers=0)
-    anchor = compute_anchor(q, k, k, config, 0.4).max
-    plan = identify_stripes(q, k, anchor, config, 0.4)
-    kept, beyond = spent(q, k, OutlierRows(config), 0.4)
-    torch.testing.assert_close(kept, density(plan, config, N, N))
-    rows = recall(q, k, plan, config, 0.4)[..., 16:]
-    torch.testing.assert_close(beyond, rows.mean(-1))
-    more, better = spent(q, k, OutlierRows(CONFIG), 0.4)
-    assert (more >= kept).all()
-    assert (better >= beyond).all()
-    assert (more > kept).any()
+    for config in (replace(CONFIG, outliers=0), CONFIG, replace(CONFIG, outlier_choice="even")):
+        anchor = compute_anchor(q, k, k, config, 0.4).max
+        plan = identify_stripes(q, k, anchor, config, 0.4)
+        kept, beyond = spent(q, k, config, 0.4)
+        torch.testing.assert_close(kept, density(plan, config, N, N))
+        torch.testing.assert_close(beyond, recall(q, k, plan, config, 0.4)[..., 16:].mean(-1))
+    more, better = spent(q, k, CONFIG, 0.4)
+    paper, before = spent(q, k, replace(CONFIG, outliers=0), 0.4)
+    assert (more >= paper).all()
+    assert (better >= before).all()
+    assert (more > paper).any()

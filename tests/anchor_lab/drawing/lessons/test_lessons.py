@@ -204,8 +204,8 @@ def test_figures_of_asked_rows_say_what_they_show(layer, trace, said):
     assert "evenly spaced 2, 10; least like the mean 0." in said[-1]
 
     other = Captured(layer.q.flip(2), layer.k, layer.v, 0.25, layer=5, heads=(0, 1))
-    with_rows = OutlierRows(replace(CONFIG, outliers=2), "even")
-    data = asked.data_spent([layer, other], {"paper": OutlierRows(CONFIG), "asked": with_rows})
+    with_rows = replace(CONFIG, outliers=2, outlier_choice="even")
+    data = asked.data_spent([layer, other], {"paper": CONFIG, "asked": with_rows})
     for of in data.values():
         assert all(values.shape == (4,) for values in of.values())
     assert (data["asked"]["density"] >= data["paper"]["density"]).all()
@@ -213,7 +213,7 @@ def test_figures_of_asked_rows_say_what_they_show(layer, trace, said):
     assert f"paper {float(data['paper']['density'].mean()):.2f} and asked" in said[-1]
     assert asked.names([layer, other])[2] == "layer 5, head 0"
 
-    alike = asked.data_likeness([layer, other], {"even": with_rows})
+    alike = asked.data_likeness([layer, other], {"even": OutlierRows(with_rows, "even")})
     assert alike["even"]["nearest"].shape == (4,)
 
     curves = {"paper": [(0.6, 0.1), (0.3, 0.2)], "all rows": [(0.45, 0.0)]}
