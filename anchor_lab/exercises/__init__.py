@@ -5,11 +5,13 @@ softmax states and gathered keys                   softmax.py
 regions, pooling, the difference test              selection.py
 recall and density                                 measures.py
 loops to be written in Triton                      kernels.py
+rows that are asked by themselves, an extension    asked.py
 an input to be found                               needle.py
 """
 
 from collections.abc import Callable
 
+from anchor_lab.exercises.asked import ASKED
 from anchor_lab.exercises.exercise import Exercise, Judgement
 from anchor_lab.exercises.kernels import KERNELS
 from anchor_lab.exercises.measures import MEASURES
@@ -18,7 +20,8 @@ from anchor_lab.exercises.selection import SELECTION
 from anchor_lab.exercises.softmax import SOFTMAX
 
 EXERCISES: dict[str, Exercise | Needle] = {
-    exercise.name: exercise for exercise in (*SOFTMAX, *SELECTION, *MEASURES, *KERNELS, Needle())
+    exercise.name: exercise
+    for exercise in (*SOFTMAX, *SELECTION, *MEASURES, *ASKED, *KERNELS, Needle())
 }
 
 

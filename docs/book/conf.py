@@ -47,6 +47,7 @@ html_title = project
 html_static_path = ["static"]
 html_extra_path = ["../heads.html"]  # a page of its own, at the root of the site
 html_css_files = ["book.css"]
+html_js_files = ["print.js"]
 html_math_renderer = "mathml"
 html_copy_source = False
 html_show_sourcelink = False

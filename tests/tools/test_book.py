@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.browser import CHROMIUM, FLAGS, needs_browser
 from tools import book
 
 GOOD = """<!doctype html><html><head><link rel="stylesheet" href="a.css"></head><body>
@@ -52,3 +53,26 @@ def test_an_escaped_address_is_the_file_it_means(site):
     (site / "a b.html").write_text("<p>x</p>")
     (site / "index.html").write_text(GOOD.replace("other.html#part", "a%20b.html"))
     assert book.faults(site) == []
+
+
+def in_browser(test):
+    for mark in needs_browser:
+        test = mark(test)
+    return test
+
+
+@in_browser
+def test_a_dark_page_is_printed_light_and_dark_again_after(site):
+    from playwright.sync_api import sync_playwright
+
+    script = (book.ROOT / "docs" / "book" / "static" / "print.js").read_text(encoding="utf-8")
+    dark = f'<html data-theme="dark"><body><p>Words.</p><script>{script}</script></body></html>'
+    (site / "dark.html").write_text(dark)
+    with sync_playwright() as playwright:
+        page = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS).new_page()
+        page.goto((site / "dark.html").as_uri())
+        theme = "document.documentElement.dataset.theme"
+        page.evaluate(f"addEventListener('beforeprint', () => {{ seen = {theme} }})")
+        page.pdf()
+        assert page.evaluate("seen") == "light"
+        assert page.evaluate(theme) == "dark"

@@ -411,3 +411,23 @@ def test_it_follows_the_colour_scheme_of_the_system(playwright):
     assert page.evaluate(background) == "rgb(255, 255, 255)"
     page.wait_for_timeout(500)
     assert page.faults == []
+
+
+@in_browser
+def test_on_paper_it_is_dark_on_white_and_a_dark_figure_keeps_its_ground(playwright):
+    page = opened(playwright, color_scheme="dark")
+    page.emulate_media(media="print")
+
+    def style(selector: str, name: str) -> str:
+        return page.evaluate(f"getComputedStyle(document.querySelector('{selector}')).{name}")
+
+    assert style("body", "backgroundColor") == "rgb(255, 255, 255)"
+    assert style(".words b", "color") == style("body", "color") == "rgb(26, 26, 26)"
+    for figure in ("#map", "#curve"):
+        assert style(figure, "backgroundColor") == "rgb(21, 23, 26)"
+        assert style(figure, "printColorAdjust") == "exact"
+    page.emulate_media(color_scheme="light")
+    page.wait_for_function(
+        "getComputedStyle(document.querySelector('#map')).backgroundColor == 'rgba(0, 0, 0, 0)'"
+    )
+    assert page.faults == []

@@ -11,6 +11,7 @@ from matplotlib import pyplot as plt
 from anchor_lab.analysis import locate_maxima
 from anchor_lab.drawing import style
 from anchor_lab.drawing.lessons import (
+    asked,
     dials,
     heads,
     merging,
@@ -21,6 +22,7 @@ from anchor_lab.drawing.lessons import (
     sparse,
     stripes,
 )
+from anchor_lab.methods.outliers import OutlierRows
 from anchor_models import Captured, planted_stripes
 from anchor_models.heads import BundledHeads
 from anchor_models.six_tokens import six_tokens
@@ -190,6 +192,33 @@ def test_figures_of_stage_2_say_what_they_show(layer, trace, said):
     asked = stripes.show_asked(layer, 1, anchor, 20, "word", CONFIG)
     asks = int((asked["difference"] <= CONFIG.theta).sum())
     assert f"{asks} rows ask" in said[-1]
+
+
+def test_figures_of_asked_rows_say_what_they_show(layer, trace, said):
+    rows = {"evenly spaced": [210, 218, 5], "least like the mean": [208]}
+    anchor = trace.row_anchor[0, 1]
+    seen = asked.show_asked_rows(layer, 1, 20, range(208, 224), rows, anchor, CONFIG)
+    scores = 0.25 * layer.q[0, 1, 208:224] @ layer.k[0, 0, 20]
+    torch.testing.assert_close(seen["difference"], anchor[208:224] - scores)
+    assert f"{seen['share']:.1%} of the rows" in said[-1]
+    assert "evenly spaced 2, 10; least like the mean 0." in said[-1]
+
+    other = Captured(layer.q.flip(2), layer.k, layer.v, 0.25, layer=5, heads=(0, 1))
+    with_rows = replace(CONFIG, outliers=2, outlier_choice="even")
+    data = asked.data_spent([layer, other], {"paper": CONFIG, "asked": with_rows})
+    for of in data.values():
+        assert all(values.shape == (4,) for values in of.values())
+    assert (data["asked"]["density"] >= data["paper"]["density"]).all()
+    asked.show_spent(data, [layer, other])
+    assert f"paper {float(data['paper']['density'].mean()):.2f} and asked" in said[-1]
+    assert asked.names([layer, other])[2] == "layer 5, head 0"
+
+    alike = asked.data_likeness([layer, other], {"even": OutlierRows(with_rows, "even")})
+    assert alike["even"]["nearest"].shape == (4,)
+
+    curves = {"paper": [(0.6, 0.1), (0.3, 0.2)], "all rows": [(0.45, 0.0)]}
+    asked.show_losses(curves, "Somewhere")
+    assert "paper 0.200 with 30%; all rows 0.000 with 45%" in said[-1]
 
 
 def test_a_token_is_told_in_its_neighbourhood():
