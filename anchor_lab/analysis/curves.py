@@ -7,12 +7,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from anchor_lab.methods.method import check_published
 from anchor_lab.methods.stripes import row_anchor
 from anchor_models.capture import Captured
-from anchor_ref.config import AnchorConfig
+from anchor_ref.config import AnchorConfig, at_lowered_anchors
 from anchor_ref.inputs import check_inputs
 from anchor_ref.measure import block_scores, causal_share, rows_beyond
+from anchor_ref.outliers import outlier_difference
 from anchor_ref.regions import causal_pairs, groups
 from anchor_ref.stripes import pooled_difference
 
@@ -48,22 +48,23 @@ def theta_curve(
     """`measure.recall` and `measure.density` at many thresholds for the price of one.
 
     A key is kept from θ = min_t (ā_t − scale·<q̄_t, k_j>) on, so each key's mass is counted in the
-    bin of the first threshold that keeps it.
+    bin of the first threshold that keeps it. Outlier rows, an extension, join the minimum.
 
     Args:
         q, k, scale, cu_seqlens: as in `identify_stripes`.
-        config: block and group sizes; its own θ plays no part.
+        config: block and group sizes, and how many outlier rows; its own θ plays no part, and
+            these rows have none of their own.
         thetas: thresholds, ascending.
 
     Returns:
         `ThetaCurve`, computed in float32 (float64 for float64 inputs).
 
     Raises:
-        TypeError, ValueError: see `inputs.check_inputs` and `method.check_published`; or `thetas`
-            do not ascend.
+        TypeError, ValueError: see `inputs.check_inputs` and `config.at_lowered_anchors`; or
+            `thetas` do not ascend.
     """
     scale = check_inputs(q, k, None, scale, cu_seqlens)
-    check_published(config)
+    config = at_lowered_anchors(config)
     if not thetas or list(thetas) != sorted(set(thetas)):
         raise ValueError(f"thetas must be ascending numbers, at least one, got {thetas}")
     dtype = torch.promote_types(q.dtype, torch.float32)
@@ -78,6 +79,9 @@ def theta_curve(
     for group in layout:
         kept += group.always_pairs
         difference = pooled_difference(q, k, anchor, group, scale)
+        if config.outliers:
+            own = outlier_difference(q, k, anchor, group, scale, config)
+            difference = torch.cat([difference, own], 2)
         # A NaN passes the test at every threshold.
         least = difference.nan_to_num(-torch.inf, torch.inf, -torch.inf).amin(2)  # [B, Hq, C]
         bins = torch.searchsorted(steps, least)

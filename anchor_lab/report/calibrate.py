@@ -47,7 +47,8 @@ def calibrate(
             meanwhile.
         target_recall: mean over rows, in (0, 1).
         config: block and group sizes, and the tail that the calibration brings along; None means
-            the published sizes and the tail of models.
+            the published sizes and the tail of models. With `outliers`, an extension beyond the
+            paper, means and outlier rows of a head share its threshold.
         tokenizer: for strings, called as transformers calls its own.
         per: "head"; "layer" gives all heads of a layer the largest threshold any of them needs.
         thetas: thresholds to choose from, ascending. A head that none of them satisfies gets the

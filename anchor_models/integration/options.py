@@ -18,7 +18,8 @@ from anchor_ref.config import AnchorConfig
 
 # A further option is a name here, an argument of `options`, and a field of `Options` that
 # `_complete` fills; one more size needs no more than the name and the argument.
-SIZES = ("block_size", "step", "init_blocks", "window_blocks")
+EXTENSION = ("outliers", "outlier_theta", "outlier_choice")  # beyond the paper
+SIZES = ("block_size", "step", "init_blocks", "window_blocks", *EXTENSION)
 FIELDS = ("theta", "dense_layers", "backend", "when", "tail", *SIZES)
 WHEN = ("auto", "always")
 CONFIG_FIELD = "anchor_attention"
@@ -101,6 +102,9 @@ def options(
     step: int | None = None,
     init_blocks: int | None = None,
     window_blocks: int | None = None,
+    outliers: int | None = None,
+    outlier_theta: float | None = None,
+    outlier_choice: str | None = None,
 ) -> Iterator[Options]:
     """Inside the `with`, models with `attn_implementation="anchor_attention"` run so.
 
@@ -130,6 +134,10 @@ def options(
             off; name it for all chunks but the last.
         block_size, step, init_blocks, window_blocks: as in `AnchorConfig`. Naming others than the
             calibration's is refused while its thresholds hold.
+        outliers, outlier_theta, outlier_choice: rows that stage 2 asks by themselves, an extension
+            beyond the paper, as in `AnchorConfig`, but "even" unless told otherwise: the kernels
+            know no other choice. θ₂ must be left out where heads have thresholds of their own.
+            That they take time is not in what "auto" expects.
 
     Yields:
         What was named here and around, completed by the defaults.
@@ -262,6 +270,8 @@ def _complete(named: Mapping) -> Options:
         raise ValueError(f"when must be one of 'auto', 'always', got {when!r}")
     dense = frozenset(_layer("dense_layers", layer) for layer in named.get("dense_layers", ()))
     sizes = {field: named[field] for field in SIZES if field in named}
+    if sizes.get("outliers"):
+        sizes.setdefault("outlier_choice", "even")
     sizes["tail"] = named.get("tail", TAIL)
     return Options(_by_layer(theta), dense, backend, when, AnchorConfig(**sizes), longest)
 

@@ -236,10 +236,20 @@ def test_the_method_as_published_takes_no_outlier_rows(method):
         method(config=ROWS)
 
 
-def test_curves_over_thresholds_are_those_of_the_method_as_published():
-    q, k, _ = inputs()
-    with pytest.raises(ValueError, match=r"config.outliers must be 0, .* got 2"):
-        theta_curve(q, k, ROWS)
+@pytest.mark.parametrize("choice", ["cosine", "even"])
+def test_curves_over_thresholds_are_those_of_rows_that_share_them(choice):
+    q, k, v = inputs()
+    shared = replace(ROWS, outlier_theta=None, outlier_choice=choice)
+    thetas = (-1.0, 0.0, 0.5, 2.0)
+    curve = theta_curve(q, k, shared, thetas, 0.4)
+    for place, theta in enumerate(thetas):
+        found = measure(q, k, v, replace(shared, theta=theta), 0.4)
+        torch.testing.assert_close(curve.recall[place], found.recall)
+        torch.testing.assert_close(curve.density[place], found.density, check_dtype=False)
+    plain = theta_curve(q, k, replace(shared, outliers=0, outlier_choice="cosine"), thetas, 0.4)
+    assert (curve.density[1] > plain.density[1]).any()
+    with pytest.raises(ValueError, match=r"outlier_theta must be None .* got 0.5"):
+        theta_curve(q, k, replace(shared, outlier_theta=0.5))
 
 
 @pytest.mark.usefixtures("unchecked_annotations")

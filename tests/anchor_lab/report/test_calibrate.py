@@ -8,7 +8,8 @@ import torch
 from anchor_lab.analysis import average_curves, choose_thetas
 from anchor_lab.report import inspect
 from anchor_lab.report.calibrate import calibrate
-from anchor_models import capture_qkv, load_bundled, make_document
+from anchor_models import Calibration, capture_qkv, load_bundled, make_document
+from anchor_models.transformers import options
 from anchor_ref import AnchorConfig
 from anchor_ref.measure import measure
 
@@ -31,6 +32,31 @@ def test_a_model_is_calibrated_on_strings_and_tokens_alike():
     assert calibrate(model, tokens[:1], 0.9, config, **asked) == expected
     with pytest.raises(TypeError, match="tokenizer must be given for strings, and text 1 of"):
         calibrate(model, [tokens[0], texts[1]], 0.9, config)
+
+
+def test_outlier_rows_are_calibrated_with_the_means_of_their_head(tmp_path):
+    model, tokenizer = load_bundled()
+    text, plain = make_document(300, seed=1).text, AnchorConfig(16, 4)
+    rows = AnchorConfig(16, 4, outliers=2, outlier_choice="even")
+    found = calibrate(model, [text], 0.9, rows, tokenizer=tokenizer)
+    without = calibrate(model, [text], 0.9, plain, tokenizer=tokenizer)
+    pairs = [
+        (own, other)
+        for layer, heads in found.thetas.items()
+        for own, other in zip(heads, without.thetas[layer], strict=True)
+    ]
+    # Each keeps what its means keep, and more: no head needs a larger threshold.
+    assert all(own <= other for own, other in pairs)
+    assert any(own < other for own, other in pairs)
+    found.save(tmp_path / "rows.json")
+    again = Calibration.load(tmp_path / "rows.json")
+    assert again == found
+    with options(theta=again) as in_force:
+        assert (in_force.sizes.outliers, in_force.sizes.outlier_choice) == (2, "even")
+    with pytest.raises(ValueError, match="outliers must be 2, .* got 4"), options(
+        theta=again, outliers=4
+    ):
+        pass
 
 
 def test_texts_are_read_one_after_the_other_and_their_captures_are_gone(tmp_path, monkeypatch):

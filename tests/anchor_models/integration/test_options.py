@@ -175,10 +175,26 @@ def test_the_options_of_a_pass_are_made_once_for_all_its_layers(monkeypatch):
     assert len(made) == 1
 
 
+def test_rows_that_stage_2_asks_by_themselves_are_evenly_spaced_unless_told_otherwise():
+    """An extension beyond the paper, that models use where they are told to."""
+    model = build()
+    plain, rows = densities(model, theta=THETA), densities(model, theta=THETA, outliers=2)
+    assert any((more > few).any() for more, few in zip(rows, plain, strict=True))
+    even = densities(model, theta=THETA, outliers=2, outlier_choice="even")
+    assert all(torch.equal(a, b) for a, b in zip(rows, even, strict=True))
+    cosine = densities(model, theta=THETA, outliers=2, outlier_choice="cosine")
+    assert any((a != b).any() for a, b in zip(rows, cosine, strict=True))
+    none = densities(model, theta=THETA, outliers=2, outlier_theta=-math.inf)
+    assert all(torch.equal(a, b) for a, b in zip(none, plain, strict=True))
+    by_head = densities(model, theta=[[THETA] * 4] * 2, outliers=2)
+    assert all(torch.equal(a, b) for a, b in zip(rows, by_head, strict=True))
+    with options() as without:
+        assert without.sizes == IN_MODELS
+
+
 def test_a_configuration_names_what_the_function_takes():
     assert tuple(signature(options).parameters) == FIELDS
-    extension = {"outliers", "outlier_theta", "outlier_choice"}  # models cannot ask for it
-    sizes = {field.name for field in fields(AnchorConfig)} - {"theta", "tail"} - extension
+    sizes = {field.name for field in fields(AnchorConfig)} - {"theta", "tail"}
     assert set(SIZE_FIELDS) == sizes
 
 
