@@ -131,12 +131,12 @@ def draw_lines(lines: Sequence[Line], ax) -> None:
             lw=1,
             label=label,
         )
-        if label != "paper":
-            for x in some:
-                name = x.way.removesuffix(", by head")
-                ax.annotate(
-                    name, (x.of_dense, x.lost), (6, 4), textcoords="offset points", fontsize=7
-                )
+        for x in some if label != "paper" else ():
+            # Those that follow each other closely: one above its point, the next one below.
+            above = 5 if some.index(x) % 2 == 0 else -11
+            name = x.way.removesuffix(", by head")
+            at = (x.of_dense, x.lost)
+            ax.annotate(name, at, (6, above), textcoords="offset points", fontsize=7)
     ax.axhline(0, color=INK, lw=0.6)
     ax.set(
         xlabel="time of a layer's attention, of dense attention's",

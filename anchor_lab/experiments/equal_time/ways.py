@@ -45,7 +45,10 @@ RECALL = 0.95
 DENSE = Way("dense")
 WAYS = (
     DENSE,
-    *(Way(f"paper, θ = {theta:g}", AnchorConfig(theta=theta)) for theta in (15, 12, 9, 7, 5)),
+    *(
+        Way(f"paper, θ = {theta:g}", AnchorConfig(theta=theta))
+        for theta in (15.0, 12.0, 9.0, 7.0, 5.0)
+    ),
     *(
         Way(tests(*pair), _rows(*pair))
         for pair in (

@@ -53,8 +53,9 @@ def test_outlier_rows_are_calibrated_with_the_means_of_their_head(tmp_path):
     assert again == found
     with options(theta=again) as in_force:
         assert (in_force.sizes.outliers, in_force.sizes.outlier_choice) == (2, "even")
-    with pytest.raises(ValueError, match="outliers must be 2, .* got 4"), options(
-        theta=again, outliers=4
+    with (
+        pytest.raises(ValueError, match=r"outliers must be 2, .* got 4"),
+        options(theta=again, outliers=4),
     ):
         pass
 
