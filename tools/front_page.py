@@ -159,7 +159,9 @@ def pages() -> dict[Path, str]:
             "three_answers": three_answers.three_answers(crossover, smollm2, lost, recalls),
             "pays": f"{three_answers.pays(crossover, committed('lengths'))}\n{calls.calls(timed)}",
             "loses": three_answers.loses(smollm2),
-            "beats": standing.beats(lost, recalls),
+            "beats": "\n".join(
+                (standing.beats(lost, recalls), standing.beyond(committed("equal_time")))
+            ),
         },
         docs / "measured.md": {
             "kernels": calls.kernels(timed, "../"),

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from anchor_lab.experiments import page
 from anchor_lab.experiments.compare.figure import OURS
+from anchor_lab.experiments.equal_time import figure as equal_time
+from anchor_lab.experiments.equal_time.ways import ROWS_BY_HEAD
 from anchor_lab.experiments.losses import figure as losses
 from anchor_lab.experiments.losses.measure import GOALS, TEXTS, row_of, theta_label
 from anchor_lab.experiments.rivals import figure as rivals
@@ -242,6 +244,25 @@ def beats(files: Sequence[dict], table: dict) -> str:
         texts=TEXTS,
         brought=[one.page for one in data_brought(files)],
         settings=table["settings"],
+    )
+
+
+def beyond(results: dict) -> str:
+    """What the extension of this project loses beside the method as published, in how much time.
+
+    Args:
+        results: of the experiment `equal_time`.
+    """
+    n = max(equal_time.data_lengths(results["rows"]))
+    lines = {line.way: line for line in equal_time.data_lines(results["rows"], n)}
+    paper, rows = lines[f"paper, θ = {CONFIG.theta:g}"], lines[ROWS_BY_HEAD]
+    return (
+        "*Beyond the paper*: with four single rows of each block asked beside its mean, and a "
+        f"threshold for each head, an extension of this project, it loses {_nats(rows.lost)} "
+        f"nats in place of {_nats(paper.lost)} at {page.spaced(n)} tokens, in "
+        f"{page.percent(rows.of_dense)} of dense attention's time in place of "
+        f"{page.percent(paper.of_dense)} ([equal_time.md](results/equal_time/equal_time.md), "
+        "[notebook 16](notebooks/16_can_we_do_better.ipynb)).\n"
     )
 
 

@@ -5,6 +5,7 @@ import pytest
 from anchor_lab.experiments import store
 from anchor_lab.experiments.losses.measure import TEXTS
 from anchor_lab.experiments.losses.page import of_level
+from anchor_lab.experiments.page import percent, spaced
 from anchor_lab.experiments.rivals.page import EXPERIMENT, of_length
 from tests.tools.made_up import METHODS, OURS, ROOM, losses, lost_row, recalls, table
 from tests.tree import RESULTS
@@ -111,3 +112,23 @@ def test_the_places_are_those_of_the_pages_of_results():
         )
     page = of_length(rivals["rows"], found.n)
     assert (page["ahead"], page["of"]) == (found.ahead, found.reach)
+
+
+def test_the_extension_stands_beside_the_method_as_published_at_the_longest_length():
+    def made(part, n, way, **found):
+        return {"part": part, "length": n, "text": "prose", "way": way, **found}
+
+    ways = {"dense": (1.0, 4.0), "paper, θ = 12": (1.5, 2.0), "R = 4, by head": (1.125, 1.0)}
+    rows = [
+        row
+        for n in (8192, 32_768)
+        for way, (lost, ms) in ways.items()
+        for row in (
+            made("losses", n, way, losses=[lost * n / 32_768], density=0.5),
+            made("times", n, way, ms=[ms]),
+        )
+    ]
+    said = standing.beyond({"rows": rows})
+    assert f"loses 0.125 nats in place of 0.500 at {spaced(32_768)} tokens" in said
+    shares = percent(0.25), percent(0.5)
+    assert "in {} of dense attention's time in place of {}".format(*shares) in said

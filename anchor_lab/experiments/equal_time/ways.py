@@ -42,6 +42,7 @@ BY_HEAD: dict[str, Callable[[tuple[float, ...]], Extension]] = {
     "R = 4": lambda thetas: OutlierRows(_rows(4), "even", thetas),
 }
 RECALL = 0.95
+ROWS_BY_HEAD = "R = 4, by head"
 DENSE = Way("dense")
 WAYS = (
     DENSE,
@@ -61,5 +62,5 @@ WAYS = (
         )
     ),
     Way("means, by head", AnchorConfig(), ("means", RECALL)),
-    Way("R = 4, by head", _rows(4), ("R = 4", RECALL)),
+    Way(ROWS_BY_HEAD, _rows(4), ("R = 4", RECALL)),
 )
