@@ -131,7 +131,7 @@ def show_kept(x: Captured, place: int, stripes: StripePlan, config: AnchorConfig
         figure,
         show_kept.__doc__,
         "A thin line is one selected key, drawn wider than it is: the density is less than it "
-        f"seems. {small_print(x, place, config)}.",
+        f"seems.\n{small_print(x, place, config)}.",
         f"A triangle in {len(data['groups'])} groups. Kept: the first keys, a triangular window "
         f"in each group, and thin vertical lines, the stripes: {counts} of them by group. The "
         f"rest is grey.{rows}",
