@@ -1,7 +1,6 @@
 """Questions about sparse attention, each a function that one can call."""
 
 from anchor_lab.analysis.calibration import choose_thetas
-from anchor_lab.analysis.certificate import certificate_cost, certify
 from anchor_lab.analysis.curves import (
     THETAS,
     LayerCurves,
@@ -27,8 +26,6 @@ __all__ = [
     "SampledRecall",
     "ThetaCurve",
     "average_curves",
-    "certificate_cost",
-    "certify",
     "choose_thetas",
     "compare_tests",
     "layer_curves",

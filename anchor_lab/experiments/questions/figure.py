@@ -58,44 +58,6 @@ def draw_tests(points: dict[str, tuple[float, float]], ax) -> None:
     ax.set_ylim(top=1.0015)
 
 
-def data_certificate(rows: Sequence[dict]) -> dict[str, list]:
-    """What is promised at which cost, by rising rank.
-
-    Args:
-        rows: one for each head, with "certificate": [{"rank": …, "cost": …, "promised": …}, ...];
-            at the last rank it is the recall itself.
-
-    Returns:
-        rank: `[efforts]`; heads: for each head that drops anything its points (cost, promised);
-        mean: their mean `[efforts]`.
-    """
-    heads = [
-        [(effort["cost"], effort["promised"]) for effort in row["certificate"]]
-        for row in rows
-        if row["certificate"][-1]["cost"] > 0
-    ]
-    means = [
-        tuple(fmean(x) for x in zip(*points, strict=True)) for points in zip(*heads, strict=True)
-    ]
-    ranks = [effort["rank"] for effort in rows[0]["certificate"]]
-    return {"rank": ranks, "heads": heads, "mean": means}
-
-
-def draw_certificate(data: dict[str, list], ax) -> None:
-    """How much recall can be promised?"""
-    for points in data["heads"]:
-        ax.plot(*zip(*points, strict=True), color="#BBBBBB", lw=0.6, zorder=1)
-    ax.plot(*zip(*data["mean"], strict=True), color=ACCENT, lw=2, marker="o", zorder=2)
-    for rank, at in zip(data["rank"], data["mean"], strict=True):
-        name = f"rank {rank}" if rank != data["rank"][-1] else "recall"
-        label(ax, name, at, (7, -8), color=ACCENT, weight="bold")
-    ax.set(
-        xlabel="cost of asking, share of all causal pairs",
-        ylabel="guaranteed recall, mean over rows",
-        ylim=(-0.02, 1.03),
-    )
-
-
 def data_calibration(rows: Sequence[dict]) -> dict[str, list[tuple[float, float]]]:
     """Points (density, recall) on held-out text: by "per" and rising recall.
 

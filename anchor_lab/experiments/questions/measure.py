@@ -1,8 +1,8 @@
-"""Four questions about the heads of the bundled model.
+"""Three questions about the heads of the bundled model.
 
-One text of the bundled model; of every head: where the largest scores lie, what each approximation
-of the difference test costs, and how much recall a certificate promises at which cost. Then
-thresholds by head, by layer and for all, calibrated on two texts and judged on a third.
+One text of the bundled model; of every head: where the largest scores lie, and what each
+approximation of the difference test costs. Then thresholds by head, by layer and for all,
+calibrated on two texts and judged on a third.
 """
 
 import argparse
@@ -16,8 +16,6 @@ from anchor_lab.analysis import (
     THETAS,
     ThetaCurve,
     average_curves,
-    certificate_cost,
-    certify,
     choose_thetas,
     compare_tests,
     locate_maxima,
@@ -27,11 +25,9 @@ from anchor_lab.experiments.environment import environment
 from anchor_lab.experiments.experiment import progress
 from anchor_lab.experiments.store import Store
 from anchor_models import Captured, capture_qkv, load_bundled, make_document
-from anchor_ref import AnchorConfig, compute_anchor, identify_stripes
-from anchor_ref.measure import recall
+from anchor_ref import AnchorConfig
 
 LENGTH, CONFIG = 8192, AnchorConfig(theta=9.0)
-RANKS = (0, 8, 16, 24, 32)  # of the certificate; at the head's dimension it is exact
 TARGETS = (0.9, 0.95, 0.98, 0.99)
 CALIBRATION_SEEDS, HELD_OUT_SEED = (1, 2), 3
 
@@ -49,18 +45,10 @@ def capture(
     return {layer: x.to(device) for layer, x in captured.items()}
 
 
-def look(
-    x: Captured, config: AnchorConfig = CONFIG, ranks: tuple[int, ...] = RANKS
-) -> list[dict[str, object]]:
+def look(x: Captured, config: AnchorConfig = CONFIG) -> list[dict[str, object]]:
     """One row for each head of a layer."""
-    n, dim = x.q.shape[2:]
     maxima = locate_maxima(x.q, x.k, config, x.scaling)
     tests = compare_tests(x.q, x.k, config, x.scaling)
-    anchor = compute_anchor(x.q, x.k, x.v, config, x.scaling).max
-    stripes = identify_stripes(x.q, x.k, anchor, config, x.scaling)
-    promises = {rank: certify(x.q, x.k, stripes, config, x.scaling, rank=rank) for rank in ranks}
-    promises[dim] = recall(x.q, x.k, stripes, config, x.scaling)
-    costs = {rank: certificate_cost(stripes, config, n, n, dim, rank=rank) for rank in promises}
     return [
         {
             "layer": x.layer,
@@ -73,14 +61,6 @@ def look(
                 }
                 for name in TESTS
             },
-            "certificate": [
-                {
-                    "rank": rank,
-                    "cost": round(costs[rank][0, head].item(), 4),
-                    "promised": round(promised[0, head].double().mean().item(), 4),
-                }
-                for rank, promised in promises.items()
-            ],
         }
         for head in range(x.q.shape[1])
     ]

@@ -1,6 +1,5 @@
-"""Four questions about the heads of the bundled model, answered: a page and a figure."""
+"""Three questions about the heads of the bundled model, answered: a page and a figure."""
 
-from math import nan
 from pathlib import Path
 from statistics import fmean
 
@@ -10,8 +9,6 @@ from anchor_lab.experiments.experiment import Experiment
 from anchor_lab.experiments.page import render
 from anchor_lab.experiments.questions import figure as figures
 from anchor_lab.experiments.questions import measure
-
-ENOUGH = 0.9  # recall that a head is worth being promised
 
 
 def parts(results: dict) -> tuple[list[dict], list[dict]]:
@@ -24,7 +21,6 @@ def values(results: dict) -> dict:
     """What the page says."""
     settings = results["settings"]
     rows, calibration = parts(results)
-    losing = [row for row in rows if row["certificate"][-1]["promised"] < 0.99]
     return {
         "run": results["runs"][-1],
         "n": settings["n"],
@@ -36,16 +32,6 @@ def values(results: dict) -> dict:
         "maxima": _maxima(rows),
         "tests": figures.data_tests(rows),
         "about_tests": TESTS,
-        "promises": figures.data_certificate(rows)["mean"],
-        "enough": ENOUGH,
-        "efforts": [
-            {
-                "rank": effort["rank"],
-                "all": _promised(rows, place),
-                "losing": _promised(losing, place),
-            }
-            for place, effort in enumerate(rows[0]["certificate"])
-        ],
         "curves": figures.data_calibration(calibration),
         "calibration": _beside_single(calibration),
     }
@@ -58,17 +44,16 @@ def page(results: dict, path: Path) -> str:
 
 
 def draw(results: dict):
-    """Four questions in one picture."""
+    """Three questions in one picture."""
     from matplotlib import pyplot as plt
 
     use_style()
     settings = results["settings"]
     rows, calibration = parts(results)
-    figure, axes = plt.subplots(2, 2, figsize=(10, 7.6))
+    figure, axes = plt.subplots(1, 3, figsize=(14, 4.4))
     panels = (
         (figures.data_maxima(rows), figures.draw_maxima),
         (figures.data_tests(rows), figures.draw_tests),
-        (figures.data_certificate(rows), figures.draw_certificate),
         (figures.data_calibration(calibration), figures.draw_calibration),
     )
     for ax, (data, draw_one) in zip(axes.flat, panels, strict=True):
@@ -99,17 +84,6 @@ def _maxima(rows: list[dict]) -> list[dict]:
             }
         )
     return found
-
-
-def _promised(rows: list[dict], place: int) -> dict:
-    """Means over heads of one effort of the certificate, and how many are promised enough."""
-    found = [row["certificate"][place] for row in rows]
-    return {
-        "cost": fmean(x["cost"] for x in found) if found else nan,
-        "promised": fmean(x["promised"] for x in found) if found else nan,
-        "enough": sum(x["promised"] >= ENOUGH for x in found),
-        "heads": len(found),
-    }
 
 
 def _beside_single(rows: list[dict]) -> list[dict]:

@@ -23,10 +23,6 @@ ROWS = [
             "exact": {"density": 0.2, "recall": 0.9 + 0.1 * head},
             "method": {"density": 0.3 + 0.1 * layer, "recall": 0.8},
         },
-        "certificate": [
-            {"rank": 0, "cost": 0.1 * head, "promised": 1 - 0.8 * head},
-            {"rank": 8, "cost": (0.3 + 0.1 * layer) * head, "promised": 1 - 0.1 * head},
-        ],
     }
     for layer in (0, 3)
     for head in (0, 1)
@@ -50,14 +46,6 @@ def test_tests_are_means_over_heads():
     assert points["method"] == pytest.approx((0.45, 0.8))
 
 
-def test_promises_are_those_of_the_heads_that_drop_something():
-    data = lab.data_certificate(ROWS)
-    assert data["rank"] == [0, 8]
-    assert len(data["heads"]) == 2
-    assert data["heads"][1] == [pytest.approx((0.1, 0.2)), pytest.approx((0.6, 0.9))]
-    assert data["mean"] == [pytest.approx((0.1, 0.2)), pytest.approx((0.45, 0.9))]
-
-
 def test_calibrations_are_laid_out_by_rising_recall():
     assert lab.data_calibration(CALIBRATION) == {
         "head": [(0.5, 0.9), (0.7, 0.97)],
@@ -71,7 +59,6 @@ def test_calibrations_are_laid_out_by_rising_recall():
     [
         (lab.data_maxima(ROWS), lab.draw_maxima),
         (lab.data_tests(ROWS), lab.draw_tests),
-        (lab.data_certificate(ROWS), lab.draw_certificate),
         (lab.data_calibration(CALIBRATION), lab.draw_calibration),
     ],
 )
@@ -100,30 +87,17 @@ def test_the_table_says_what_was_measured(tmp_path):
     assert lines[2].endswith("](mine.png)")
     assert "| 3 | 50.0% | 25.0% | 12.5% | 25.0% (head 1) |" in lines
     assert "| all | 50.0% | 25.0% | 12.5% | 25.0% |" in lines
-    # Head 1 of both layers loses a tenth; head 0 loses nothing.
-    assert "| 0 | 0.050 | 0.600 | 2 of 4 | 0.100 | 0.200 | 0 of 2 |" in lines
-    exact = "| 8: every dropped score | 0.225 | 0.950 | 4 of 4 | 0.450 | 0.900 | 2 of 2 |"
-    assert exact in lines
-    words = next(line for line in lines if line.startswith("Too loose to use"))
-    assert "promise 0.20 where 0.90 is kept, and 0 of 2 losing heads 0.9." in words
-    assert "Rank 0 promises 0.20 for 22% of the products" in words
     assert "| 0.95 | head | 0.9700 | 0.9000 | 0.700 | 10 | 0.8000 | 0.850 |" in lines
 
 
 def test_measuring_a_layer_answers_for_each_head():
     random = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, h, 2304, 8, generator=random) * 2 for h in (2, 1, 1))
-    rows = look(Captured(q, k, v, 8**-0.5, layer=5), ranks=(0, 4))
+    rows = look(Captured(q, k, v, 8**-0.5, layer=5))
     assert [(row["layer"], row["head"]) for row in rows] == [(5, 0), (5, 1)]
     for row in rows:
         assert sum(row["maxima"]) == pytest.approx(1, abs=1e-3)
         assert list(row["tests"]) == list(TESTS)
-        efforts = row["certificate"]
-        assert [effort["rank"] for effort in efforts] == [0, 4, 8]
-        promised = [effort["promised"] for effort in efforts]
-        assert promised == sorted(promised)
-        assert promised[-1] == row["tests"]["method"]["recall"]
-        assert efforts[0]["cost"] < efforts[-1]["cost"]
 
 
 @pytest.fixture(scope="module")
