@@ -3,6 +3,7 @@
 import argparse
 import shlex
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,20 @@ def progress(left: list, **more):
     from tqdm import tqdm
 
     return tqdm(left, file=sys.stderr, disable=None, **more)
+
+
+def call_each(jobs: list[Callable[[], None]], until: float) -> int:
+    """Do one job after the other, none begun after `until` of `time.monotonic`.
+
+    Returns:
+        What `measure` is to return: 1 when the time was over before all was done.
+    """
+    for job in progress(jobs):
+        if time.monotonic() > until:
+            print("not all is there: call again to go on", file=sys.stderr)
+            return 1
+        job()
+    return 0
 
 
 @dataclass(frozen=True)

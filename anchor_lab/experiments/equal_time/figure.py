@@ -2,24 +2,23 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from statistics import mean
 
-from anchor_lab.analysis.intervals import bootstrap
 from anchor_lab.drawing.style import ACCENT, INK, STRIPE, caption, use_style
 from anchor_lab.experiments.equal_time.ways import DENSE, WAYS
+from anchor_lab.experiments.outliers.figure import Lost, against, error_bars, saved_at
 
 LOSSES, TIMES = "losses", "times"
 
 
 @dataclass(frozen=True)
-class Line:
+class Line(Lost):
     """A way at one length, over all texts that were read and timed so.
 
     Attributes:
         way: its name.
         published: is it the method of the paper?
-        losses: by text, what each run of tokens lost against dense attention, nats a token.
+        losses: see `Lost`.
         density: share of the causal pairs kept, mean over the texts.
         ms: of a layer, mean over layers and texts.
         of_dense: the same over dense attention's.
@@ -31,16 +30,6 @@ class Line:
     density: float
     ms: float
     of_dense: float
-
-    @property
-    def lost(self) -> float:
-        """Mean over the texts, nats a token."""
-        return mean(mean(runs) for runs in self.losses.values())
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """95 % interval of `lost` over the runs of each text."""
-        return bootstrap(list(self.losses.values()))
 
 
 def data_lengths(rows: Sequence[dict]) -> list[int]:
@@ -75,10 +64,7 @@ def data_lines(rows: Sequence[dict], length: int) -> list[Line]:
             Line(
                 way.name,
                 way.published,
-                {
-                    t: [a - b for a, b in zip(read[t]["losses"], dense[t]["losses"], strict=True)]
-                    for t in texts
-                },
+                against(read, dense),
                 mean(read[t]["density"] for t in texts),
                 ms,
                 ms / mean(mean(dense_timed[t]["ms"]) for t in texts),
@@ -92,19 +78,7 @@ def data_saved(line: Line, lines: Sequence[Line]) -> tuple[float, float, float] 
 
     None where the published method was measured with more time alone, or less.
     """
-    paper = sorted((x for x in lines if x.published), key=lambda x: x.ms)
-    for less, more in pairwise(paper):
-        if less.ms <= line.ms <= more.ms and less.ms < more.ms:
-            share = (line.ms - less.ms) / (more.ms - less.ms)
-            saved = [
-                [
-                    (1 - share) * a + share * b - own
-                    for a, b, own in zip(less.losses[t], more.losses[t], runs, strict=True)
-                ]
-                for t, runs in line.losses.items()
-            ]
-            return (mean(mean(runs) for runs in saved), *bootstrap(saved))
-    return None
+    return saved_at(line, [x for x in lines if x.published], lambda x: x.ms)
 
 
 def draw_lines(lines: Sequence[Line], ax) -> None:
@@ -120,11 +94,10 @@ def draw_lines(lines: Sequence[Line], ax) -> None:
         some = sorted(some, key=lambda x: x.of_dense)
         if not some:
             continue
-        ends = [(x.lost - x.interval[0], x.interval[1] - x.lost) for x in some]
         ax.errorbar(
             [x.of_dense for x in some],
             [x.lost for x in some],
-            [[max(0.0, end) for end in side] for side in zip(*ends, strict=True)],
+            error_bars(some),
             fmt=mark,
             color=colour,
             ms=5,

@@ -38,7 +38,7 @@ from anchor_lab.experiments.answers.prompts import make_prompt
 from anchor_lab.experiments.attention.instruments import CudaInstruments, quantiles
 from anchor_lab.experiments.environment import cuda_facts, environment, kernels_version
 from anchor_lab.experiments.equal_time.ways import BY_HEAD, DENSE, WAYS, Way
-from anchor_lab.experiments.experiment import progress
+from anchor_lab.experiments.experiment import call_each
 from anchor_lab.experiments.outliers.measure import RUNS, calibrate, hash_of
 from anchor_lab.experiments.outliers.reading import token_losses
 from anchor_lab.experiments.outliers.texts import CALIBRATION, KINDS, tokens_of
@@ -111,12 +111,7 @@ def measure(chosen: argparse.Namespace) -> int:
         jobs += bench.readings(chosen.parts, n, kind)
     if ANSWERS in chosen.parts:
         jobs += bench.asking()
-    for job in progress(jobs):
-        if time.monotonic() > until:
-            print("not all is there: call again to go on", file=sys.stderr)
-            return 1
-        job()
-    return 0
+    return call_each(jobs, until)
 
 
 class _Bench:

@@ -1,6 +1,6 @@
 """What is lost by how many pairs: the numbers of the page, and their picture."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -12,13 +12,41 @@ DENSE, PAPER = "dense", "paper"
 PARTS = (*FIXED, CALIBRATED)
 
 
+class Lost:
+    """What a way to choose stripes loses against dense attention.
+
+    Attributes:
+        losses: by text, what each run of tokens lost, nats a token.
+    """
+
+    losses: dict[str, list[float]]
+
+    @property
+    def lost(self) -> float:
+        """Mean over the texts, nats a token."""
+        return _mean([_mean(runs) for runs in self.losses.values()])
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of `lost` over the runs of each text."""
+        return bootstrap(list(self.losses.values()))
+
+
+def against(own: dict[str, dict], dense: dict[str, dict]) -> dict[str, list[float]]:
+    """`Lost.losses` of the rows of a way, given those of dense attention, both by text."""
+    return {
+        text: [a - b for a, b in zip(row["losses"], dense[text]["losses"], strict=True)]
+        for text, row in own.items()
+    }
+
+
 @dataclass(frozen=True)
-class Line:
+class Line(Lost):
     """A variant at one length, over all texts that it and dense attention read.
 
     Attributes:
         part, variant: as in the experiment.
-        losses: by text, what each run of tokens lost against dense attention, nats a token.
+        losses: see `Lost`.
         density, recall, cost: means over the texts; shares, see the experiment.
     """
 
@@ -34,16 +62,6 @@ class Line:
         """What is spent: pairs kept, and those scored to choose."""
         return self.density + self.cost
 
-    @property
-    def lost(self) -> float:
-        """Mean over the texts, nats a token."""
-        return _mean([_mean(runs) for runs in self.losses.values()])
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """95 % interval of `lost` over the runs of each text."""
-        return bootstrap(list(self.losses.values()))
-
 
 def data_lines(rows: Sequence[dict], length: int) -> list[Line]:
     """Every variant at one length, in the order of `PARTS`; texts that all of them read count."""
@@ -57,13 +75,7 @@ def data_lines(rows: Sequence[dict], length: int) -> list[Line]:
         texts = [text for text in dense if text in by_text]
         if len(texts) < len(dense):
             continue  # a run that stopped before all texts were read
-        losses = {
-            text: [
-                own - whole
-                for own, whole in zip(by_text[text]["losses"], dense[text]["losses"], strict=True)
-            ]
-            for text in texts
-        }
+        losses = against({text: by_text[text] for text in texts}, dense)
         means = {
             name: _mean([by_text[text][name] for text in texts])
             for name in ("density", "recall", "cost")
@@ -90,19 +102,40 @@ def data_saved(line: Line, lines: Sequence[Line]) -> tuple[float, float, float] 
         (saved, low, high) in nats a token, with its 95 % interval; None where the published method
         was measured with more pairs alone, or fewer.
     """
-    paper = sorted((x for x in lines if x.part == PAPER), key=lambda x: x.pairs)
-    for fewer, more in pairwise(paper):
-        if fewer.pairs <= line.pairs <= more.pairs and fewer.pairs < more.pairs:
-            share = (line.pairs - fewer.pairs) / (more.pairs - fewer.pairs)
+    return saved_at(line, [x for x in lines if x.part == PAPER], lambda x: x.pairs)
+
+
+def saved_at(
+    line: Lost, published: Sequence[Lost], spent: Callable[[Lost], float]
+) -> tuple[float, float, float] | None:
+    """(saved, low, high) beside the published method where it spends as much, see `data_saved`.
+
+    Args:
+        line: what saves.
+        published: the method at several θ.
+        spent: by what they are compared.
+    """
+    at = spent(line)
+    for less, more in pairwise(sorted(published, key=spent)):
+        low, high = spent(less), spent(more)
+        if low <= at <= high and low < high:
+            share = (at - low) / (high - low)
             saved = [
                 [
                     (1 - share) * a + share * b - own
-                    for a, b, own in zip(fewer.losses[text], more.losses[text], runs, strict=True)
+                    for a, b, own in zip(less.losses[text], more.losses[text], runs, strict=True)
                 ]
                 for text, runs in line.losses.items()
             ]
             return (_mean([_mean(runs) for runs in saved]), *bootstrap(saved))
     return None
+
+
+def error_bars(lines: Sequence[Lost]) -> list[list[float]]:
+    """Lengths below and above, as matplotlib takes them, of the intervals of some lines."""
+    ends = [(x.lost - x.interval[0], x.interval[1] - x.lost) for x in lines]
+    # A percentile interval may lie to one side of the mean.
+    return [[max(0.0, end) for end in side] for side in zip(*ends, strict=True)]
 
 
 def draw_lines(lines: Sequence[Line], ax) -> None:
@@ -113,12 +146,10 @@ def draw_lines(lines: Sequence[Line], ax) -> None:
         of_part = sorted((x for x in lines if x.part == part), key=lambda x: x.pairs)
         if not of_part:
             continue
-        ends = [(x.lost - x.interval[0], x.interval[1] - x.lost) for x in of_part]
         ax.errorbar(
             [x.pairs for x in of_part],
             [x.lost for x in of_part],
-            # A percentile interval may lie to one side of the mean.
-            [[max(0.0, end) for end in side] for side in zip(*ends, strict=True)],
+            error_bars(of_part),
             fmt=marks[part] + ("-" if part == PAPER else ""),
             color=colours.get(part, ACCENT),
             mfc=colours.get(part, "white"),

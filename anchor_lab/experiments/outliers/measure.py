@@ -43,7 +43,7 @@ import torch
 from anchor_lab.experiments.answers.ask import answers
 from anchor_lab.experiments.answers.prompts import make_prompt
 from anchor_lab.experiments.environment import cuda_facts, environment, sources_version
-from anchor_lab.experiments.experiment import progress
+from anchor_lab.experiments.experiment import call_each
 from anchor_lab.experiments.outliers import reading, variants
 from anchor_lab.experiments.outliers.texts import CALIBRATION, KINDS, own_text, texts_of, tokens_of
 from anchor_lab.experiments.outliers.variants import (
@@ -143,12 +143,7 @@ def measure(chosen: argparse.Namespace) -> int:
     ]
     if ANSWERS in chosen.parts:
         jobs += answer_jobs(store, model, tokenizer, quick)
-    for job in progress(jobs):
-        if time.monotonic() > until:
-            print("not all is there: call again to go on", file=sys.stderr)
-            return 1
-        job()
-    return 0
+    return call_each(jobs, until)
 
 
 def hash_of(tokens: torch.Tensor) -> str:
