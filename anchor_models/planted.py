@@ -39,6 +39,7 @@ def planted_stripes(
     kv_heads: int = 2,
     head_dim: int = 64,
     density: float = 0.03,
+    together: int = 1,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
@@ -61,8 +62,11 @@ def planted_stripes(
         q_heads, kv_heads: Hq and Hkv, Hq a multiple of Hkv; all heads share the planted keys.
         head_dim: D, at least 1. Below 5 there is no local part.
         density: share of all keys that is planted, in [0, 1].
+        together: planted keys come in runs of so many, in 1..N, that begin at its multiples. The
+            sink's own run, and a last one that is not whole, are never planted.
         seed: everything drawn follows from it. The positions are the same on every device and for
-            every other argument but n and `density`; the noise depends on the type of device.
+            every other argument but n, `density` and `together`; the noise depends on the type of
+            device.
         dtype, device: of q, k and v.
 
     Returns:
@@ -72,10 +76,11 @@ def planted_stripes(
         ValueError: a number is out of its range, or Hq is not a multiple of Hkv.
         TypeError: `dtype` is not a floating-point dtype.
     """
-    _check(n, q_heads, kv_heads, head_dim, density, dtype)
+    _check(n, q_heads, kv_heads, head_dim, density, together, dtype)
     places = torch.Generator().manual_seed(seed)
-    order = torch.randperm(n - 1, generator=places) + 1  # never the sink
-    positions = order[: round(density * n)].sort().values.to(device)
+    order = torch.randperm(n // together - 1, generator=places) + 1  # never the sink's
+    runs = order[: round(density * n / together)].sort().values * together
+    positions = (runs[:, None] + torch.arange(together)).flatten().to(device)
 
     common = (HEAVY**2 * head_dim) ** 0.25  # common² / sqrt(D) = HEAVY
     heavy = torch.zeros(n, device=device)
@@ -116,7 +121,7 @@ def _local_features(n: int, head_dim: int) -> Float[Tensor, "N F"]:
     return (features * (LOCAL * head_dim**0.5 / max(pairs, 1)) ** 0.5).float()
 
 
-def _check(n, q_heads, kv_heads, head_dim, density, dtype) -> None:
+def _check(n, q_heads, kv_heads, head_dim, density, together, dtype) -> None:
     sizes = {"n": n, "q_heads": q_heads, "kv_heads": kv_heads, "head_dim": head_dim}
     for name, size in sizes.items():
         if size < 1:
@@ -125,5 +130,7 @@ def _check(n, q_heads, kv_heads, head_dim, density, dtype) -> None:
         raise ValueError(f"q_heads must be a multiple of kv_heads {kv_heads}, got {q_heads}")
     if not 0 <= density <= 1:
         raise ValueError(f"density must be in [0, 1], got {density}")
+    if not 1 <= together <= n:
+        raise ValueError(f"together must be in 1..{n}, got {together}")
     if not dtype.is_floating_point:
         raise TypeError(f"dtype must be a floating-point dtype, got {dtype}")

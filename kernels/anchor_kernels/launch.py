@@ -200,7 +200,8 @@ def select_launch_for(
         if not asked:
             return SelectLaunch(64, 128 if width <= 128 else 64, 4096, 4, 2)
         if width <= 128:
-            return SelectLaunch(64, 64, 4096, 4, 2, 4)
+            held = 8 if width <= 64 and target.arch == 90 else 4
+            return SelectLaunch(64, 64, 4096, 4, 2, held)
         return SelectLaunch(64, 64, 4096, 8, 2)
     if nvidia and asked:
         return SelectLaunch(32, 64, 4096, 4, 2, 4)

@@ -365,21 +365,24 @@ def select_kernel(
             k + (start + keys).to(tl.int64)[None, :] * k_n, mask=k_mask, other=0.0
         )  # [D, N]
         if ONE_TILE:
-            kept = any_mean_keeps(
-                high, low, anchor, k_part, real_row, scale, theta, LISTS, STEP_TILE, SPLIT
+            products = mean_products(high, low, k_part, SPLIT)
+            kept = any_keeps(
+                products, anchor, real_row, scale, theta, LISTS, STEP_TILE
             )  # [LISTS, N / 32]
             if HELD:
                 for r in tl.static_range(ASKED):
                     row_q, own_anchor = held[r]
-                    kept |= any_row_keeps(
-                        row_q, own_anchor, k_part, real_row, scale, row_theta, LISTS, STEP_TILE
+                    products = tl.dot(row_q, k_part, input_precision="ieee")
+                    kept |= any_keeps(
+                        products, own_anchor, real_row, scale, row_theta, LISTS, STEP_TILE
                     )
             else:
                 for r in range(ASKED):
                     at = asked + (blocks_start + row_block) * ASKED + r
                     row_q, own_anchor = load_asked(q, row_anchor, at, q_n, q_d, real_row, dims, D)
-                    kept |= any_row_keeps(
-                        row_q, own_anchor, k_part, real_row, scale, row_theta, LISTS, STEP_TILE
+                    products = tl.dot(row_q, k_part, input_precision="ieee")
+                    kept |= any_keeps(
+                        products, own_anchor, real_row, scale, row_theta, LISTS, STEP_TILE
                     )
         else:
             kept = tl.zeros([LISTS, BLOCK_N // WORD], tl.int32)
@@ -394,14 +397,14 @@ def select_kernel(
                     D,
                     k.dtype.element_ty,
                 )
-                kept |= any_mean_keeps(
-                    high, low, anchor, k_part, real_row, scale, theta, LISTS, STEP_TILE, SPLIT
-                )
+                products = mean_products(high, low, k_part, SPLIT)
+                kept |= any_keeps(products, anchor, real_row, scale, theta, LISTS, STEP_TILE)
                 for r in range(ASKED):
                     at = asked + (blocks_start + t + row_block) * ASKED + r
                     row_q, own_anchor = load_asked(q, row_anchor, at, q_n, q_d, real_row, dims, D)
-                    kept |= any_row_keeps(
-                        row_q, own_anchor, k_part, real_row, scale, row_theta, LISTS, STEP_TILE
+                    products = tl.dot(row_q, k_part, input_precision="ieee")
+                    kept |= any_keeps(
+                        products, own_anchor, real_row, scale, row_theta, LISTS, STEP_TILE
                     )
         word = start + tl.arange(0, BLOCK_N // WORD) * WORD  # its first key
         kept &= first_bits(end[:, None] - word[None, :])
@@ -431,48 +434,23 @@ def load_asked(q, row_anchor, at, q_n, q_d, real_row, dims, D: tl.constexpr):
 
 
 @triton.jit
-def any_mean_keeps(
-    high,
-    low,
-    anchor,
-    k_part,
-    real_row,
-    scale,
-    theta,
-    LISTS: tl.constexpr,
-    STEP_TILE: tl.constexpr,
-    SPLIT: tl.constexpr,
-):
-    """Does the mean of any block of a list keep the key? A bit of `[LISTS, N / 32]` int32."""
-    products = tl.dot(high, k_part, input_precision="ieee")  # [M, N]
+def mean_products(high, low, k_part, SPLIT: tl.constexpr):
+    """Products of mean queries and keys, `[M, N]`; with SPLIT a query is high + low."""
+    products = tl.dot(high, k_part, input_precision="ieee")
     if SPLIT:
         products = tl.dot(low, k_part, products)
-    return any_passes(anchor[:, None] - products * scale, theta, real_row, LISTS, STEP_TILE)
+    return products
 
 
 @triton.jit
-def any_row_keeps(
-    row_q,
-    anchor,
-    k_part,
-    real_row,
-    scale,
-    theta,
-    LISTS: tl.constexpr,
-    STEP_TILE: tl.constexpr,
+def any_keeps(
+    products, anchor, real_row, scale, theta, LISTS: tl.constexpr, STEP_TILE: tl.constexpr
 ):
-    """Does a row of any block of a list keep the key? As `any_mean_keeps`; rows need no split."""
-    products = tl.dot(row_q, k_part, input_precision="ieee")  # [M, N]
-    return any_passes(anchor[:, None] - products * scale, theta, real_row, LISTS, STEP_TILE)
-
-
-@triton.jit
-def any_passes(difference, theta, real_row, LISTS: tl.constexpr, STEP_TILE: tl.constexpr):
-    """Which keys pass the test of some row of each list: bits of `[LISTS, N / 32]` int32."""
-    # Not "difference <= theta": NaN is kept.
-    keep = real_row[:, None] & ~(difference > theta)
+    """Which keys some query of each list keeps: bits of `[LISTS, N / 32]` int32."""
+    # Not "<= theta": NaN is kept.
+    keep = real_row[:, None] & ~(anchor[:, None] - products * scale > theta)
     # Words first, then blocks: threads exchange 32 decisions at a time.
-    N: tl.constexpr = difference.shape[1]
+    N: tl.constexpr = products.shape[1]
     bit = 1 << (tl.arange(0, N) % WORD)
     bits = tl.reshape(tl.where(keep, bit[None, :], 0), [LISTS, STEP_TILE, N // WORD, WORD])
     return tl.reduce_or(tl.sum(bits, 3), 1)

@@ -155,8 +155,10 @@ def record_launches(dtype: torch.dtype, head_dim: int, target: GPUTarget) -> lis
         k = torch.zeros(1, 4096, 2, head_dim, dtype=dtype).transpose(1, 2)
         anchor_kernels.anchor_attention(q, k, k.clone(), AnchorConfig())
         lse = torch.zeros(q.shape[:3])
-        # Stage 2 by itself pools, which stage 1 does where its tiles are blocks; and asks rows.
-        asks_rows = AnchorConfig(outliers=4, outlier_choice="even")
+        # Stage 2 by itself pools, which stage 1 does where its tiles are blocks; and asks rows, as
+        # many as find room in shared memory.
+        held = launch.select_launch(q, asked=True).held
+        asks_rows = AnchorConfig(outliers=held or 4, outlier_choice="even")
         before = len(launches)
         anchor_kernels.identify_stripes(q, k, lse, asks_rows)
         known = {found.kernel for found in launches[:before]} - {"select_kernel"}

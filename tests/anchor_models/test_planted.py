@@ -111,6 +111,22 @@ def test_positions_are_as_many_as_asked_for_ascending_and_never_the_sink(n, dens
     assert all(1 <= j < n for j in positions)
 
 
+@given(runs=st.integers(1, 40), together=st.integers(1, 50), rest=st.integers(0, 49),
+       density=st.floats(0, 1))  # fmt: skip
+def test_runs_of_planted_keys_are_whole_and_begin_at_multiples(runs, together, rest, density):
+    n = runs * together + rest % together
+    few = {"q_heads": 1, "kv_heads": 1, "head_dim": 8}
+    p = planted_stripes(n, density=density, together=together, **few)
+    by_run = p.positions.view(-1, together)
+    assert len(by_run) == min(round(density * n / together), runs - 1)
+    assert ((by_run - by_run[:, :1]) == torch.arange(together)).all()
+    starts = by_run[:, 0].tolist()
+    assert starts == sorted(set(starts))
+    assert all(j % together == 0 and 0 < j <= n - together for j in starts)
+    heavy = p.k[0, 0, :, 0] > 0
+    assert heavy.nonzero().flatten().tolist() == [0, *p.positions.tolist()]
+
+
 def test_the_same_seed_gives_the_same_and_another_seed_another():
     first, again, other = (planted_stripes(300, seed=seed) for seed in (1, 1, 2))
     for name in ("q", "k", "v", "positions"):
@@ -141,6 +157,8 @@ def test_positions_are_the_same_on_a_gpu():
         ({"head_dim": 0}, ValueError, "head_dim must be at least 1, got 0"),
         ({"density": 1.5}, ValueError, r"density must be in \[0, 1\], got 1.5"),
         ({"density": float("nan")}, ValueError, r"density must be in \[0, 1\], got nan"),
+        ({"together": 0}, ValueError, r"together must be in 1\.\.64, got 0"),
+        ({"together": 65}, ValueError, r"together must be in 1\.\.64, got 65"),
         ({"dtype": torch.int64}, TypeError, "dtype must be a floating-point dtype, got torch.int"),
     ],
 )

@@ -5,11 +5,14 @@
     python -m anchor_lab side_by_side --retry            what failed again, once a package is there
     python -m anchor_lab side_by_side --table            .md and .png from side_by_side.json
 
-Four parts:
+Five parts:
 
 planted      5 % planted stripes, 32/8 heads of 128 and 9/3 of 64: the project's whole call with
              and without a tail, dense attention by everyone, and block-sparse kernels over the
              blocks of 128 x 128 that hold a pair that the project keeps
+made_for     5 % of the keys heavy once as single keys, once as whole blocks of 128: what columns
+             and what blocks are made for; the project's call, cuDNN, and the blocks that
+             FlashPrefill V2 chooses
 recall       heads of SmolLM2 at 8192 tokens, and one of its layers at 32 768 by YaRN: for every
              block method of the laboratory the sparsest configuration whose blocks reach a mean
              recall of .95 and of .98 over the rows beyond the first group, run by each
@@ -24,7 +27,8 @@ be fast. AnchorAttention's time is that of the whole call, its choice included.
 
 flash-attn-4 and FlashInfer are not installed with this project: where they are importable they
 take part, and elsewhere their rows say why not. Estimated for an H200, not measured: planted 150
-s, and two to four minutes more where FlashInfer compiles; recall 70 s, loss 70 s, equal_loss 40 s.
+s, and two to four minutes more where FlashInfer compiles; made_for 60 s, recall 70 s, loss 70 s,
+equal_loss 40 s.
 On a CPU `--quick` runs every part at small sizes.
 """
 
@@ -51,8 +55,9 @@ from anchor_lab.experiments.side_by_side.losses import (
     losses_of,
     measure_losses,
 )
+from anchor_lab.experiments.side_by_side.made_for import made_for
 from anchor_lab.experiments.side_by_side.rungs import Rungs
-from anchor_lab.experiments.side_by_side.sources import Activations, Reader, nine_heads
+from anchor_lab.experiments.side_by_side.sources import KEPT, Activations, Reader, nine_heads
 from anchor_lab.experiments.side_by_side.timing import HostInstruments, compute_dtype, timed
 from anchor_lab.experiments.store import Store
 from anchor_models import planted_stripes
@@ -63,9 +68,8 @@ from anchor_ref.config import AnchorConfig
 KEY = (
     "part", "source", "n", "q_heads", "kv_heads", "head_dim", "method", "goal", "way", "setting"
 )  # fmt: skip
-PARTS = ("planted", "recall", "loss", "equal_loss")
+PARTS = ("planted", "made_for", "recall", "loss", "equal_loss")
 DENSE, SAME_BLOCKS = "dense", "the same blocks"
-KEPT = 0.05  # of the keys, planted
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ class Sizes:
     Attributes:
         shapes: (Hq, Hkv, D) of the planted inputs.
         planted: their lengths.
+        made_for: lengths of inputs for columns and for blocks, of the first shape.
         config: block, group and, for planted inputs, θ.
         tails: of our calls.
         bundled: tokens of the bundled heads.
@@ -86,6 +91,7 @@ class Sizes:
 
     shapes: tuple[tuple[int, int, int], ...]
     planted: tuple[int, ...]
+    made_for: tuple[int, ...]
     config: AnchorConfig
     tails: tuple[int, ...]
     bundled: int
@@ -98,6 +104,7 @@ class Sizes:
 FULL = Sizes(
     shapes=((32, 8, 128), (9, 3, 64)),
     planted=(8192, 16_384, 32_768, 131_072),
+    made_for=(32_768, 131_072),
     config=AnchorConfig(),
     tails=(0, TAIL),
     bundled=8192,
@@ -109,6 +116,7 @@ FULL = Sizes(
 QUICK = Sizes(
     shapes=((4, 2, 16),),
     planted=(512,),
+    made_for=(2048,),
     config=AnchorConfig(step=1),
     tails=(0, 64),
     bundled=512,
@@ -189,6 +197,8 @@ class Bench:
         """All parts that are missing."""
         if "planted" in parts:
             self.planted()
+        if "made_for" in parts:
+            made_for(self)
         if "recall" in parts:
             count, layers = self.sizes.stretched
             self.at_equal_recall(nine_heads(self.sizes.bundled, self.dtype, self.device))
@@ -242,14 +252,16 @@ class Bench:
         ]
         inputs = [(shape, n) for shape in self.sizes.shapes for n in self.sizes.planted]
         for shape, n in progress(inputs):
-            where = {"part": "planted", "source": "planted", "n": n, **_heads(shape)}
+            where = {"part": "planted", "source": "planted", "n": n, **heads_of(shape)}
             keys = [{**where, "method": method, "way": way} for method, way in ways]
             if left := [key for key in keys if self.is_left(key)]:
                 self.of_planted(shape, n, left)
 
     def of_planted(self, shape: tuple[int, int, int], n: int, left: list[dict]) -> None:
         """The rows that are missing of one set of inputs."""
-        x = planted_stripes(n, **_heads(shape), density=KEPT, dtype=self.dtype, device=self.device)
+        x = planted_stripes(
+            n, **heads_of(shape), density=KEPT, dtype=self.dtype, device=self.device
+        )
         case = self.case(x.q, x.k, x.v, shape[2] ** -0.5)
         kept = case.always_pairs + case.stripe_pairs
         kept_share, blocks = kept / case.dense_pairs, None
@@ -374,13 +386,14 @@ class Bench:
         self.store.add([{**row, "message": f"{type(error).__name__}: {error}"}])
 
 
-def _heads(shape: tuple[int, int, int]) -> dict:
+def heads_of(shape: tuple[int, int, int]) -> dict:
+    """The columns that say of which heads a row is."""
     return dict(zip(("q_heads", "kv_heads", "head_dim"), shape, strict=True))
 
 
 def _where(part: str, x: Activations) -> dict:
     shape = x.q.shape[1], x.k.shape[1], x.q.shape[3]
-    return {"part": part, "source": x.name, "n": x.q.shape[2], **_heads(shape)}
+    return {"part": part, "source": x.name, "n": x.q.shape[2], **heads_of(shape)}
 
 
 def _with_tail(case: Case, tail: int) -> float:

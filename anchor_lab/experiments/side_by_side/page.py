@@ -8,6 +8,7 @@ from anchor_lab.experiments.page import digits, number, percent, render, spaced
 from anchor_lab.experiments.side_by_side import figure, measure
 from anchor_lab.experiments.side_by_side.executors import BLOCKS
 from anchor_lab.experiments.side_by_side.ladders import KNOBS, OURS
+from anchor_lab.experiments.side_by_side.made_for import PART
 from anchor_lab.experiments.side_by_side.timing import fastest
 
 WITHOUT_TAIL = "tail 0"  # the way of ours that its recall, loss and pairs are of
@@ -34,6 +35,7 @@ def values(results: dict) -> dict:
         "date": runs[-1]["date"],
         "packages": packages(runs),
         "planted": planted(rows),
+        "made_for": made_for(rows),
         "recalls": equal_recall(rows),
         "losses": equal_loss(rows),
         "measured_losses": measured_losses(rows),
@@ -79,6 +81,33 @@ def planted(rows: Sequence[dict]) -> list[dict]:
                 ],
             }
         )
+    return tables
+
+
+def made_for(rows: Sequence[dict]) -> list[dict]:
+    """For each input and length: a line for each call, by blocks with the fastest to run them."""
+    tables = []
+    of_part = [row for row in rows if row["part"] == PART]
+    for source, n in dict.fromkeys((row["source"], row["n"]) for row in of_part):
+        here = [row for row in of_part if (row["source"], row["n"]) == (source, n)]
+        found = []
+        for method, alpha in dict.fromkeys((row["method"], row.get("setting")) for row in here):
+            best = fastest([r for r in here if (r["method"], r.get("setting")) == (method, alpha)])
+            if best is None:
+                continue
+            scored = best.get("scored")
+            found.append(
+                [
+                    NAMES.get(method, method) if alpha is None else f"{method}, α = {alpha:g}",
+                    "its own kernels" if method == OURS else best["way"],
+                    percent(best["density"]),
+                    "–" if scored is None else percent(scored),
+                    milliseconds(best),
+                    f"{best['error']:.2g}",
+                ]
+            )
+        tables.append({"title": f"{source[0].upper()}{source[1:]}, {spaced(n)} tokens",
+                       "lines": found})  # fmt: skip
     return tables
 
 

@@ -5,7 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from anchor_lab.experiments.side_by_side import blocks, executors, losses, measure, sources
+from anchor_lab.experiments.side_by_side import (
+    blocks,
+    executors,
+    losses,
+    made_for,
+    measure,
+    sources,
+)
 from anchor_lab.experiments.side_by_side.ladders import KNOBS, OURS, knob_of, ladders
 from anchor_lab.experiments.side_by_side.page import EXPERIMENT
 from anchor_lab.experiments.store import Store, read
@@ -18,7 +25,11 @@ from tests.tree import ROOT
 SETTINGS = {"device": "a device", "torch": "2", "kernels": "k", "model": "bundled"}
 RUN = {"date": "today", "command": "c", "packages": executors.versions()}
 SIZES = replace(
-    measure.QUICK, planted=(384,), bundled=512, stretched=(256, (0,)), read=(256, (3,))
+    measure.QUICK,
+    planted=(384,),
+    bundled=512,
+    stretched=(256, (0,)),
+    read=(256, (3,)),
 )
 WAYS = ("SDPA", "cuDNN", "FlexAttention")
 SHORT = ("FlexPrefill", "BlockTopCdf", OURS)
@@ -111,6 +122,29 @@ def test_ours_and_dense_agree_with_the_truth_where_everything_heavy_is_kept(out)
     alone, tail = of(rows, part="planted", method=OURS)
     assert alone["density"] < tail["density"] <= 1
     assert alone["density"] <= same["density"] <= 1
+
+
+def test_as_many_keys_are_heavy_alone_and_in_whole_blocks_and_both_are_run(out):
+    _, rows, seen = out
+    here = [(case, given) for case, given in seen if case.n == 2048]
+    both = len(here) // 2
+    for source, maps in zip(made_for.TOGETHER, (here[:both], here[both:]), strict=True):
+        own = of(rows, part="made_for", source=source)
+        assert [(row["method"], row["way"], row.get("setting")) for row in own] == [
+            (OURS, "tail 0", None), ("dense", "cuDNN", None),
+            *(("FlashPrefillV2", "FlexAttention", alpha) for alpha in made_for.ALPHAS),
+        ]  # fmt: skip
+        assert own[0]["error"] < 1e-4, "all that is heavy is kept"
+        for row, (case, given) in zip(own[2:], maps, strict=True):
+            heavy = case.k[0, 0, 1:, 0].nonzero().flatten() + 1  # behind the sink
+            in_runs = bool((heavy.view(-1, 2).diff() == 1).all()) and len(heavy) == 128
+            assert in_runs == (source == "whole blocks")
+            assert abs(len(heavy) - sources.KEPT * case.n) < 64, "as many in both"
+            method = METHODS["FlashPrefillV2"](row["setting"], dense_up_to=0)
+            selection = method.select(case.q, case.k, case.scale)
+            assert torch.equal(given.before, blocks.of_selection(selection).before)
+            assert row["density"] == pytest.approx(given.density)
+            assert 0 < row["scored"] < 0.1
 
 
 def method_of(row):
@@ -219,7 +253,9 @@ def test_without_the_model_its_parts_say_so_and_the_others_run(tmp_path, monkeyp
     monkeypatch.setenv("ANCHOR_CACHE", str(tmp_path))
     monkeypatch.setattr(measure, "ladders", lambda config: {})
     path = tmp_path / "side.json"
-    assert collect(path, model=NAME).ran == 7  # of planted 5, of the heads that come along 2
+    parts = [part for part in measure.PARTS if part != "made_for"]
+    # Of planted 5, of the heads that come along 2.
+    assert collect(path, parts, model=NAME).ran == 7
     missing = of(read(path)["rows"], source="model")
     assert [row["part"] for row in missing] == ["recall", "loss", "equal_loss"]
     assert all("FileNotFoundError: no folder smollm2 here" in row["message"] for row in missing)

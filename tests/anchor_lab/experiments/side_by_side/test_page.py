@@ -85,6 +85,27 @@ def test_planted_times_stand_by_way_and_length():
     assert densities["FlashAttention-4, dense"] == ["–", "–"]
 
 
+def test_inputs_for_columns_and_for_blocks_each_have_a_table():
+    found = [
+        row("made_for", OURS, "tail 0", 1.0, source="single keys"),
+        row("made_for", "dense", "cuDNN", 2.0, source="single keys", density=1.0),
+        row("made_for", "FlashPrefillV2", "FlashAttention-4", source="single keys", setting=0.1),
+        row("made_for", "FlashPrefillV2", "FlexAttention", 3.0, source="single keys", setting=0.1,
+            density=0.99, scored=0.004),
+        row("made_for", "FlashPrefillV2", "FlexAttention", source="single keys", setting=0.6),
+        row("made_for", OURS, "tail 0", 4.0, source="whole blocks"),
+    ]  # fmt: skip
+    keys, whole = page.made_for(found)
+    assert keys["title"] == "Single keys, 8\u202f192 tokens"
+    assert keys["lines"] == [
+        [OURS, "its own kernels", "25 %", "–", "1 [0.9–1.2]", "0.0012"],
+        ["dense", "cuDNN", "100 %", "–", "2 [1.8–2.4]", "0.0012"],
+        ["FlashPrefillV2, α = 0.1", "FlexAttention", "99 %", "0.4 %", "3 [2.7–3.6]", "0.0012"],
+    ]
+    assert [line[4] for line in whole["lines"]] == ["4 [3.6–4.8]"]
+    assert page.made_for(ROWS) == []
+
+
 def test_at_equal_recall_the_fastest_that_ran_stands_for_a_method_and_ours_by_its_tails():
     (table,) = page.equal_recall(ROWS)
     assert table["title"] == "nine heads, 8\u202f192 tokens, recall 0.95"
