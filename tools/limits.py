@@ -30,11 +30,13 @@ def losing(files: Sequence[dict], table: dict) -> str:
     Args:
         files, table: as in `data_standing`.
     """
+    found = data_standing(files, table)
     return render(
         "losing.md.j2",
         texts=TEXTS,
+        lost=found.page,
         theta=THETA,
-        usual=page.digits(data_standing(files, table).lost[THETA][METHOD].mean, 3),
+        usual=page.digits(found.lost[THETA][METHOD].mean, 3),
         brought=[one.page for one in data_brought(files)],
     )
 

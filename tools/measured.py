@@ -56,15 +56,18 @@ def lost(files: Sequence[dict]) -> str:
         files: of `python -m anchor_lab losses`, the published θ among what they hold.
     """
     table = []
+    files = sorted(files, key=lambda one: one["settings"]["tokens"])
+    tokens = list(dict.fromkeys(one["settings"]["tokens"] for one in files))
     for one in files:
         rows = one["rows"]
+        length = f", {page.spaced(one['settings']['tokens'])} tokens" if len(tokens) > 1 else ""
         ours = {theta: losses.data_lost(row_of(rows, OURS, theta_label(theta))) for theta in GOALS}
         order, counts = ranked(rows), row_of(rows, DENSE, "default")["counts"]
         for text in one["settings"]["texts"]:
             new = counts[text][CLASSES.index(NEW)] / sum(counts[text])
             table.append(
                 (
-                    losses.in_words([text]),
+                    losses.in_words([text]) + length,
                     page.percent(1 - new),
                     " / ".join(page.percent(x.density) for x in ours.values()),
                     " / ".join(page.digits(x.by_text[text], 3) for x in ours.values()),
@@ -74,7 +77,7 @@ def lost(files: Sequence[dict]) -> str:
     return render(
         "lost.md.j2",
         rows=table,
-        tokens=list(dict.fromkeys(page.spaced(one["settings"]["tokens"]) for one in files)),
+        tokens=[page.spaced(n) for n in tokens],
         thetas=" / ".join(f"{theta:g}" for theta in GOALS),
         group=AnchorConfig().group_size,
     )

@@ -14,7 +14,7 @@ from anchor_lab.experiments.compare.figure import OURS
 from anchor_lab.experiments.equal_time import figure as equal_time
 from anchor_lab.experiments.equal_time.ways import ROWS_BY_HEAD
 from anchor_lab.experiments.losses import figure as losses
-from anchor_lab.experiments.losses.measure import GOALS, TEXTS, row_of, theta_label
+from anchor_lab.experiments.losses.measure import FULL, GOALS, TEXTS, row_of, theta_label
 from anchor_lab.experiments.rivals import figure as rivals
 from anchor_lab.experiments.rivals.page import published
 from anchor_ref import AnchorConfig
@@ -57,6 +57,11 @@ class Standing:
     level: dict[float, float]
     classes: dict[str, float]
     eighths: list[float]
+
+    @property
+    def page(self) -> str:
+        """The page of results that its losses are of."""
+        return "losses" if self.n <= FULL.tokens else "long"
 
     @property
     def ahead(self) -> list[str]:
@@ -237,6 +242,7 @@ def beats(files: Sequence[dict], table: dict) -> str:
         ],
         behind=[NAMES.get(name, name) for name in found.behind],
         n=page.spaced(found.n),
+        lost=found.page,
         recall=found.recall,
         eighths=[page.digits(x, 2) for x in (found.eighths[0], *_ends(found.eighths[1:]))],
         group=CONFIG.group_size,

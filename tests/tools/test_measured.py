@@ -84,6 +84,15 @@ def test_each_text_says_what_it_loses_and_how_much_of_it_is_looked_up():
     assert [line.split(" | ")[0] for line in three] == ["| prose", "| code", "| chat"]
     # Of ten tokens of `made_up` seven are new.
     assert novel == "| a novel | 30 % | 60 % / 20 % | 0.200 / 0.300 | number 3 of 4 |"
+    assert "The same model, 8\u202f192 tokens of each text" in said
+
+
+def test_where_texts_differ_in_length_each_says_its_own_the_shorter_first():
+    said = measured.lost([losses(32_768), losses(8192, texts=("lorna_doone",))])
+    novel, *three = [line for line in said.splitlines() if line.startswith("| ")][2:]
+    assert novel.startswith("| a novel, 8\u202f192 tokens | 30 % |")
+    assert three[0].startswith("| prose, 32\u202f768 tokens | 30 % |")
+    assert "The same model, 8\u202f192 or 32\u202f768 tokens of each text" in said
 
 
 def test_a_models_own_activations_are_counted_layer_by_layer():

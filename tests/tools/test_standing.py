@@ -50,6 +50,8 @@ def test_a_longer_length_is_taken_where_it_is_complete():
     both = table(recalls(8192), recalls(32_768))
     files = [losses(8192), losses(32_768)]
     assert standing.data_standing(files, both).n == 32_768
+    assert "tokens: [long.md](results/losses/long.md)" in standing.beats(files, both)
+    assert "tokens: [losses.md](results/losses/losses.md)" in standing.beats(files[:1], both)
     assert standing.data_standing(files[:1], both).n == 8192
     assert standing.data_standing(files, table(recalls(8192))).n == 8192
     fewer = [name for name in METHODS if name != "SALE"]

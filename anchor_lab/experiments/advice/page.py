@@ -176,7 +176,7 @@ def losses(name: str, results: dict) -> dict:
     """What texts' predictions lose by θ, without a tail.
 
     Returns:
-        name: of the file; texts, in words; repeat: the share of their tokens that repeat
+        name: of the file; texts, in words; tokens: of each; repeat: the share of them that repeat
         something; table.
     """
     ours = [row for row in results["rows"] if row["method"] == OURS]
@@ -196,6 +196,7 @@ def losses(name: str, results: dict) -> dict:
     return {
         "name": name,
         "texts": in_words(results["settings"]["texts"]),
+        "tokens": spaced(results["settings"]["tokens"]),
         "repeat": percent(1 - new),
         "table": table,
     }

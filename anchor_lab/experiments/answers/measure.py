@@ -4,6 +4,7 @@
     python -m anchor_lab answers --time-s 450       begins nothing later; the same call goes on
     python -m anchor_lab answers --parts ours       dense attention, AnchorAttention
     python -m anchor_lab answers --parts rivals --lengths 4096 --methods FlexPrefill
+    python -m anchor_lab answers --lengths 32640    a length that is not asked by default
     python -m anchor_lab answers --table            .md from answers.json
 
 SmolLM2-135M-Instruct reads made-up prose with a fact in it (tasks and placements: prompts.py) and
@@ -20,11 +21,13 @@ corrected StreamingLLM with the delta correction, as published, and AnchorAttent
 Dense attention comes first: a task that it answers in less than half of the cases says nothing
 about any other, and no other is run. A prompt is one group or less up to 2048 tokens, and dense
 whatever is asked for; at 2560 a tail of 512 is all that lies beyond the group. 16 384 tokens are
-read by YaRN, twice as many as the model was trained for.
+read by YaRN, twice as many as the model was trained for; so is every other length beyond 8192, of
+which 32 640 leave room for an answer in 32 768 positions.
 
 Expected on an H200, from the times of layers and prefills in results/, not measured as a whole:
 ours 15 to 25 minutes; rivals, which run with masks, about ten minutes each over all lengths, six
-of them at 16 384 tokens, and so do corrected ways. Every cell and way is kept as soon as it is
+of them at 16 384 tokens, and so do corrected ways. Dense attention at 32 640 tokens: 5 minutes, of
+which prefills, eight prompts at once, take 100 s. Every cell and way is kept as soon as it is
 there.
 """
 

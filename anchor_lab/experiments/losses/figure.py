@@ -19,6 +19,7 @@ from anchor_lab.experiments.losses.measure import (
     theta_label,
 )
 from anchor_lab.experiments.losses.tokens import CLASSES, FAR, NEAR, NEW
+from anchor_lab.experiments.page import spaced
 
 NAMES = {"density": "as many pairs", "total_cost": "as much work"}
 # What texts are that somebody brought, by their names; others go by these.
@@ -232,7 +233,8 @@ def draw(results: dict):
     question(figure, draw_lost.__doc__)
     caption(
         figure,
-        f"{about['model']}, {about['device']}, {about['tokens']} tokens, {about['dtype']}, no "
+        f"{about['model']}, {about['device']}, {spaced(about['tokens'])} tokens of "
+        f"{in_words(about['texts'])}, {about['dtype']}, no "
         "tail; rows beyond the first group, mean over texts, 95 % intervals.\nBetween two "
         "configurations the line is read off. Red: AnchorAttention and its variants, blue: other "
         "methods, black: oracles, which save nothing.",

@@ -31,6 +31,7 @@ def values(results: dict) -> dict:
         "settings": settings,
         "dates": list(dict.fromkeys(run["date"] for run in results["runs"])),
         "tokens": spaced(settings["tokens"]),
+        "stretched": stretched(settings),
         "texts": texts,
         "read": figure.in_words(texts),
         "dense": dense(rows, texts),
@@ -52,6 +53,12 @@ def values(results: dict) -> dict:
             for theta in goals
         ],
     }  # fmt: skip
+
+
+def stretched(settings: dict) -> str | None:
+    """Positions that the model was trained on, where the texts are longer; else None."""
+    trained = settings.get("positions")
+    return spaced(trained) if trained is not None and trained < settings["tokens"] else None
 
 
 def lost_in(lost: Lost, texts: list[str]) -> list[str]:

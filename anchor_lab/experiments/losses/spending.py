@@ -7,6 +7,7 @@ from statistics import mean
 
 from torch import Tensor
 
+from anchor_lab.experiments.losses.pieces import reading
 from anchor_lab.methods import Method, Selection, TriangleMix
 from anchor_lab.methods.in_a_model import method_attention
 from anchor_ref.regions import causal_pairs
@@ -61,11 +62,12 @@ class Watched(Method):
 
 
 @contextmanager
-def spending(model, method: Method | TriangleMix) -> Iterator[Spent]:
+def spending(model, method: Method | TriangleMix, rows: int | None = None) -> Iterator[Spent]:
     """Inside the `with`, whole prompts are read with a method, and what it costs is noted.
 
     Args:
         model, method: as in `method_attention`.
+        rows: that attend at once, see `pieces.reading`; None for `method_attention` itself.
     """
     spent = Spent()
     if isinstance(method, TriangleMix):
@@ -73,6 +75,8 @@ def spending(model, method: Method | TriangleMix) -> Iterator[Spent]:
         watched = replace(method, shallow=shallow, deep=deep)
     else:
         watched = Watched(method, spent)
-    with method_attention(model, watched) as densities:
+    with (
+        method_attention(model, watched) if rows is None else reading(model, watched, rows)
+    ) as densities:
         yield spent
     spent.density += densities

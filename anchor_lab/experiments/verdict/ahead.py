@@ -1,6 +1,7 @@
 """Every method at one length: what it loses or finds for as much time, and for as much work.
 
-losses    a line for each configuration read by the whole model, from the results of `losses`
+losses    a line for each configuration read by the whole model, from the results of `losses`, a
+          file for each length
 recall    a line for each configuration on the layers looked at, from the results of `rivals`
 answers   a line for each way that prompts were read, from the results of `answers`
 
@@ -24,6 +25,8 @@ from anchor_lab.methods import METHODS, TriangleMix
 from anchor_ref.config import AnchorConfig
 
 LENGTHS = (8192, 32_768)
+LONG = "long losses"
+LOSSES = ("losses", LONG)  # results of whole models, each of one length
 BUDGETS = ("time", "total_cost")
 LEVELS = (0.2, 0.4, 0.6, 0.8)  # of dense attention's time, or of its work
 SHORTER = 0.02  # of N: so much shorter a prompt that leaves room for an answer may be
@@ -87,9 +90,15 @@ def clocks_of(results: dict) -> dict[int, Clock | None]:
 
 def lines_of(results: dict, n: int) -> tuple[list[dict], list[dict]]:
     """Configurations with a loss, and with a recall, at one length; empty where not measured."""
-    lost = results.get("losses")
-    losses = lost["rows"] if lost and lost["settings"]["tokens"] == n else []
+    read = [one for one in losses_of(results) if one["settings"]["tokens"] == n]
+    losses = read[0]["rows"] if read else []
     return losses, recall_lines(results.get("rivals", {"rows": []})["rows"], n)
+
+
+def losses_of(results: dict) -> list[dict]:
+    """Results of `losses` that are there, the shorter texts first."""
+    found = [results[name] for name in LOSSES if name in results]
+    return sorted(found, key=lambda one: one["settings"]["tokens"])
 
 
 def rankings(
@@ -232,6 +241,12 @@ def asked_at(rows: Sequence[dict], n: int) -> int | None:
     return max(found, default=None)
 
 
+def cells_at(rows: Sequence[dict], n: int) -> dict[tuple[int, str, str], dict[str, Counts]]:
+    """Counts by (length, task, placement) and by way, of the prompts that stand for N."""
+    length = asked_at(rows, n)
+    return data_cells([row for row in rows if row["length"] == length])
+
+
 def answer_ways(
     rows: Sequence[dict], n: int, lines: Sequence[dict], clock: Clock | None
 ) -> list[Way]:
@@ -244,11 +259,8 @@ def answer_ways(
             configuration says what it costs.
         clock: of N.
     """
-    length = asked_at(rows, n)
     cells = {
-        cell: found
-        for cell, found in data_cells([row for row in rows if row["length"] == length]).items()
-        if found["dense"].says_something
+        cell: found for cell, found in cells_at(rows, n).items() if found["dense"].says_something
     }
     names = list(dict.fromkeys(way for found in cells.values() for way in found if way != "dense"))
     ways = [

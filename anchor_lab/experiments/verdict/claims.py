@@ -24,6 +24,7 @@ from anchor_lab.experiments.losses.measure import GOALS
 from anchor_lab.experiments.page import digits, listed, number, percent, spaced
 from anchor_lab.experiments.rivals.figure import RECALLS, data_curves, data_needed
 from anchor_lab.experiments.rivals.page import kind_of, published
+from anchor_lab.experiments.verdict import ahead
 from anchor_lab.experiments.verdict.times import BLOCKS_OF_OURS, Clock, clock_of, equal_recall
 from anchor_lab.methods import METHODS
 
@@ -215,7 +216,7 @@ def all_claims(results: dict, clocks: dict[int, Clock | None]) -> list[Claim]:
         clocks: by length.
     """
     rows = results.get("rivals", {"rows": []})["rows"]
-    side_by_side, losses = results.get("side_by_side"), results.get("losses")
+    side_by_side = results.get("side_by_side")
     earlier = [name for name in METHODS if is_earlier(name)]
     later = [name for name in published(METHODS) if name != OURS and name not in earlier]
     recall, faster = "Higher recall at equal sparsity", "Less time at equal recall"
@@ -229,7 +230,10 @@ def all_claims(results: dict, clocks: dict[int, Clock | None]) -> list[Claim]:
         (exact_stripes, "StripeOracle", ("BlockTopK", "BlockTopCdf"), ()),
     ]
     found = [fewer_pairs(words, rows, n, *who) for words, *who in pairs for n in clocks]
-    found.append(less_lost(stripes, losses, OURS, BLOCKS_OF_OURS))
+    found += [
+        less_lost(stripes, losses, OURS, BLOCKS_OF_OURS)
+        for losses in ahead.losses_of(results) or [None]
+    ]
     for words, others in ((stripes, (BLOCKS_OF_OURS,)), (faster, earlier)):
         found += [less_time(words, side_by_side, x, n, others) for n, x in clocks.items()]
     words = f"{CLAIMED:g} times as fast as the best before it"

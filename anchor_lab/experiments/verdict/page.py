@@ -14,7 +14,7 @@ from dataclasses import astuple
 from pathlib import Path
 
 from anchor_lab.experiments import store
-from anchor_lab.experiments.answers.counts import MARGIN, shown
+from anchor_lab.experiments.answers.counts import MARGIN, Counts, shown, together
 from anchor_lab.experiments.compare.figure import OURS
 from anchor_lab.experiments.experiment import Experiment
 from anchor_lab.experiments.page import digits, number, percent, render, spaced
@@ -22,13 +22,14 @@ from anchor_lab.experiments.rivals.figure import RECALLS
 from anchor_lab.experiments.rivals.measure import TEXT_COLUMNS
 from anchor_lab.experiments.rivals.page import kind_of, published
 from anchor_lab.experiments.verdict import ahead, claims, figure, words
-from anchor_lab.experiments.verdict.ahead import LENGTHS, LEVELS, Ranking, Value
+from anchor_lab.experiments.verdict.ahead import LENGTHS, LEVELS, LONG, LOSSES, Ranking, Value
 from anchor_lab.experiments.verdict.times import WORDS, Clock, Kind, Time, equal_recall, timed_rows
 from anchor_lab.methods import METHODS
 from anchor_models.backend import TAIL
 
 SOURCES = {
     "losses": "losses/losses.json",
+    LONG: "losses/long.json",
     "rivals": "rivals/rivals.csv.gz",
     "answers": "answers/answers.json",
     "side_by_side": "side_by_side/side_by_side.json",
@@ -49,7 +50,7 @@ def gather(out: Path) -> dict:
 
 def measure(options: argparse.Namespace) -> int:
     """Nothing is measured; 2 with a line on stderr where there is nothing to read."""
-    if not {"losses", "rivals"} & gather(options.out).keys():
+    if not {*LOSSES, "rivals"} & gather(options.out).keys():
         print(
             "python -m anchor_lab losses or rivals must come first: there is nothing to compare",
             file=sys.stderr,
@@ -69,11 +70,19 @@ def values(results: dict) -> dict:
     lengths = [of_length(results, n, clock) for n, clock in clocks.items()]
     asked = [one for one in lengths if one["ways"]] or lengths[:1]
     sentence = words.of_answers(asked[0]["asked"] or LENGTHS[0], asked[0]["ways"], PAPER, DEFAULT)
+    few = [words.too_few(one["asked"], one["too_few"]) for one in lengths if one["too_few"]]
     return {
-        "sources": [f"[{name}](../{name}/{name}.md)" for name in SOURCES if name in results],
+        "sources": [
+            f"[{name}](../{file.split('.')[0]}.md)"
+            for name, file in SOURCES.items()
+            if name in results
+        ],
         "devices": sorted({x["settings"].get("device", "?") for x in results.values()}),
         "missing": missing(results, lengths),
-        "sentences": [*(one["sentence"] for one in lengths), sentence],
+        "sentences": [
+            *(one["sentence"] for one in lengths),
+            " ".join([*([sentence] if asked[0]["ways"] or not few else []), *few]),
+        ],
         "claims": [list(astuple(one)) for one in claims.all_claims(results, clocks)],
         "paper": claims.PAPER,
         "recalls": [f"{recall:g}" for recall in RECALLS],
@@ -90,9 +99,11 @@ def values(results: dict) -> dict:
 
 def missing(results: dict, lengths: Sequence[dict]) -> list[str]:
     """What the page cannot tell yet."""
-    found = [name for name in SOURCES if name not in results]
+    # Losses of several lengths lie in files of their own: one is as good as another.
+    there = {*results, *(LOSSES if {*LOSSES} & {*results} else ())}
+    found = [name for name in SOURCES if name not in there and name != LONG]
     for one in lengths:
-        for what, lines in (("losses", "losses"), ("recall", "recalls"), ("answers", "ways")):
+        for what, lines in (("losses", "losses"), ("recall", "recalls"), ("answers", "answered")):
             if what not in found and not one[lines]:
                 found.append(f"{what} at {one['n']} tokens")
         found += [
@@ -112,11 +123,20 @@ def of_length(results: dict, n: int, clock: Clock | None) -> dict:
     asked = results.get("answers", {"rows": []})["rows"]
     ways = ahead.answer_ways(asked, n, [*loss_lines, *recall_lines], clock)
     dense = None if clock is None else min(clock.dense.values())
+    dense_found = {cell: x["dense"] for cell, x in ahead.cells_at(asked, n).items()}
+    too_few = dense_alone(list(dense_found.values()))
     at_recall = equal_recall(results.get("side_by_side"), clock, n)
     return {
         "n": spaced(n),
         "asked": ahead.asked_at(asked, n),
         "ways": ways,
+        "answered": bool(ways) or too_few is not None,
+        "too_few": too_few,
+        "few": [
+            [task, placement, shown(one.dense, one.prompts)]
+            for (_, task, placement), one in dense_found.items()
+            if not ways and not one.says_something
+        ],
         "sentence": words.of_length(n, losses, recalls, at_recall, published(METHODS), dense),
         "by_recall": words.by_recall(n, recalls, dense) if losses and recalls else None,
         "clock": None if clock is None else about_times(clock),
@@ -145,6 +165,13 @@ def of_length(results: dict, n: int, clock: Clock | None) -> dict:
             for way in ways
         ],
     }
+
+
+def dense_alone(found: Sequence[Counts]) -> Counts | None:
+    """All that dense attention was asked at one length, where it finds too few everywhere."""
+    if not found or any(one.says_something for one in found):
+        return None
+    return together(found)
 
 
 def looked_at(side_by_side: dict | None, n: int) -> list[str]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from anchor_lab.experiments.answers.counts import shown
+from anchor_lab.experiments.answers.counts import Counts, shown
 from anchor_lab.experiments.compare.figure import OURS
 from anchor_lab.experiments.page import listed, number, percent, spaced
 from anchor_lab.experiments.verdict.ahead import Ranking, Way
@@ -122,6 +122,19 @@ def of_answers(n: int, ways: Sequence[Way], published: str, kept: str) -> str:
     else:
         first = f"nobody whose time is known finds as many answers as dense attention ({dense})"
     return f"At {spaced(n)} tokens {'; '.join([first, *told])}."
+
+
+def too_few(n: int, counts: Counts) -> str:
+    """The sentence about answers where dense attention itself finds too few.
+
+    Args:
+        n: tokens of the prompts.
+        counts: all that dense attention was asked.
+    """
+    return (
+        f"At {spaced(n)} tokens dense attention itself finds "
+        f"{shown(counts.dense, counts.prompts)}, too few for a loss to show."
+    )
 
 
 def _and(words: Sequence[str]) -> str:

@@ -163,8 +163,8 @@ def test_pairs_and_losses_come_from_their_own_results():
         "worst": {},
     }  # fmt: skip
     dense = {"method": "Dense", "configuration": "default", "counts": {"prose": [1, 1, 6]}}
-    read = {"settings": {"texts": {"prose": "hash"}}, "rows": [dense, lost]}
-    novel = {"settings": {"texts": {"lorna_doone": "hash"}}, "rows": [dense, lost]}
+    read = {"settings": {"tokens": 8192, "texts": {"prose": "hash"}}, "rows": [dense, lost]}
+    novel = {"settings": {"tokens": 4096, "texts": {"lorna_doone": "hash"}}, "rows": [dense, lost]}
     results = {"crossover": CROSSOVER, "lengths": lengths, "losses": read}
     one = values(results | {"brought": {"lorna_doone": novel}})
     assert [line[-2:] for line in one["times"]] == [
@@ -172,11 +172,15 @@ def test_pairs_and_losses_come_from_their_own_results():
     ]  # fmt: skip
     table = [["theta=12", "60 %", "0.2500 (0.2500 to 0.2500)"]]
     assert one["losses"] == [
-        {"name": "losses", "texts": "prose", "repeat": "25 %", "table": table},
-        {"name": "lorna_doone", "texts": "a novel", "repeat": "25 %", "table": table},
+        {"name": name, "texts": texts, "tokens": n, "repeat": "25 %", "table": table}
+        for name, texts, n in (
+            ("losses", "prose", "8\u202f192"),
+            ("lorna_doone", "a novel", "4\u202f096"),
+        )
     ]
     text = EXPERIMENT.page(results | {"brought": {"lorna_doone": novel}}, ROOT)
-    assert "A novel, 25 % of whose tokens do ([lorna_doone](../losses/lorna_doone.md)):" in text
+    said = "A novel (4\u202f096 tokens), 25 % of whose tokens do ([lorna_doone]"
+    assert f"{said}(../losses/lorna_doone.md)):" in text
 
 
 def test_the_command_reads_what_lies_beside_it(tmp_path, capsys):

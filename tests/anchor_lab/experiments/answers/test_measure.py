@@ -1,12 +1,13 @@
 """The experiment on answers: which cells are asked, resumed, written up."""
 
+from contextlib import nullcontext
 from itertools import count as counting
 from pathlib import Path
 
 import pytest
 
 from anchor_lab.experiments.answers import measure
-from anchor_lab.experiments.answers.ask import DENSE, Way
+from anchor_lab.experiments.answers.ask import DENSE, NEW_TOKENS, Way
 from anchor_lab.experiments.answers.measure import SECOND_CALL, answerable, fill, ways_of
 from anchor_lab.experiments.answers.page import EXPERIMENT, data_totals, page, values
 from anchor_lab.experiments.store import Store, read
@@ -133,3 +134,31 @@ def test_a_quick_run_asks_the_bundled_model(tmp_path, monkeypatch):
     assert "StreamingLLM, tail 512" in out.with_suffix(".md").read_text(encoding="utf-8")
     monkeypatch.setattr(measure, "answers", None)  # nothing is left to ask
     assert EXPERIMENT.run([*fixed, "--methods", "StreamingLLM"]) == 0
+
+
+def test_a_length_beyond_those_asked_by_default_is_stretched_and_read_in_batches(
+    tmp_path, monkeypatch
+):
+    """Prompts of 32 640 tokens; the bundled model's tokenizer makes them, nobody reads them."""
+    monkeypatch.setattr(measure, "QUICK_TASKS", ("single",))
+    monkeypatch.setattr(measure, "PLACEMENTS", ("end",))
+    stretched, asked = [], []
+
+    def kept(model, tokens):
+        stretched.append(tokens)
+        return nullcontext()
+
+    def read_(model, tokenizer, prompts, way, *, batch, new_tokens):
+        asked.append(([one.tokens.shape[1] for one in prompts], batch))
+        return [""] * len(prompts)
+
+    monkeypatch.setattr(measure, "stretch", kept)
+    monkeypatch.setattr(measure, "answers", read_)
+    out = tmp_path / "long.json"
+    fixed = ["--quick", "--model", "bundled", "--device", "cpu", "--out", str(out)]
+    assert EXPERIMENT.run([*fixed, "--parts", "ours", "--lengths", "32640"]) == 0
+    assert asked == [([32_640] * 2, 1)]  # dense attention finds nothing, and nobody else is asked
+    assert stretched == [32_640 + measure.QUICK_NEW_TOKENS]
+    assert 32_640 + NEW_TOKENS <= 32_768
+    assert measure.GPU_TOKENS // 32_640 == 8  # prompts at once on a GPU
+    assert "single, end, 32\u202f640 tokens: 0 of 2" in out.with_suffix(".md").read_text("utf-8")

@@ -1,6 +1,7 @@
 """What a model loses with each method: tokens, costs, levels, the run, page and picture."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,15 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anchor_lab.experiments.compare.measure import compare_heads
-from anchor_lab.experiments.losses import figure, measure
+from anchor_lab.experiments.losses import figure, measure, pieces
 from anchor_lab.experiments.losses.page import EXPERIMENT, by_token, values
 from anchor_lab.experiments.losses.spending import spending
 from anchor_lab.experiments.losses.tokens import CLASSES, FAR, NEAR, NEW, classes_of
 from anchor_lab.experiments.outliers.texts import tokens_of
+from anchor_lab.experiments.rivals.page import kind_of
 from anchor_lab.experiments.store import Store, read
 from anchor_lab.methods import METHODS, Dense, Triangle, TriangleMix
-from anchor_lab.methods.in_a_model import method_attention
+from anchor_lab.methods.in_a_model import attend, method_attention
 from anchor_models import capture_qkv, load_bundled
+from anchor_models.models import load_pretrained
 from tests.tree import ROOT
 
 # -- which tokens
@@ -136,6 +139,70 @@ def test_dense_attention_as_a_method_loses_nothing(model, tokens):
     reader = measure.Reader(model[0], tokens, ("code", "chat"), 128)
     row = reader.row(Dense())
     assert all(abs(x) < 1e-4 for runs in row["runs"].values() for x in runs)
+
+
+# -- long prompts, in larger pieces
+
+
+@pytest.mark.parametrize("name", [*METHODS])
+def test_larger_pieces_keep_the_same_keys_and_give_the_same_output(name):
+    """Pieces whose ends are no ends of a method's blocks, and a last one that is short."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, heads, 300, 16) for heads in (6, 2, 2))
+    found = METHODS[name].small().select(q, k, 0.3)
+    out, density = pieces.attend(q, k, v, found, 0.3, rows=90)
+    expected, kept = attend(q, k, v, found, 0.3)
+    assert density == pytest.approx(kept)
+    assert torch.allclose(out, expected, atol=1e-5)
+
+
+def test_all_keys_are_those_up_to_the_query_s_own_and_heads_share_them_in_order():
+    torch.manual_seed(1)
+    q, k, v = (torch.randn(2, heads, 50, 16) for heads in (6, 2, 2))
+    out = pieces.attend_densely(q, k, v, 0.3)
+    assert torch.allclose(out, attend(q, k, v, Dense().select(q, k), 0.3)[0], atol=1e-5)
+
+
+def test_a_model_read_in_larger_pieces_loses_and_spends_the_same(model, tokens):
+    names = ("code", "chat")
+    usual = measure.Reader(model[0], tokens, names, 128)
+    pieced = measure.Reader(model[0], tokens, names, 128, rows=100)
+    assert torch.allclose(usual.dense, pieced.dense, atol=1e-4)
+    for method in (
+        METHODS["SkipSoftmax"](0.3, 32),
+        TriangleMix(Dense(), METHODS["StreamingLLM"](8, 40, 16)),
+    ):
+        one, other = usual.row(method), pieced.row(method)
+        for name in ("density", "executed_density", "total_cost"):
+            assert other[name] == pytest.approx(one[name], abs=2e-5)
+        assert one["density"] < 1
+        for text in names:
+            assert other["runs"][text] == pytest.approx(one["runs"][text], abs=1e-4)
+            assert other["eighths"][text] == pytest.approx(one["eighths"][text], abs=5e-3)
+
+
+def asked_for(*words):
+    return measure.sizes_of(EXPERIMENT.parser().parse_args(words))
+
+
+def test_beyond_the_usual_length_published_methods_and_whole_blocks_are_read():
+    assert asked_for() == measure.FULL
+    long = asked_for("--length", "32768")
+    assert (long.tokens, long.texts, long.thetas) == (32_768, measure.TEXTS, measure.THETAS)
+    assert {kind_of(name) for name in long.methods} == {"published", "variant"}
+    assert [name for name in long.methods if kind_of(name) == "variant"] == ["AnchorBlocks"]
+    assert len(long.methods) == 1 + sum(
+        kind_of(name) == "published" for name in measure.FULL.methods
+    )
+    assert asked_for("--length", "4096").methods == measure.FULL.methods
+    assert "TokenTopK" in asked_for("--length", "32768", "--methods", "TokenTopK").methods
+
+
+def test_of_ours_the_levels_alone_are_read_beside_methods_that_are_named():
+    assert asked_for("--methods", "SALE").thetas == (9.0, 12.0)
+    both = asked_for("--methods", "SALE", measure.OURS)
+    assert (both.thetas, both.methods) == (measure.THETAS, ("SALE",))
+    assert asked_for("--methods", measure.OURS).methods == ()
 
 
 # -- levels
@@ -321,7 +388,8 @@ def test_the_page_counts_as_less_what_lies_below_both_intervals(results):
     assert work["out"] == ["XAttention"]
     assert "TokenTopK" not in [line[0] for line in work["lines"]]  # an oracle saves no work
     text = EXPERIMENT.page(results, ROOT / "losses.md")
-    assert text.startswith("# What a whole model loses with each method: prose, chat\n")
+    assert text.splitlines()[0].endswith("with each method: prose, chat, 8\u202f192 tokens")
+    assert "YaRN" not in text
     assert "Less is lost, beyond both intervals, by StreamingLLM; more by XAttention." in text
 
 
@@ -346,4 +414,57 @@ def test_a_quick_run_writes_rows_page_and_picture(tmp_path, monkeypatch):
     assert rows[1]["density"] < rows[2]["density"] < 1
     assert rows[1]["total_cost"] > rows[1]["executed_density"]
     assert out.with_suffix(".png").exists()
+    assert read(out)["settings"]["tokens"] == 2110
     assert "## Total cost as AnchorAttention at θ = 9" in out.with_suffix(".md").read_text("utf-8")
+
+
+def test_a_length_beyond_the_usual_is_read_in_pieces_and_stretched(tmp_path, monkeypatch):
+    """The bundled model stands for one whose positions end at 2048."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(measure, "FULL", replace(measure.FULL, tokens=2048))
+    monkeypatch.setattr(measure, "QUICK", replace(measure.QUICK, texts=("code",)))
+    seen, stretched = [], []
+
+    def loaded(*given):
+        model, tokenizer = load_pretrained(*given)
+        model.config.max_position_embeddings = 2048
+        return model, tokenizer
+
+    def watched(original, found):
+        def call(*given, **named):
+            found.append(given[1])
+            return original(*given, **named)
+
+        return call
+
+    monkeypatch.setattr(measure, "load_pretrained", loaded)
+    monkeypatch.setattr(measure, "stretch", watched(measure.stretch, stretched))
+    monkeypatch.setattr(pieces, "attend_densely", watched(pieces.attend_densely, seen))
+    out = tmp_path / "long.json"
+    fixed = ["--quick", "--model", "bundled", "--device", "cpu", "--out", str(out)]
+    assert EXPERIMENT.run([*fixed, "--length", "2100", "--methods", "StreamingLLM"]) == 0
+    found = read(out)
+    assert (found["settings"]["tokens"], found["settings"]["positions"]) == (2100, 2048)
+    assert [row["configuration"] for row in found["rows"][:3]] == [
+        *("default", "theta=9", "theta=12"),
+    ]
+    assert seen  # dense attention, too
+    assert set(stretched) == {2100}
+    page = out.with_suffix(".md").read_text("utf-8")
+    assert page.startswith(
+        "# What a whole model loses with each method: code, 2\u202f100 tokens\n"
+    )
+    assert "read by YaRN" in page
+
+
+def test_a_length_without_a_prediction_for_each_run_is_refused(tmp_path, capsys):
+    fixed = ["--quick", "--model", "bundled", "--device", "cpu", "--out", str(tmp_path / "a.json")]
+    assert EXPERIMENT.run([*fixed, "--length", "2080"]) == 2
+    assert "--length must be at least 2081, got 2080" in capsys.readouterr().err
+
+
+def test_a_length_that_no_text_has_is_refused(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    fixed = ["--quick", "--model", "bundled", "--device", "cpu", "--out", str(tmp_path / "a.json")]
+    assert EXPERIMENT.run([*fixed, "--length", "10000000"]) == 2
+    assert "for code, got 10000000" in capsys.readouterr().err

@@ -118,11 +118,15 @@ def test_losses_of_another_length_are_not_of_this_one():
     made = {"losses": results.losses(*losses(), tokens=32_768)}
     assert ahead.lines_of(made, N) == ([], [])
     assert len(ahead.lines_of(made, 32_768)[0]) == len(losses())
+    both = {"losses": results.losses(losses()[0]), "long losses": made["losses"]}
+    assert [len(ahead.lines_of(both, n)[0]) for n in (N, 32_768)] == [1, len(losses())]
 
 
 def test_prompts_that_leave_room_for_an_answer_stand_for_their_length():
     rows = [results.asked(n, "dense", 50) for n in (4096, 8064, 16_384)]
     assert [ahead.asked_at(rows, n) for n in (8192, 32_768, 4096)] == [8064, None, 4096]
+    rows.append(results.asked(32_640, "dense", 50))
+    assert ahead.asked_at(rows, 32_768) == 32_640
 
 
 def test_answers_have_the_cost_of_their_configuration_and_tail(clock):

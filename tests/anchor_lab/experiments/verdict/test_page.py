@@ -140,6 +140,107 @@ def test_of_ways_that_find_enough_the_one_with_the_least_time_is_named():
     assert "take least time with AnchorAttention (65 % of dense attention's)" in third
 
 
+def long_losses():
+    """Losses of 32 768 tokens, where ours is the first of three."""
+    keeps = [(theta, results.density_for(kept, 32_768)) for theta, kept in ((9, 0.15), (12, 0.3))]
+    return results.losses(
+        *(
+            results.lost("AnchorAttention", f"theta={theta}", density, 0.03, density)
+            for theta, density in keeps
+        ),
+        results.lost("XAttention", "a", 0.22, 0.05),
+        results.lost("XAttention", "b", 0.6, 0.04),
+        results.lost("BFLA", "a", 0.22, 0.5),
+        results.lost("AnchorBlocks", "a", keeps[0][1], 0.09),
+        results.lost("AnchorBlocks", "b", keeps[1][1], 0.08),
+        tokens=32_768,
+    )
+
+
+def test_losses_of_long_texts_have_a_sentence_a_table_a_claim_and_a_row_of_the_figure():
+    made, before = whole(), values(whole())
+    made["long losses"] = long_losses()
+    found = values(made)
+    first, second, third = found["sentences"]
+    assert [first, third] == [before["sentences"][0], before["sentences"][2]]
+    assert second.startswith("At 32\u202f768 tokens the whole model loses least")
+    assert "AnchorAttention (for" in second
+    assert "losses at 32\u202f768 tokens" in before["missing"]
+    assert "losses at 32\u202f768 tokens" not in found["missing"]
+    assert "losses of SALE at 32\u202f768 tokens" in found["missing"]
+    assert "long losses" not in before["missing"]
+    (one, other) = found["lengths"]
+    assert one == before["lengths"][0]
+    assert (
+        next(x for x in other["losses"] if x[0] == "BFLA")[6:] == ["–", "0.5000"] + ["0.5000"] * 2
+    )
+    assert [x[0] for x in other["ours"]] == ["theta=9", "theta=12"]
+    told = {x[1]: x[2:] for x in found["claims"] if x[1].endswith("loss for as many pairs")}
+    assert list(told) == [
+        f"{n} tokens, loss for as many pairs" for n in ("8\u202f192", "32\u202f768")
+    ]
+    assert told["32\u202f768 tokens, loss for as many pairs"][0] == "held"
+    text = EXPERIMENT.page(made, RESULTS / "verdict" / "verdict.md")
+    assert "[long losses](../losses/long.md)" in text
+    rows = [
+        (row.n, row.what) for n, clock in ahead.clocks_of(made).items()
+        for row in figure.of(made, n, clock)
+    ]  # fmt: skip
+    assert rows == [(N, figure.LOSS), (N, figure.ANSWERS), (32_768, figure.LOSS)]
+
+
+def test_losses_of_long_texts_alone_are_losses():
+    made = {**whole(), "long losses": long_losses()}
+    del made["losses"]
+    missing = values(made)["missing"]
+    assert "losses at 8\u202f192 tokens" in missing
+    assert "losses" not in missing
+    assert len([x for x in values(made)["claims"] if "loss for as many pairs" in x[1]]) == 1
+
+
+def test_where_dense_attention_finds_too_few_its_own_counts_are_shown():
+    made = whole()
+    made["answers"]["rows"] += [
+        results.asked(32_640, "dense", 10),
+        results.asked(32_640, "dense", 24, task="words"),
+    ]
+    found = values(made)
+    assert "answers at 32\u202f768 tokens" not in found["missing"]
+    (one, other) = found["lengths"]
+    assert one["few"] == []
+    assert [x[:2] for x in other["few"]] == [["single", "end"], ["words", "end"]]
+    assert other["few"][0][2].startswith("10 of 50 (")
+    before = values(whole())["sentences"]
+    assert found["sentences"][:2] == before[:2]
+    assert found["sentences"][2].startswith(before[2])
+    said = "At 32\u202f640 tokens dense attention itself finds 34 of 100 ("
+    assert said in found["sentences"][2]
+    text = EXPERIMENT.page(made, RESULTS / "verdict" / "verdict.md")
+    assert "| words | end | 24 of 50 (" in text
+    assert "Answers to prompts of 32640 tokens: tasks that dense attention itself answers" in text
+    plt.close(EXPERIMENT.draw(made))
+
+
+def test_a_task_that_dense_attention_answers_is_not_measured_yet_and_is_no_excuse():
+    made = whole()
+    made["answers"]["rows"] += [
+        results.asked(32_640, "dense", 10),
+        results.asked(32_640, "dense", 25, task="words"),  # half is enough
+    ]
+    found = values(made)
+    assert "answers at 32\u202f768 tokens" in found["missing"]
+    assert [x[0] for x in found["lengths"][1]["few"]] == ["single"]
+    assert "itself finds" not in found["sentences"][2]
+
+
+def test_where_nothing_else_was_asked_too_few_is_the_sentence():
+    made = whole()
+    made["answers"]["rows"] = [results.asked(32_640, "dense", 10)]
+    found = values(made)
+    assert found["sentences"][2].startswith("At 32\u202f640 tokens dense attention itself finds")
+    assert "answers at 8\u202f192 tokens" in found["missing"]
+
+
 def test_a_table_that_is_not_full_says_whom_it_lacks():
     made = whole()
     found = values(made)["missing"]
@@ -228,6 +329,9 @@ def test_the_command_reads_what_lies_beside_it(tmp_path, capsys):
         one = made[name]
         store.write_json(tmp_path / name / f"{name}.json", one["settings"], one["rows"])
     assert gather(out).keys() == {"losses", "side_by_side", "crossover"}
+    long = long_losses()
+    store.write_json(tmp_path / "losses" / "long.json", long["settings"], long["rows"])
+    assert gather(out)["long losses"] == {"runs": [], **long}
     for more in ([], ["--table"]):
         assert EXPERIMENT.run(["--out", str(out), *more]) == 0
         assert "2 of 3 at 60 %" in out.read_text("utf-8")
