@@ -9,10 +9,10 @@ from anchor_models.integration.passes import Pass
 from anchor_models.integration.sequences import (
     Tokens,
     from_segments,
+    goes_on,
     is_segments,
     packed,
     refuse_restarts,
-    restarts,
     whole,
 )
 
@@ -44,11 +44,11 @@ def texts_of(
 
 
 def _ask_positions(read: Pass, positions: Tensor | None) -> None:
-    found = restarts(positions, read.texts or [])
+    found = goes_on(positions, read.texts or [])
     if found is None:
         return
     if may_come_later(found.is_cuda, read.config, read.layer):
-        read.restarts = Later(found)
+        read.positions_go_on = Later(found)
     else:
         refuse_restarts(bool(found))
 

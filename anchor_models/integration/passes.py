@@ -70,19 +70,19 @@ class Pass:
         texts: of the call; None while nobody has read them, or where a mask of another kind says
             who sees whom.
         decision: None while nothing was decided that would serve other layers.
-        restarts: do positions begin again? None where that is known; see `hear`.
+        positions_go_on: do they not begin again? None where that is known; see `hear`.
     """
 
     __slots__ = (
         *("_config", "_ids", "_last", "_seen", "_sizes"),
-        *("decision", "layer", "restarts", "texts"),
+        *("decision", "layer", "positions_go_on", "texts"),
     )
 
     def __init__(self, config, layer: int, sizes: tuple, tensors: tuple):
         self.layer = layer
         self.texts: list[Tokens] | None = None
         self.decision: Decision | None = None
-        self.restarts: Later | None = None
+        self.positions_go_on: Later | None = None
         self._last = last_layer(config)
         self._config = ref(config) if config is not None else lambda: None
         self._sizes = sizes
@@ -103,17 +103,17 @@ class Pass:
         Raises:
             ValueError: they do.
         """
-        if self.restarts is None:
+        if self.positions_go_on is None:
             return
-        found = self.restarts.known(wait)
+        found = self.positions_go_on.known(wait)
         if found is not None:
-            self.restarts = None
+            self.positions_go_on = None
             refuse_restarts(found)
 
     def is_at(self, layer: int) -> None:
         """A later layer of the pass asks."""
         self.layer = layer
-        if self.restarts is not None:
+        if self.positions_go_on is not None:
             self.hear(wait=layer >= self._last)
 
     def goes_on(self, config, layer: int, sizes: tuple, tensors: tuple) -> bool:

@@ -170,8 +170,8 @@ def packed(
     return [Tokens(slice(0, 1), span, span) for span in spans]
 
 
-def restarts(positions: Tensor | None, texts: list[Tokens]) -> Bool[Tensor, ""] | None:
-    """Do positions begin again at 0 where the mask knows of one text only?
+def goes_on(positions: Tensor | None, texts: list[Tokens]) -> Bool[Tensor, ""] | None:
+    """Do positions never begin again at 0 where the mask knows of one text only?
 
     transformers' sdpa then reads one text, its flash attention several.
 
@@ -180,20 +180,21 @@ def restarts(positions: Tensor | None, texts: list[Tokens]) -> Bool[Tensor, ""] 
         texts: what the mask says.
 
     Returns:
-        On the device of the positions, which nothing waits for; None where nothing is judged.
+        On the device of the positions, which nothing waits for; None where nothing is judged. Of
+        one text it takes one launch: where prompts are short, a pass would feel more.
     """
-    if positions is None or positions.ndim != 2:
+    if positions is None or positions.ndim != 2 or not texts:
         return None
     found = [
-        (positions[text.rows if len(positions) > 1 else slice(0, 1), text.queries][:, 1:] == 0)
+        positions[text.rows if len(positions) > 1 else slice(0, 1), text.queries][:, 1:].all()
         for text in texts
     ]
-    return torch.stack([x.any() for x in found]).any() if found else None
+    return found[0] if len(found) == 1 else torch.stack(found).all()
 
 
-def refuse_restarts(found: bool) -> None:
-    """Refuse what `restarts` finds, with a ValueError."""
-    if found:
+def refuse_restarts(all_go_on: bool) -> None:
+    """Refuse positions that do not go on, see `goes_on`, with a ValueError."""
+    if not all_go_on:
         raise ValueError(
             "position_ids must not begin again inside a text, got packed texts that the "
             "attention mask does not know of: pass use_cache=False and no attention_mask; "

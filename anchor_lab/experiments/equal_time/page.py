@@ -38,6 +38,7 @@ def values(results: dict) -> dict:
     return {
         "settings": results["settings"],
         "dates": list(dict.fromkeys(run["date"] for run in results["runs"])),
+        "kernels": kernels_of_times(results),
         "recall": RECALL,
         "texts": texts,
         "tables": tables,
@@ -45,6 +46,12 @@ def values(results: dict) -> dict:
         "telling": telling,
         "asked": " and ".join(spaced(n) for n in sorted(asked)),
     }
+
+
+def kernels_of_times(results: dict) -> list[str]:
+    """Versions of the kernels that were timed; more than one while a new one is measured."""
+    timed = [row["run"] for row in results["rows"] if row["part"] == measure.TIMES]
+    return list(dict.fromkeys(results["runs"][run]["kernels"] for run in timed))
 
 
 def _line(line: figure.Line, saved: tuple[float, float, float] | None) -> list[str]:

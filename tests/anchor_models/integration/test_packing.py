@@ -47,7 +47,7 @@ def test_layers_share_one_look_at_mask_and_positions(monkeypatch):
     model, ids = build(num_hidden_layers=3), tokens(2)
     mask = (torch.arange(N) >= torch.tensor([[0], [35]])).long()
     reads = counted(monkeypatch, packing, "from_segments")
-    checks = counted(monkeypatch, packing, "restarts")
+    checks = counted(monkeypatch, packing, "goes_on")
     with options(theta=THETA, **SIZES):
         for times in (1, 2):
             logits(model, ids, attention_mask=mask)

@@ -76,6 +76,25 @@ def test_a_run_that_stopped_goes_on_with_what_is_missing_alone(out, tmp_path, mo
     assert len(read(tmp_path / "a.json")["rows"]) == len(whole["rows"])
 
 
+def test_times_of_other_kernels_are_measured_again_and_nothing_else_is(out, tmp_path, monkeypatch):
+    prepare(monkeypatch)
+    whole = read(out)
+    runs = [{**run, "kernels": "of yesterday"} for run in whole["runs"]]
+    write_json(tmp_path / "a.json", whole["settings"], whole["rows"], runs)
+    monkeypatch.setattr(measure, "token_losses", None)
+    monkeypatch.setattr(measure, "calibrate", None)
+    monkeypatch.setattr(measure, "answers", None)
+    assert run(tmp_path / "a.json") == 0
+    found = read(tmp_path / "a.json")
+    assert {row["part"]: row["run"] for row in found["rows"]} == {
+        "losses": 0, "thetas": 0, "times": 1, "answers": 0
+    }  # fmt: skip
+    now = found["runs"][1]["kernels"]
+    assert values(found)["kernels"] == [now] != ["of yesterday"]
+    assert run(tmp_path / "a.json") == 0
+    assert read(tmp_path / "a.json") == found, "nothing is left"
+
+
 def test_a_prompt_of_one_group_is_refused(tmp_path, capsys):
     assert run(tmp_path / "a.json", "--lengths", "2049") == 2
     assert "--lengths must be at least 2050, got 2049" in capsys.readouterr().err
@@ -118,7 +137,7 @@ def rows_of(losses, ms):
         for way in losses
         for row in (
             made("losses", way, losses=losses[way], density=0.5),
-            made("times", way, ms=[ms[way]]),
+            made("times", way, ms=[ms[way]], run=0),
         )
     ]
 
@@ -142,7 +161,8 @@ def test_what_is_saved_is_read_off_between_two_published_thresholds_in_the_same_
     assert saved == pytest.approx(0.15)  # halfway between 0.1 and 0.3, less 0.05
     assert low == pytest.approx(high)
     assert figure.data_saved(eight, lines) is None
-    shown = values({"rows": rows_of(losses, ms), "runs": [{"date": "today"}], "settings": {}})
+    runs = [{"date": "today", "kernels": "k"}]
+    shown = values({"rows": rows_of(losses, ms), "runs": runs, "settings": {}})
     assert shown["tables"][0]["better"] == ["R = 4, 5/5"]
 
 
