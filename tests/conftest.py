@@ -45,6 +45,26 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
+def pytest_collection_finish():
+    """Triton's interpreter makes `triton.language` ready at a launch, and not again inside it.
+
+    It does so at every call of one `@triton.jit` function by another, which takes two fifths of a
+    launch and changes nothing: what is replaced already is replaced by the same once more.
+    """
+    interpreter = sys.modules.get("triton.runtime.interpreter")
+    if interpreter is None:
+        return
+    core, make_ready = interpreter.tl.core, interpreter._patch_lang
+
+    def make_ready_once(function):
+        seen = [x for x in function.__globals__.values() if x is interpreter.tl or x is core]
+        if seen and not any(core.is_builtin(module.load) for module in seen):
+            return interpreter._LangPatchScope()  # nothing to undo when the call ends
+        return make_ready(function)
+
+    interpreter._patch_lang = make_ready_once
+
+
 @pytest.fixture(autouse=True)
 def no_figure_is_left_to_the_next_test():
     yield

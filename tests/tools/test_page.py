@@ -90,9 +90,10 @@ def test_numbers_and_stripes_are_those_of_measure(data, bundled, layer, theta, t
             },
             abs=2e-5,
         )
+        first = least(head)
         for g, group in enumerate(LAYOUT):
             keys = slice(group.candidates.start, group.candidates.stop)
-            assert torch.equal(least(head)[g, keys] <= theta, kept[place, g, keys])
+            assert torch.equal(first[g, keys] <= theta, kept[place, g, keys])
 
 
 @pytest.mark.parametrize(("layer", "place"), [(3, 2), (7, 1), (20, 0)])
@@ -285,25 +286,20 @@ def test_colours_say_what_is_computed(playwright, data, scheme):
     image = pixels(page)
     colours = {name: torch.tensor(rows) for name, rows in palette(scheme).items()}
     levels, pairs = cells(data["heads"][number])
-    first, tail = least(data["heads"][number]).tolist(), [False] * side
-    tail[-data["tails"][1] // measured.CELL :] = [True] * (data["tails"][1] // measured.CELL)
+    first = least(data["heads"][number])
     keys, kept = torch.arange(N), torch.empty(side, side)
+    read = torch.empty(side, N, dtype=torch.bool)  # by the rows of a cell
     for g, group in enumerate(LAYOUT):
         always = (keys < len(group.init)) | (keys >= group.window_start)
-        counts = (always | (least(data["heads"][number])[g] <= 9)).float()
+        counts = (always | (first[g] <= 9)).float()
         rows = slice(group.rows.start // measured.CELL, group.rows.stop // measured.CELL)
-        kept[rows] = counts.unflatten(0, (side, -1)).mean(-1)
-    kept[-data["tails"][1] // measured.CELL :] = 1
+        read[rows], kept[rows] = counts > 0, counts.unflatten(0, (side, -1)).mean(-1)
+    tail = slice(-data["tails"][1] // measured.CELL, None)
+    read[tail], kept[tail] = True, 1
     share = torch.where(kept > 0, 0.45 + 0.55 * kept, 0)
     rows, columns = (pairs >= 0).nonzero(as_tuple=True)
-    whole = []  # of cells that name a pair: is it computed?
-    named = torch.stack([rows, columns, pairs[rows, columns]], 1)
-    for row, column, pair in named.tolist():
-        g = row * measured.CELL // AnchorConfig().group_size
-        key = column * measured.CELL + pair % measured.CELL
-        always = key < len(LAYOUT[g].init) or key >= LAYOUT[g].window_start or tail[row]
-        whole.append(float(always or first[g][key] <= 9))
-    share[rows, columns] = torch.tensor(whole)
+    key = columns * measured.CELL + pairs[rows, columns] % measured.CELL
+    share[rows, columns] = read[rows, key].float()  # of cells that name a pair: is it computed?
     share = share[..., None]
     expected = share * colours["kept"][levels] + (1 - share) * colours["skipped"][levels]
     below = torch.ones(side, side, dtype=torch.bool).tril()
