@@ -8,7 +8,8 @@ from anchor_lab.experiments.compare.figure import OURS
 from anchor_lab.experiments.rivals.figure import RECALLS
 from anchor_lab.experiments.side_by_side.course import data_rivals
 from anchor_lab.experiments.side_by_side.figure import data_planted, heads_of
-from anchor_lab.experiments.side_by_side.measure import DENSE, KEPT
+from anchor_lab.experiments.side_by_side.measure import DENSE
+from anchor_lab.experiments.side_by_side.sources import KEPT
 from anchor_models.backend import TAIL
 from tools.standing import NAMES
 

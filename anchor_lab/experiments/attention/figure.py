@@ -163,7 +163,7 @@ def data_layers(results: dict) -> list[tuple[str, int, int, float, float]]:
 
 
 def draw_layers(rows: list[tuple[str, int, int, float, float]], ax) -> None:
-    """Which layers of a real model gain?"""
+    """Which layers of a small model gain?"""
     ax.axhline(1, color=MUTED, lw=0.8)
     look = {"xycoords": ("axes fraction", "data"), "va": "top", "color": DIM}
     label(ax, "as fast as cuDNN", (0.01, 1), (0, -3), **look)
@@ -172,12 +172,12 @@ def draw_layers(rows: list[tuple[str, int, int, float, float]], ax) -> None:
     for ((model, n), layers), (colour, mark) in zip(of_models, looks, strict=False):
         dots = [(kept, gain, layer) for *_, layer, kept, gain in layers]
         kept, gain, _ = zip(*dots, strict=True)
-        ax.plot(kept, gain, mark, color=colour, ms=4)
+        ax.plot(kept, gain, mark, color=colour, ms=4, label=f"{model} model, {short(n)} tokens")
         for x, y, numbers in data_labels(dots):
             label(ax, numbers, (x, y), (4, 3), va="baseline", fontsize=7)
-        text = f"{model} model, {short(n)} tokens"
-        label(ax, text, left_below(dots), (0, -12), color=colour, va="top")
-    if not rows:
+    if rows:
+        ax.legend(loc="lower left")
+    else:
         ax.annotate("no layer measured", (0.5, 0.5), xycoords="axes fraction", ha="center")
     ax.xaxis.set_major_formatter(lambda x, _: percent(x))
     ax.set(xlabel="pairs kept", ylabel="cuDNN's time / ours", ylim=(0, None))
@@ -205,13 +205,6 @@ def data_labels(dots: list[tuple[float, float, int]]) -> list[tuple[float, float
     return [
         (*lot[-1][:2], ", ".join(map(str, sorted(layer for *_, layer in lot)))) for lot in lots
     ]
-
-
-def left_below(dots: list[tuple[float, float, int]]) -> tuple[float, float]:
-    """Under what words may stand that begin at the leftmost dot: the lowest of the left half."""
-    left = min(dots)[0]
-    middle = (left + max(dots)[0]) / 2
-    return left, min(y for x, y, _ in dots if x <= middle)
 
 
 def short(n: int) -> str:

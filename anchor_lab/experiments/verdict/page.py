@@ -21,12 +21,14 @@ from anchor_lab.experiments.page import digits, number, percent, render, spaced
 from anchor_lab.experiments.rivals.figure import RECALLS
 from anchor_lab.experiments.rivals.measure import TEXT_COLUMNS
 from anchor_lab.experiments.rivals.page import kind_of, published
+from anchor_lab.experiments.side_by_side.page import made_for
 from anchor_lab.experiments.verdict import ahead, claims, figure, words
 from anchor_lab.experiments.verdict.ahead import LENGTHS, LEVELS, LONG, LOSSES, Ranking, Value
 from anchor_lab.experiments.verdict.times import WORDS, Clock, Kind, Time, equal_recall, timed_rows
 from anchor_lab.methods import METHODS
 from anchor_models.backend import TAIL
 
+MADE_FOR = "columns and blocks"  # of the experiment side_by_side, a file of its own
 SOURCES = {
     "losses": "losses/losses.json",
     LONG: "losses/long.json",
@@ -34,6 +36,7 @@ SOURCES = {
     "answers": "answers/answers.json",
     "side_by_side": "side_by_side/side_by_side.json",
     "crossover": "crossover/crossover.json",
+    MADE_FOR: "side_by_side/made_for.json",
 }
 PAPER, DEFAULT = "tail 0", f"tail {TAIL}"  # ways of answers: as published, as in models
 SIGNS = {Kind.MEASURED: "", Kind.CHOICE_MODELLED: " c", Kind.MODELLED: " m", Kind.DRAWN_OUT: " x"}
@@ -94,6 +97,7 @@ def values(results: dict) -> dict:
         "margin": f"{100 * MARGIN:g}",
         "tail": TAIL,
         "lengths": lengths,
+        "made_for": made_for(results.get(MADE_FOR, {"rows": []})["rows"]),
     }
 
 
