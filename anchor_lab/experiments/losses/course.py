@@ -93,14 +93,14 @@ def draw_curves(data: dict[str, list[tuple[float, float]]], ax) -> None:
     for name, points in data.items():
         kept, lost = zip(*points, strict=True)
         ax.plot(kept, lost, color=CURVES[name], marker="o", ms=4, lw=1.2)
-        label(ax, name, (kept[-1], lost[-1]), (6, -7), color=CURVES[name])
-    ax.set(xlim=(0, 1), ylim=(0, 0.45), xlabel="share of the pairs kept")
+        label(ax, name, (kept[-1], lost[-1]), (6, 0), color=CURVES[name])
+    ax.set(xlim=(0, 1), ylim=(0, 0.55), xlabel="share of the pairs kept")
     ax.set(ylabel="nats a token above dense")
 
 
 def show_curves(data: dict[str, list[tuple[float, float]]], where: str) -> None:
     """The figure of `draw_curves`, with its words."""
-    figure, ax = panels(size=(7.2, 3.6))
+    figure, ax = panels(size=(7.2, 4.6))
     draw_curves(data, ax)
     told = [
         f"{name} {lost:.3f} with {kept:.0%}"

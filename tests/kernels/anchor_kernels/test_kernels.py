@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import pytest
 import torch
@@ -679,6 +679,19 @@ def test_a_threshold_for_each_head_is_what_that_head_has_alone(rows, tail):
         same = of_head.stripes.to_mask(90)[:, 0]
         assert torch.equal(trace.stripes.to_mask(90)[:, head], same)
         torch.testing.assert_close(out[:, head], alone[:, 0], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_each_head_asks_rows_of_its_own(count):
+    rows = {"outliers": count, "outlier_choice": "even", "outlier_theta": 0.0}
+    config = AnchorConfig(8, 3, theta=-math.inf, **rows)  # means keep nothing
+    case = random_case(60, 90, (2, 2, 2), 16, config, strength=2.0)
+    found = run(case)[1].stripes.to_mask(90)
+    _, expected = anchor_ref.anchor_attention(case.q, case.k, case.v, config, return_trace=True)
+    assert torch.equal(found, expected.stripes.to_mask(90))
+    by_head = found.flatten(2).unbind(1)
+    assert all(mask.any() for mask in by_head)
+    assert not any(torch.equal(one, other) for one, other in combinations(by_head, 2))
 
 
 @pytest.mark.usefixtures("unchecked_annotations")
