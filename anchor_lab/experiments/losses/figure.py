@@ -9,6 +9,7 @@ from anchor_lab.analysis.intervals import bootstrap
 from anchor_lab.drawing.style import ACCENT, INK, MUTED, STRIPE, caption, question, use_style
 from anchor_lab.experiments.compare.figure import OURS, colour_of
 from anchor_lab.experiments.compare.measure import GROUP
+from anchor_lab.experiments.losses.finished import finished_rows
 from anchor_lab.experiments.losses.measure import (
     BUDGETS,
     DENSE,
@@ -214,7 +215,7 @@ def draw(results: dict):
     from matplotlib import pyplot as plt
 
     use_style()
-    rows, about = results["rows"], results["settings"]
+    rows, about = finished_rows(results["rows"]), results["settings"]
     goals = [theta for theta in GOALS if data_level(rows, "density", theta) is not None]
     methods = len({row["method"] for row in rows}) - 1
     high = 1.4 + 0.2 * methods

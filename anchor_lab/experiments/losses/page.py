@@ -7,6 +7,7 @@ from anchor_lab.experiments.compare.figure import OURS
 from anchor_lab.experiments.experiment import Experiment
 from anchor_lab.experiments.losses import figure, measure
 from anchor_lab.experiments.losses.figure import Lost
+from anchor_lab.experiments.losses.finished import finished_rows, unfinished
 from anchor_lab.experiments.losses.tokens import CLASSES
 from anchor_lab.experiments.page import digits, percent, render, signed, spaced
 from anchor_lab.experiments.rivals.page import kind_of, published
@@ -21,14 +22,18 @@ def page(results: dict, path: Path) -> str:
 
 def values(results: dict) -> dict:
     """What the template is filled with."""
-    rows, settings = results["rows"], results["settings"]
+    rows, settings = finished_rows(results["rows"]), results["settings"]
     texts = list(settings["texts"])
     ours = sorted((x for x in rows if x["method"] == OURS), key=lambda x: x["density"])
+    alone = {row["method"] for row in rows} <= {measure.DENSE, OURS}
     goals = [
-        theta for theta in measure.GOALS if figure.data_level(rows, "density", theta) is not None
+        theta
+        for theta in measure.GOALS
+        if not alone and figure.data_level(rows, "density", theta) is not None
     ]
     return {
         "settings": settings,
+        "begun": unfinished(results["rows"]),
         "dates": list(dict.fromkeys(run["date"] for run in results["runs"])),
         "tokens": spaced(settings["tokens"]),
         "stretched": stretched(settings),

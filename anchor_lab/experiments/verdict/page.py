@@ -17,6 +17,7 @@ from anchor_lab.experiments import store
 from anchor_lab.experiments.answers.counts import MARGIN, Counts, shown, together
 from anchor_lab.experiments.compare.figure import OURS
 from anchor_lab.experiments.experiment import Experiment
+from anchor_lab.experiments.losses.finished import comparable
 from anchor_lab.experiments.page import digits, number, percent, render, spaced
 from anchor_lab.experiments.rivals.figure import RECALLS
 from anchor_lab.experiments.rivals.measure import TEXT_COLUMNS
@@ -43,12 +44,14 @@ SIGNS = {Kind.MEASURED: "", Kind.CHOICE_MODELLED: " c", Kind.MODELLED: " m", Kin
 
 
 def gather(out: Path) -> dict:
-    """Results of each of `SOURCES` by name, those that are there.
+    """Results of each of `SOURCES` by name, those that are there; of losses what is comparable.
 
     Args:
         out: the page, in a folder beside theirs.
     """
-    return store.read_beside(out, SOURCES, TEXT_COLUMNS)
+    found = store.read_beside(out, SOURCES, TEXT_COLUMNS)
+    found |= {name: comparable(found[name]) for name in LOSSES if name in found}
+    return {name: one for name, one in found.items() if one is not None}
 
 
 def measure(options: argparse.Namespace) -> int:

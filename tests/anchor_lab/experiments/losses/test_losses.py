@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anchor_lab.experiments.compare.measure import compare_heads
-from anchor_lab.experiments.losses import figure, measure, pieces
+from anchor_lab.experiments.losses import figure, finished, measure, pieces
 from anchor_lab.experiments.losses.page import EXPERIMENT, by_token, values
 from anchor_lab.experiments.losses.spending import spending
 from anchor_lab.experiments.losses.tokens import CLASSES, FAR, NEAR, NEW, classes_of
@@ -299,6 +299,32 @@ def test_ladders_hold_every_method_and_those_that_sort_come_last():
         assert measure.theta_label(theta) in ladders[measure.OURS]
     assert ladders[measure.MIX]["share=0.5"] == TriangleMix()
     assert len(ladders["XAttention"]) == len(METHODS["XAttention"].sweep())
+
+
+# -- a run that was stopped
+
+
+def test_a_method_is_compared_when_the_configurations_next_to_all_levels_are_read():
+    ours = [row_with(measure.OURS, f"theta={theta}", x) for theta, x in ((9, 0.3), (12, 0.6))]
+    labels = list(measure.ladders((), ["FlashPrefill"])["FlashPrefill"])
+    costs = dict(zip(labels, (0.05, 0.1, 0.15, 0.2, 0.25, 0.4, 0.5, 0.7, 0.9), strict=True))
+    read = [row_with("FlashPrefill", label, costs[label]) for label in labels]
+    dense = row_with(measure.DENSE, "default", 1.0)
+    # .3 lies between 4 and 5, .6 between 6 and 7; bisection looks at these and on its way.
+    for left_out, is_finished in ((0, True), (8, True), (4, False), (5, False), (6, False)):
+        some = [row for place, row in enumerate(read) if place != left_out]
+        rows = [dense, *ours, *some]
+        assert finished.unfinished(rows) == ([] if is_finished else ["FlashPrefill"])
+        kept = [row for row in rows if is_finished or row not in some]
+        assert finished.finished_rows(rows) == kept
+        found = finished.comparable({"rows": rows, "settings": {}})
+        assert found == ({"rows": rows, "settings": {}} if is_finished else None)
+    other = row_with("FlashPrefill", "alpha of yesterday", 0.3)
+    assert finished.unfinished([*ours, *read[:1], other]) == [], "of another sweep"
+
+
+def row_with(method, label, spent) -> dict:
+    return {"method": method, "configuration": label, "density": spent, "total_cost": spent}
 
 
 # -- page and picture
