@@ -29,7 +29,12 @@ def anchor_attention(
     Returns:
         Output [B, Hq, N, D] in q's dtype, computed in float32 or better; and for each group the
         keys that it kept among its candidates, a mask [B, Hq, N].
+
+    Raises:
+        ValueError: theta is NaN.
     """
+    if theta != theta:
+        raise ValueError("theta must be a number, got nan")
     n, kv_heads, group_size = q.shape[2], k.shape[1], block * step
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     given, dtype = q.dtype, torch.promote_types(q.dtype, torch.float32)

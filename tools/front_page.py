@@ -156,7 +156,9 @@ def pages() -> dict[Path, str]:
     parallel = committed("parallel")
     by_page = {
         ROOT / "README.md": {
-            "three_answers": three_answers.three_answers(crossover, smollm2, lost, recalls),
+            "three_answers": three_answers.three_answers(
+                crossover, smollm2, committed("answers"), lost, recalls
+            ),
             "pays": f"{three_answers.pays(crossover, committed('lengths'))}\n{calls.calls(timed)}",
             "loses": three_answers.loses(smollm2),
             "beats": "\n".join(

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from anchor_lab.experiments import page
+from anchor_lab.experiments.answers.course import data_asked
 from anchor_lab.experiments.crossover.figure import data_prefills, over_sdpa
 from anchor_lab.experiments.crossover.share import data_dense
 from anchor_lab.experiments.lengths.figure import data_heads
@@ -150,15 +151,18 @@ def loses(smollm2: dict) -> str:
 # All three.
 
 
-def three_answers(crossover: dict, smollm2: dict, files: Sequence[dict], table: dict) -> str:
+def three_answers(
+    crossover: dict, smollm2: dict, asked: dict, files: Sequence[dict], table: dict
+) -> str:
     """When it pays, what it loses, what beats it: what one must know before trying it.
 
     Args:
         crossover, smollm2, files, table: as in `pays`, `loses` and `beats`.
+        asked: of `python -m anchor_lab answers`.
     """
     rows = crossover["rows"]
     found = data_standing(files, table)
-    n, asked, (dense, bare, tailed) = answers(smollm2["rows"])[-1]
+    n, count, (dense, bare, tailed) = answers(smollm2["rows"])[-1]
     ours = {theta: found.lost[theta][OURS].mean for theta in GOALS}
     best = published(found.lost[CONFIG.theta])[0]
     return render(
@@ -168,7 +172,12 @@ def three_answers(crossover: dict, smollm2: dict, files: Sequence[dict], table: 
         large=data_crossing(rows, LARGE).in_words(),
         theta=CONFIG.theta,
         tail=TAIL,
-        answers=(page.spaced(n), asked, dense, bare, tailed),
+        answers=(page.spaced(n), count, dense, bare, tailed),
+        asked=[
+            (page.spaced(length), x.dense, x.ours)
+            for length, x in data_asked(asked["rows"]).items()
+            if length >= n
+        ],
         lost=[(f"{theta:g}", page.digits(x, 3)) for theta, x in ours.items()],
         n=page.spaced(found.n),
         recall=found.recall,

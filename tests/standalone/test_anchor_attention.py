@@ -117,3 +117,9 @@ def test_a_copy_runs_where_the_project_is_not(tmp_path):
     errors = [float(line[-1]) for line in (none, *some)]
     assert 0 < shares[0] <= shares[1] < 100, "the demonstration should show a sparse choice"
     assert errors == sorted(errors, reverse=True)
+
+
+def test_a_threshold_that_is_no_number_is_refused():
+    x = torch.zeros(1, 1, 4, 8)
+    with pytest.raises(ValueError, match="theta must be a number, got nan"):
+        anchor_attention(x, x, x, theta=float("nan"))

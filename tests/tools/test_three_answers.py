@@ -95,6 +95,21 @@ def smollm2():
     return {"settings": {}, "rows": rows}
 
 
+def asked():
+    found = {"dense": [1, 1, 1, 0], "tail 512": [1, 0, 1, 0], "tail 0": [0, 0, 0, 0]}
+    rows = [
+        {"length": n, "task": task, "placement": "end", "way": way, "found": right}
+        for n in (4096, 8064, 16_384)
+        for task in ("single", "words")
+        for way, right in found.items()
+    ]
+    rows += [
+        {"length": 8064, "task": "secret", "placement": "end", "way": way, "found": [0, 0, 1]}
+        for way in found  # dense finds too few
+    ]
+    return {"settings": {}, "rows": rows}
+
+
 def test_answers_have_their_intervals():
     said = three_answers.loses(smollm2())
     assert "| 8\u202f064 | 10 | 9 (60–98 %) | 3 (11–60 %) | 8 (49–94 %) |" in said
@@ -102,13 +117,17 @@ def test_answers_have_their_intervals():
 
 def test_the_three_answers_are_those_of_the_results():
     files, rivals = [losses(8192)], table(recalls(8192))
-    said = three_answers.three_answers(crossover(*TIMES), smollm2(), files, rivals)
+    said = three_answers.three_answers(crossover(*TIMES), smollm2(), asked(), files, rivals)
     pays, loses, beats = said.strip().splitlines()
     assert "On one GPU a prefill of SmolLM2" in pays
     assert "takes up to 1.40 times as long as with dense attention at 4\u202f096" in pays
     assert "layers of an 8B model up to 0.99 at 8\u202f192 tokens, 0.75 at 16\u202f384." in pays
     assert "Of 10 numbers hidden in prompts of 8\u202f064 tokens" in loses
     assert "finds 9, AnchorAttention as the paper writes it 3, and 8 with the *tail*" in loses
+    assert (
+        "at each length, the tail finds 4 where dense attention finds 6 at 8\u202f064 tokens, "
+        "4 where dense attention finds 6 at 16\u202f384 tokens. The rows"
+    ) in loses
     assert "0.200 nats a token at the published threshold, θ = 12, 0.300 at θ = 9." in loses
     assert "For 95 % of the attention mass it keeps 40 % of the pairs: number 2 of the 3" in beats
     assert "behind SALE, and number 2 when the work of choosing is counted." in beats
@@ -119,7 +138,9 @@ def test_the_three_answers_are_those_of_the_results():
 
 def test_a_text_that_somebody_brought_is_named_for_what_it_is():
     files = [losses(8192), losses(8192, texts=("lorna_doone",))]
-    said = three_answers.three_answers(crossover(*TIMES), smollm2(), files, table(recalls(8192)))
+    said = three_answers.three_answers(
+        crossover(*TIMES), smollm2(), asked(), files, table(recalls(8192))
+    )
     _, loses, beats = said.strip().splitlines()
     assert "θ = 12, 0.300 at θ = 9; on a novel 0.200 and 0.300." in loses
     assert "On a novel it is number 3 of 4." in beats
@@ -127,6 +148,8 @@ def test_a_text_that_somebody_brought_is_named_for_what_it_is():
 
 def test_a_recall_that_is_never_reached_is_said():
     rows = [row for row in recalls(8192) if row["configuration"] != "theta=12"]
-    said = three_answers.three_answers(crossover(*TIMES), smollm2(), [losses(8192)], table(rows))
+    said = three_answers.three_answers(
+        crossover(*TIMES), smollm2(), asked(), [losses(8192)], table(rows)
+    )
     assert "It does not keep 95 % of the attention mass at any θ." in said
     assert "number 3 of 4" in said

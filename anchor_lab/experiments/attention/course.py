@@ -5,14 +5,19 @@ from anchor_lab.drawing.style import INK, STRIPE, finish, panels
 from anchor_lab.experiments.attention.cells import STAGES, by_inputs, by_length, cells
 from anchor_lab.experiments.attention.figure import data_stages, draw_stack, short
 
+BY_ITSELF = 65_536  # tokens from which on three calls take little more than the whole one
+
 
 def data_shares(results: dict) -> dict[str, list]:
     """Share of each stage in the sum of the three, by length.
 
+    Each stage was called by itself: of shorter prompts that is the host's time.
+
     Returns:
-        at: lengths; and by each of `STAGES` its shares.
+        at: lengths from `BY_ITSELF` on; and by each of `STAGES` its shares.
     """
-    times = data_stages(by_length(by_inputs(results)))
+    rows = by_length(by_inputs(results))
+    times = data_stages({n: row for n, row in rows.items() if n >= BY_ITSELF})
     total = [sum(column) for column in zip(*(times[stage] for stage in STAGES), strict=True)]
     shares = {
         stage: [ms / whole for ms, whole in zip(times[stage], total, strict=True)]

@@ -85,11 +85,12 @@ def data_goal(rows: Sequence[dict], n: int, goal: str) -> list[dict]:
 
 def goal_table(found: Sequence[dict]) -> str:
     """`data_goal` as text; pairs and recall of ours are those of the choice, without a tail."""
-    lines = [columns("", "ms a call", "pairs kept", "recall")]
+    lines = [columns("", "ms a call", "pairs kept", "recall", "scored")]
     for row in found:
         name = SHORT.get(row["method"], row["method"])
-        kept = percent(row["density"]), f"{row['recall']:.3f}"
+        scored = percent(row["scored"]) if row.get("scored") is not None else "–"
+        kept = percent(row["density"]), f"{row['recall']:.3f}", scored
         if row["method"] == OURS and row["way"] != "tail 0":
-            kept = "–", "–"
+            kept = "–", "–", scored
         lines.append(columns(f"{name}, {row['way']}", number(row["ms"]["median"]), *kept))
     return "\n".join(lines)

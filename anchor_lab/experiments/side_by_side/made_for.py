@@ -10,7 +10,7 @@ from anchor_lab.experiments.experiment import progress
 from anchor_lab.experiments.side_by_side import executors
 from anchor_lab.experiments.side_by_side.blocks import BLOCK, of_selection
 from anchor_lab.experiments.side_by_side.ladders import OURS
-from anchor_lab.experiments.side_by_side.sources import KEPT
+from anchor_lab.experiments.side_by_side.sources import KEPT, head_columns
 from anchor_lab.experiments.side_by_side.timing import timed
 from anchor_lab.methods import METHODS
 from anchor_models import planted_stripes
@@ -22,7 +22,7 @@ BY_BLOCKS = "FlashPrefillV2"
 ALPHAS = (0.1, 0.6)  # of it: as its public example has it, and sparser
 
 
-def made_for(bench) -> None:
+def measure_inputs(bench) -> None:
     """Rows of ours without a tail, of cuDNN, and of the blocks that a method chooses.
 
     Args:
@@ -33,7 +33,7 @@ def made_for(bench) -> None:
 
 
 def _of_input(bench, source: str, n: int) -> None:
-    shape = dict(zip(("q_heads", "kv_heads", "head_dim"), bench.sizes.shapes[0], strict=True))
+    shape = head_columns(bench.sizes.shapes[0])
     where = {"part": PART, "source": source, "n": n, **shape}
     ours = {**where, "method": OURS, "way": "tail 0"}
     dense = [{**where, "method": "dense", "way": way} for way in bench.dense() if way == "cuDNN"]

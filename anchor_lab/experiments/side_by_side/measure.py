@@ -55,9 +55,15 @@ from anchor_lab.experiments.side_by_side.losses import (
     losses_of,
     measure_losses,
 )
-from anchor_lab.experiments.side_by_side.made_for import made_for
+from anchor_lab.experiments.side_by_side.made_for import measure_inputs
 from anchor_lab.experiments.side_by_side.rungs import Rungs
-from anchor_lab.experiments.side_by_side.sources import KEPT, Activations, Reader, nine_heads
+from anchor_lab.experiments.side_by_side.sources import (
+    KEPT,
+    Activations,
+    Reader,
+    head_columns,
+    nine_heads,
+)
 from anchor_lab.experiments.side_by_side.timing import HostInstruments, compute_dtype, timed
 from anchor_lab.experiments.store import Store
 from anchor_models import planted_stripes
@@ -198,7 +204,7 @@ class Bench:
         if "planted" in parts:
             self.planted()
         if "made_for" in parts:
-            made_for(self)
+            measure_inputs(self)
         if "recall" in parts:
             count, layers = self.sizes.stretched
             self.at_equal_recall(nine_heads(self.sizes.bundled, self.dtype, self.device))
@@ -252,7 +258,7 @@ class Bench:
         ]
         inputs = [(shape, n) for shape in self.sizes.shapes for n in self.sizes.planted]
         for shape, n in progress(inputs):
-            where = {"part": "planted", "source": "planted", "n": n, **heads_of(shape)}
+            where = {"part": "planted", "source": "planted", "n": n, **head_columns(shape)}
             keys = [{**where, "method": method, "way": way} for method, way in ways]
             if left := [key for key in keys if self.is_left(key)]:
                 self.of_planted(shape, n, left)
@@ -260,7 +266,7 @@ class Bench:
     def of_planted(self, shape: tuple[int, int, int], n: int, left: list[dict]) -> None:
         """The rows that are missing of one set of inputs."""
         x = planted_stripes(
-            n, **heads_of(shape), density=KEPT, dtype=self.dtype, device=self.device
+            n, **head_columns(shape), density=KEPT, dtype=self.dtype, device=self.device
         )
         case = self.case(x.q, x.k, x.v, shape[2] ** -0.5)
         kept = case.always_pairs + case.stripe_pairs
@@ -386,14 +392,9 @@ class Bench:
         self.store.add([{**row, "message": f"{type(error).__name__}: {error}"}])
 
 
-def heads_of(shape: tuple[int, int, int]) -> dict:
-    """The columns that say of which heads a row is."""
-    return dict(zip(("q_heads", "kv_heads", "head_dim"), shape, strict=True))
-
-
 def _where(part: str, x: Activations) -> dict:
     shape = x.q.shape[1], x.k.shape[1], x.q.shape[3]
-    return {"part": part, "source": x.name, "n": x.q.shape[2], **heads_of(shape)}
+    return {"part": part, "source": x.name, "n": x.q.shape[2], **head_columns(shape)}
 
 
 def _with_tail(case: Case, tail: int) -> float:

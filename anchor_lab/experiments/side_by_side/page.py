@@ -35,7 +35,7 @@ def values(results: dict) -> dict:
         "date": runs[-1]["date"],
         "packages": packages(runs),
         "planted": planted(rows),
-        "made_for": made_for(rows),
+        "made_for": input_tables(rows),
         "recalls": equal_recall(rows),
         "losses": equal_loss(rows),
         "measured_losses": measured_losses(rows),
@@ -84,7 +84,7 @@ def planted(rows: Sequence[dict]) -> list[dict]:
     return tables
 
 
-def made_for(rows: Sequence[dict]) -> list[dict]:
+def input_tables(rows: Sequence[dict]) -> list[dict]:
     """For each input and length: a line for each call, by blocks with the fastest to run them."""
     tables = []
     of_part = [row for row in rows if row["part"] == PART]

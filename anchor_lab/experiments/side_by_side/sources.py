@@ -40,6 +40,11 @@ class Activations:
         return block_mass(self.q, self.k, self.scale)
 
 
+def head_columns(shape: tuple[int, int, int]) -> dict[str, int]:
+    """The columns of a row that say of which heads it is: (Hq, Hkv, D)."""
+    return dict(zip(("q_heads", "kv_heads", "head_dim"), shape, strict=True))
+
+
 def nine_heads(tokens: int, dtype: torch.dtype, device: str) -> Activations:
     """The bundled heads of three layers of SmolLM2 as one layer's: 9 query and 3 kv heads of 64.
 

@@ -19,15 +19,6 @@ def data_answers(rows: Sequence[dict]) -> dict[int, dict[str, tuple[int, int]]]:
     }
 
 
-def data_said(rows: Sequence[dict], length: int, prompt: int) -> dict[str, str]:
-    """By way: what the model wrote after one prompt."""
-    return {
-        row["way"]: row["written"]
-        for row in rows
-        if (row["part"], row.get("length"), row.get("prompt")) == ("answers", length, prompt)
-    }
-
-
 def draw_answers(data: dict[int, dict[str, tuple[int, int]]], ax) -> None:
     """Does the model still answer?"""
     places, names = [], []

@@ -22,7 +22,7 @@ from anchor_lab.experiments.page import digits, number, percent, render, spaced
 from anchor_lab.experiments.rivals.figure import RECALLS
 from anchor_lab.experiments.rivals.measure import TEXT_COLUMNS
 from anchor_lab.experiments.rivals.page import kind_of, published
-from anchor_lab.experiments.side_by_side.page import made_for
+from anchor_lab.experiments.side_by_side.page import input_tables
 from anchor_lab.experiments.verdict import ahead, claims, figure, words
 from anchor_lab.experiments.verdict.ahead import LENGTHS, LEVELS, LONG, LOSSES, Ranking, Value
 from anchor_lab.experiments.verdict.times import WORDS, Clock, Kind, Time, equal_recall, timed_rows
@@ -100,7 +100,7 @@ def values(results: dict) -> dict:
         "margin": f"{100 * MARGIN:g}",
         "tail": TAIL,
         "lengths": lengths,
-        "made_for": made_for(results.get(MADE_FOR, {"rows": []})["rows"]),
+        "made_for": input_tables(results.get(MADE_FOR, {"rows": []})["rows"]),
     }
 
 

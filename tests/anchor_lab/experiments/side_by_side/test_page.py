@@ -95,7 +95,7 @@ def test_inputs_for_columns_and_for_blocks_each_have_a_table():
         row("made_for", "FlashPrefillV2", "FlexAttention", source="single keys", setting=0.6),
         row("made_for", OURS, "tail 0", 4.0, source="whole blocks"),
     ]  # fmt: skip
-    keys, whole = page.made_for(found)
+    keys, whole = page.input_tables(found)
     assert keys["title"] == "Single keys, 8\u202f192 tokens"
     assert keys["lines"] == [
         [OURS, "its own kernels", "25 %", "–", "1 [0.9–1.2]", "0.0012"],
@@ -103,7 +103,7 @@ def test_inputs_for_columns_and_for_blocks_each_have_a_table():
         ["FlashPrefillV2, α = 0.1", "FlexAttention", "99 %", "0.4 %", "3 [2.7–3.6]", "0.0012"],
     ]
     assert [line[4] for line in whole["lines"]] == ["4 [3.6–4.8]"]
-    assert page.made_for(ROWS) == []
+    assert page.input_tables(ROWS) == []
 
 
 def test_at_equal_recall_the_fastest_that_ran_stands_for_a_method_and_ours_by_its_tails():

@@ -19,7 +19,6 @@ def test_answers_are_counted_over_prompts_that_all_ways_had():
     rows = [answer(p, way, way != none or p == 0) for p in (0, 1) for way in WAYS]
     rows.append(answer(2, dense, True))
     assert lesson.data_answers(rows) == {64: {dense: (2, 2), none: (1, 2), tail: (2, 2)}}
-    assert lesson.data_said(rows, 64, 2) == {dense: f"{dense} said 2"}
 
 
 def test_the_figure_draws_from_the_committed_results():
