@@ -73,7 +73,9 @@ def test_layers_are_medians_and_heads_are_means():
         for way, ms in (("tail 512", ours), ("cudnn", theirs)):
             time = {"part": "times", "length": 8192, "layer": layer, "way": way}
             rows.append({**time, "ms": {"median": ms}})
-    said = measured.layers({"settings": {"device": "GPU", "torch": "2"}, "rows": rows})
+    settings = {"device": "GPU", "torch": "2", "kernels": "abc"}
+    said = measured.layers({"settings": settings, "rows": rows})
+    assert "GPU, torch 2, kernels abc, θ = 12." in said
     assert "| 8\u202f192 | 40 % | 0.900 | 4 ms | 2 ms | 0.50 |" in said
 
 

@@ -40,8 +40,11 @@ def show_shares(data: dict[str, list], where: str) -> None:
         figure,
         draw_shares.__doc__,
         f"{where}; each stage timed alone; planted stripes, 5 % of the candidates.",
-        "Stacked bars, one a length. Stage 1 shrinks from about a half to a twentieth, stage 3 "
-        "grows to four fifths, stage 2 is a third at first and ends at about a sixth.",
+        f"Stacked bars, one a length from {short(data['at'][0])} to {short(data['at'][-1])}: "
+        + "; ".join(
+            f"stage {title} from {data[stage][0]:.0%} to {data[stage][-1]:.0%}"
+            for stage, title in STAGES.items()
+        ),
     )
 
 
@@ -98,8 +101,8 @@ def show_roofline(data: dict, n: int, where: str) -> None:
         draw_roofline.__doc__,
         f"{where}, N = {n}; a point on the line would be the floor.",
         "Speed against work for each byte. All points lie to the right of the knee, so arithmetic "
-        "sets the floor; stages 1 and 3 reach over a half of its speed, stage 2 less than a "
-        "quarter, dense attention three quarters.",
+        "sets the floor; of its speed they reach "
+        + ", ".join(f"{name} {y / data['peak']:.0%}" for name, (_, y) in data["points"].items()),
     )
 
 

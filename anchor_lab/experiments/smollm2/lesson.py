@@ -44,7 +44,10 @@ def show_answers(data: dict[int, dict[str, tuple[int, int]]], where: str) -> Non
         figure,
         draw_answers.__doc__,
         f"SmolLM2, {where}; θ = 12; lines: 95 % Wilson intervals.",
-        "Shares of answers found, with intervals, at 4096 and 8064 tokens. Dense attention and "
-        "the tail of 512 rows lie beside each other; without a tail about half are found at 4096 "
-        "tokens and a sixth at 8064, and the intervals do not touch.",
+        "Shares of answers found, with intervals: "
+        + "; ".join(
+            f"{spaced(n)} tokens, "
+            + ", ".join(f"{way} {x} of {y}" for way, (x, y) in ways.items())
+            for n, ways in data.items()
+        ),
     )
