@@ -29,6 +29,7 @@ import yaml
 
 from anchor_lab.experiments import page, store
 from anchor_lab.experiments.course import RESULTS, committed
+from anchor_lab.experiments.losses.finished import finished_rows
 from anchor_lab.experiments.parallel.page import beyond_paper, in_short
 from anchor_lab.experiments.rivals import page as rivals
 from tools import calls, limits, measured, standing, three_answers, tour
@@ -152,6 +153,7 @@ def pages() -> dict[Path, str]:
     written = store.read(RESULTS / "retrieval" / "written.json")["rows"]
     crossover, smollm2, timed = map(committed, ("crossover", "smollm2", "side_by_side"))
     lost = [store.read(path) for path in sorted((RESULTS / "losses").glob("*.json"))]
+    lost = [{**one, "rows": finished_rows(one["rows"])} for one in lost]
     recalls = rivals.EXPERIMENT.read(RESULTS / rivals.EXPERIMENT.file)
     parallel = committed("parallel")
     by_page = {

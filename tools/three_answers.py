@@ -10,6 +10,7 @@ loses          results/smollm2: answers with and without a tail
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 from anchor_lab.experiments import page
@@ -113,6 +114,8 @@ def pays(crossover: dict, lengths: dict) -> str:
                 " / ".join(page.digits(x["recall"], 3) for x in kept) or "–",
             )
         )
+    took = [ways["sdpa"]["ms"]["median"] for n, ways in prefills[SMALL].items()
+            if n > CONFIG.group_size and "sdpa" in ways]  # fmt: skip
     layers = {row.get("sparse_layers") for row in crossover["rows"] if row.get("model") == LARGE}
     return render(
         "pays.md.j2",
@@ -120,6 +123,7 @@ def pays(crossover: dict, lengths: dict) -> str:
         thetas=" / ".join(f"{theta:g}" for theta in THETAS),
         texts=" and ".join(next(iter(heads.values()))["texts"]) if heads else "nothing",
         layers=max(layers - {None}, default=0),
+        host=any(longer < shorter for shorter, longer in pairwise(took)),
         settings=crossover["settings"],
         theta=CONFIG.theta,
         group=CONFIG.group_size,

@@ -83,6 +83,9 @@ def test_prefills_stand_beside_what_the_heads_keep():
     assert rows[2] == "| 32\u202f768 | 0.60 | – | 100 | 60 | 62 % | – | – |"
     assert len(rows) == 4
     assert "the same of 16 of the 32 layers" in said
+    assert "time is the host's" not in said
+    slower = crossover(*TIMES[:2], (8192, 19.0, 29.0), *TIMES[3:])
+    assert "Where a longer prompt took less time" in three_answers.pays(slower, lengths())
 
 
 def smollm2():

@@ -16,6 +16,7 @@ from anchor_lab.experiments.losses.figure import (
     data_lost,
     in_words,
 )
+from anchor_lab.experiments.losses.finished import finished_rows
 from anchor_lab.experiments.losses.measure import DENSE, EIGHTHS, row_of, theta_label
 from anchor_lab.experiments.losses.tokens import CLASSES
 from anchor_lab.experiments.page import percent
@@ -60,7 +61,7 @@ def data_published(rows: Sequence[dict], budget: str = "density") -> dict[str, L
         rows: of results/losses/losses.json.
         budget: "density", pairs kept, or "total_cost".
     """
-    found = data_at(rows, budget, data_level(rows, budget, THETA))
+    found = data_at(finished_rows(rows), budget, data_level(rows, budget, THETA))
     return {
         name: lost
         for name, lost in found.items()
