@@ -10,7 +10,7 @@ import transformers
 
 import anchor_ref
 from anchor_models.integration import later, packing, passes, prefill
-from anchor_models.integration.sequences import HIDDEN
+from anchor_models.integration.sequences import HIDDEN, Tokens, goes_on
 from anchor_models.transformers import options, record
 from tests.anchor_models.integration.tiny import (
     COMMON,
@@ -54,6 +54,13 @@ def test_layers_share_one_look_at_mask_and_positions(monkeypatch):
             assert (len(reads), len(checks)) == (times, times)
         logits(model, ids)
     assert (len(reads), len(checks)) == (2, 3)
+
+
+def test_positions_must_go_on_in_every_text():
+    every, on, again = slice(0, 4), [0, 1, 2, 3], [0, 1, 0, 1]
+    texts = [Tokens(slice(row, row + 1), every, every) for row in (0, 1)]
+    for rows in ([on, on], [on, again], [again, on]):
+        assert goes_on(torch.tensor(rows), texts) == (again not in rows)
 
 
 def test_texts_are_read_again_when_anything_is_another_or_was_written_to(monkeypatch):

@@ -28,6 +28,7 @@ from anchor_models.heads import BundledHeads
 from anchor_models.six_tokens import six_tokens
 from anchor_ref import AnchorConfig, anchor_attention, compute_anchor, identify_stripes
 from anchor_ref.heads import causal_scores
+from anchor_ref.measure import measure
 from anchor_ref.regions import groups
 
 N = 256
@@ -160,11 +161,23 @@ def test_figures_of_heads_say_what_they_show(layer, trace, said):
 def test_density_of_all_heads_is_counted_in_words(said):
     rows = tuple(
         {"layer": i // 3, "head": i % 3, "density 9": d}
-        for i, d in enumerate((0.3, 0.32, 0.95, 0.5, 0.5, 0.5))
+        for i, d in enumerate((0.3, 0.32, 0.95, 0.35, 0.5, 0.89))
     )
     bundled = BundledHeads({}, ("a",) * 7, range(0), "", {}, rows)
-    assert heads.show_all_heads(bundled, 9.0) == [[0.3, 0.32, 0.95], [0.5, 0.5, 0.5]]
+    assert heads.show_all_heads(bundled, 9.0) == [[0.3, 0.32, 0.95], [0.35, 0.5, 0.89]]
     assert "under a third in 2 of 6 heads, over nine tenths in 1" in said[0]
+
+
+@pytest.mark.usefixtures("unchecked_annotations")  # the number of a layer is no float
+def test_the_table_of_layers_counts_rows_beyond_the_first_group(layer, capsys):
+    few = replace(CONFIG, theta=-math.inf)
+    found = measure(layer.q, layer.k, layer.v, few, layer.scaling)
+    bundled = BundledHeads({4: layer}, ("a",) * N, range(0), "", {}, ())
+    (row,) = heads.layers_table(bundled, {4: found}, few)
+    kept = found.recall[0, :, few.group_size :]
+    assert row["recall_mean"] == pytest.approx(float(kept.mean()))
+    assert row["recall_min"] == pytest.approx(float(kept.amin(-1).mean()))
+    assert str(round(row["recall_mean"], 3)) in capsys.readouterr().out
 
 
 def test_maps_are_named_and_sized(said):
@@ -172,7 +185,15 @@ def test_maps_are_named_and_sized(said):
     long = Captured(x.q, x.k, x.v, 0.25, layer=1, heads=(2,))
     found = heads.show_maps([(long, 0)], kinds=["stripes"], columns=1)
     assert list(found) == ["layer 1, head 2"]
-    assert f"{found['layer 1, head 2']['stripes']:.0%} on the best 1 %" in said[0]
+    data, rows = found["layer 1, head 2"], torch.arange(2048, 2304, 16)
+    weights = causal_scores(x.q, x.k, 0.25)[0, 0, rows].softmax(-1)
+    near = rows[:, None] - torch.arange(2304) < 128
+    assert data["sink"] == pytest.approx(float(weights[:, 0].mean()))
+    assert data["window"] == pytest.approx(float((weights * near).sum(1).mean()))
+    assert (
+        f"{data['sink']:.0%} of the mass lies on the first key, {data['window']:.0%} on the 128 "
+        f"nearest, {data['stripes']:.0%} on the best 1 %"
+    ) in said[0]
 
 
 def test_figures_of_stage_2_say_what_they_show(layer, trace, said):
@@ -235,6 +256,8 @@ def test_figures_of_stage_1_say_how_often_it_misses(layer, said):
     assert sum(shares) == pytest.approx(100, abs=2)
     found = near.show_gaps({"a": (layer, maxima, 0), "b": (layer, maxima, 1)})
     assert f"a: {found['a']['exact']:.0%} of the rows exact" in said[-1]
+    gap = maxima.gap[0, 0, maxima.rows]
+    assert f"miss by {float(gap[gap > 0].median()):.1f} in the median" in said[-1]
     lines = near.show_missed({"all layers": [maxima]}, CONFIG.group_size, N)
     assert f"{float(lines['all layers']['share'][0]):.0%} at the start" in said[-1]
 

@@ -25,3 +25,5 @@ def test_tasks_that_dense_attention_answers_are_counted_together():
     assert data_asked(ROWS, "tail 0")[8064].prompts == 2
     line = asked_table(ROWS).splitlines()[1]
     assert line.split()[-4:] == ["5", "4", "2", "1"]
+    line = asked_table(ROWS, "tail 0").splitlines()[1]
+    assert line.split()[-4:] == ["2", "0", "2", "0"]

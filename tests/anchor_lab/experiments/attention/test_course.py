@@ -124,5 +124,21 @@ def test_every_figure_draws(results, committed, monkeypatch):
     assert not plt.get_fignums()
 
 
+def test_figures_say_their_numbers(results, monkeypatch):
+    said = []
+
+    def show(figure, alt):
+        plt.close(figure)
+        said.append(alt)
+
+    monkeypatch.setattr(style, "show", show)
+    monkeypatch.setattr(course, "BY_ITSELF", 1024)
+    course.show_shares(course.data_shares(results), "here")
+    assert "stage 1 anchor from 50% to 25%" in said[0]
+    assert "stage 3 sparse from 25% to 50%" in said[0]
+    course.show_roofline(course.data_roofline(results, 2048), 2048, "here")
+    assert "3 sparse 60%" in said[1]
+
+
 def test_lengths_are_named_shortly():
     assert [figure.short(n) for n in (1000, 131072, 2**20)] == ["1000", "128k", "1M"]

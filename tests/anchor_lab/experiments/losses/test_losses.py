@@ -323,6 +323,34 @@ def test_a_method_is_compared_when_the_configurations_next_to_all_levels_are_rea
     assert finished.unfinished([*ours, *read[:1], other]) == [], "of another sweep"
 
 
+@pytest.mark.parametrize(("name", "is_finished"), [("FlashPrefill", False), ("TokenTopK", True)])
+def test_levels_of_work_count_too_but_not_for_oracles(name, is_finished):
+    ours = [row_with(measure.OURS, f"theta={theta}", 0.3) for theta in (9, 12)]
+    labels, looked = list(measure.ladders((), [name])[name]), []
+
+    def density(place):
+        looked.append(place)
+        return place / len(labels)
+
+    measure.bracket(density, len(labels), 0.3)
+    # Of no work: next to the level lies the last configuration, which is not read.
+    rows = [row_with(name, labels[place], place / len(labels)) for place in looked]
+    rows = [{**row, "total_cost": 0.0} for row in rows]
+    assert finished.unfinished([*ours, *rows]) == ([] if is_finished else [name])
+
+
+def test_a_method_that_is_only_begun_is_left_out_until_most_are():
+    done = [row_with(measure.OURS, f"theta={theta}", 0.3) for theta in (9, 12)]
+    done.append(row_with("FlashPrefill", "alpha of yesterday", 0.3))
+    begun = [
+        row_with(name, next(iter(measure.ladders((), [name])[name])), 0.1)
+        for name in ("XAttention", "BFLA")
+    ]
+    found = finished.comparable({"rows": [*done, begun[0]], "settings": {}})
+    assert found == {"rows": done, "settings": {}}
+    assert finished.comparable({"rows": [*done, *begun], "settings": {}}) is None
+
+
 def row_with(method, label, spent) -> dict:
     return {"method": method, "configuration": label, "density": spent, "total_cost": spent}
 

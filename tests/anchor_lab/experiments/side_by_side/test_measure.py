@@ -19,7 +19,8 @@ from anchor_lab.experiments.store import Store, read
 from anchor_lab.methods import METHODS, evaluate
 from anchor_models import load_bundled
 from anchor_models.smollm2 import NAME
-from anchor_ref import AnchorConfig
+from anchor_ref import AnchorConfig, anchor_attention
+from anchor_ref.measure import density
 from tests.tree import ROOT
 
 SETTINGS = {"device": "a device", "torch": "2", "kernels": "k", "model": "bundled"}
@@ -135,6 +136,12 @@ def test_as_many_keys_are_heavy_alone_and_in_whole_blocks_and_both_are_run(out):
             *(("FlashPrefillV2", "FlexAttention", alpha) for alpha in made_for.ALPHAS),
         ]  # fmt: skip
         assert own[0]["error"] < 1e-4, "all that is heavy is kept"
+        case = maps[0][0]
+        ours = anchor_attention(
+            case.q, case.k, case.v, SIZES.config, case.scale, return_trace=True
+        )
+        kept = density(ours[1].stripes, SIZES.config, case.n, case.n).mean().item()
+        assert own[0]["density"] == pytest.approx(kept)
         for row, (case, given) in zip(own[2:], maps, strict=True):
             heavy = case.k[0, 0, 1:, 0].nonzero().flatten() + 1  # behind the sink
             in_runs = bool((heavy.view(-1, 2).diff() == 1).all()) and len(heavy) == 128
@@ -144,7 +151,8 @@ def test_as_many_keys_are_heavy_alone_and_in_whole_blocks_and_both_are_run(out):
             selection = method.select(case.q, case.k, case.scale)
             assert torch.equal(given.before, blocks.of_selection(selection).before)
             assert row["density"] == pytest.approx(given.density)
-            assert 0 < row["scored"] < 0.1
+            pairs = case.n * (case.n + 1) / 2
+            assert row["scored"] == pytest.approx(selection.scored / pairs)
 
 
 def method_of(row):
