@@ -158,7 +158,7 @@ def show_recall(
 
 def layers_table(
     bundled: BundledHeads, found: Mapping[int, Measurement], config: AnchorConfig
-) -> list[dict[str, float]]:
+) -> list[dict[str, int | float]]:
     """What each layer's heads keep and lose, as a table; `make tour` reads the same numbers.
 
     Args:

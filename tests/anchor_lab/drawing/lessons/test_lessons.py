@@ -168,7 +168,6 @@ def test_density_of_all_heads_is_counted_in_words(said):
     assert "under a third in 2 of 6 heads, over nine tenths in 1" in said[0]
 
 
-@pytest.mark.usefixtures("unchecked_annotations")  # the number of a layer is no float
 def test_the_table_of_layers_counts_rows_beyond_the_first_group(layer, capsys):
     few = replace(CONFIG, theta=-math.inf)
     found = measure(layer.q, layer.k, layer.v, few, layer.scaling)
