@@ -4,8 +4,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from anchor_lab.drawing.style import INK, MAGNITUDE, STRIPE
-from anchor_lab.explorer.view import HeadSelection, View
+from anchor_lab.drawing.style import INK, MAGNITUDE, STRIPE, caption, panels, show
+from anchor_lab.explorer.prepare import PreparedHead
+from anchor_lab.explorer.view import HeadSelection, View, Window, look
 
 FAINTEST = -5.0  # log10 of the weight below which differences are not shown
 LABELLED = 32  # tokens to a side up to which each is written out
@@ -129,3 +130,43 @@ def draw_shares(shares: list[tuple[int, int, float]], ax) -> None:
     ax.set_xticklabels(["all"], fontsize=8)
     ax.tick_params("y", labelleft=False, length=0)
     ax.spines["left"].set(color=INK, lw=0.5)
+
+
+def data_columns(view: View, tokens: list[str]) -> list[str]:
+    """The words of a small window whose column is kept for all its queries, from the left.
+
+    Args:
+        view: of cells of one token, no later keys among them.
+        tokens: text of every token of the prompt.
+    """
+    kept = (view.kept > 0).all(0).nonzero().flatten().tolist()
+    return [readable(tokens[view.window.key + j]) for j in kept]
+
+
+def show_views(
+    head: PreparedHead, selection: HeadSelection, window: Window, tokens: list[str], of: str
+) -> None:
+    """All pairs of a head, and a small window with its words.
+
+    Args:
+        head, selection: of `select`.
+        window: before the group's own window, so that stripes are what is kept of it.
+        tokens: text of every token of the prompt.
+        of: model, layer and head, for the small print.
+    """
+    figure, axes = panels(1, 2, (8, 4.7))
+    whole, near = (look(head, selection, one) for one in (None, window))
+    for view, asked, ax in zip(
+        (whole, near), ("What is computed?", "Which words are that?"), axes, strict=True
+    ):
+        draw_view(data_view(view), ax, tokens)
+        ax.set_title(asked)
+    at = near.window
+    caption(figure, f"Largest weight in each cell; {of}, θ = {selection.config.theta:g}.")
+    show(
+        figure,
+        f"Left the triangle of one head, of which {selection.density:.0%} are computed: start, "
+        f"windows and columns of stripes. Right {at.size} by {at.size} pairs from query "
+        f"{at.query} and key {at.key} on; computed are the columns of "
+        f"{', '.join(data_columns(near, tokens)) or 'nothing'}.",
+    )

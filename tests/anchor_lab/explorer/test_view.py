@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from anchor_lab.analysis import sampled_recall
-from anchor_lab.explorer import Window, look, prepare_head, select
+from anchor_lab.explorer import Window, figure, look, prepare_head, select
 from anchor_lab.explorer import view as views
 from anchor_ref import AnchorConfig, anchor_attention
 from anchor_ref.measure import density, recall
@@ -141,3 +141,16 @@ def test_every_move_scores_a_bounded_number_of_pairs_at_16384_tokens():
         view = look(prepared, selection, window)
         assert len(view.log_weight) <= 512
         assert len(view.log_weight) >= min(size, 256), "blurred more than it must be"
+
+
+def test_the_words_of_a_small_window_are_those_of_its_stripes(prepared, capsys):
+    config = AnchorConfig(step=1, theta=3.0)
+    found, window = select(prepared, config), Window(query=1000, key=300, size=16)
+    tokens = [f"w{j}" for j in range(N)]
+    stripes = set(found.stripes.keys(0, 0, 1000 // config.group_size).tolist())
+    expected = [f"w{j}" for j in range(300, 316) if j in stripes]
+    assert figure.data_columns(look(prepared, found, window), tokens) == expected
+    figure.show_views(prepared, found, window, tokens, "a head")
+    said = capsys.readouterr().out
+    assert f"the columns of {', '.join(expected) or 'nothing'}." in said
+    assert f"of which {found.density:.0%} are computed" in said
