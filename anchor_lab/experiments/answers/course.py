@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from anchor_lab.experiments.answers.counts import Counts
-from anchor_lab.experiments.answers.page import data_cells, data_totals
+from anchor_lab.experiments.answers.page import data_cells, data_telling, data_totals
 from anchor_lab.experiments.course import columns
 from anchor_lab.experiments.page import spaced
 from anchor_models.backend import TAIL
@@ -18,11 +18,7 @@ def data_asked(rows: Sequence[dict], way: str = DEFAULT) -> dict[int, Counts]:
         rows: of results/answers/answers.json.
         way: that dense attention is compared with.
     """
-    telling = {
-        cell: found
-        for cell, found in data_cells(list(rows)).items()
-        if found["dense"].says_something
-    }
+    telling = data_telling(data_cells(list(rows)))
     return {n: counts for (n, _), counts in data_totals(telling, [way]).items()}
 
 

@@ -138,10 +138,15 @@ class _Bench:
 
     def _holds(self, key: dict) -> bool:
         """Is the row there, and, of times, of these kernels?"""
-        if not self.store.holds(**key) or key["part"] != TIMES:
-            return self.store.holds(**key)
-        (row,) = (row for row in self.store.rows if self.store.key_of(row) == tuple(key.values()))
-        return self.store.runs[row["run"]]["kernels"] == self.store.run["kernels"]
+        there = self.store.holds(**key)
+        if not there or key["part"] != TIMES:
+            return there
+        return self.store.runs[self._row(key)["run"]]["kernels"] == self.store.run["kernels"]
+
+    def _row(self, key: dict) -> dict:
+        """The row with this key, which is there."""
+        wanted = self.store.key_of(key)
+        return next(row for row in self.store.rows if self.store.key_of(row) == wanted)
 
     def asking(self) -> Iterator[Callable[[], None]]:
         """What is left to be asked: a job for each task and way."""
@@ -204,8 +209,7 @@ class _Bench:
                 wide = {name: getattr(x, name).to(self.model.device).float() for name in "qkv"}
                 found.append(calibrate(replace(x, **wide), BY_HEAD[choice], target))
             self.store.add([{**key, "thetas": found}])
-        (row,) = (row for row in self.store.rows if self.store.key_of(row) == tuple(key.values()))
-        return row["thetas"]
+        return self._row(key)["thetas"]
 
 
 @contextmanager

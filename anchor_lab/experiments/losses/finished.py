@@ -23,7 +23,8 @@ def finished_rows(rows: Sequence[dict]) -> list[dict]:
     Args:
         rows: of results/losses/*.json.
     """
-    return [row for row in rows if row["method"] not in unfinished(rows)]
+    begun = unfinished(rows)
+    return [row for row in rows if row["method"] not in begun]
 
 
 def unfinished(rows: Sequence[dict]) -> list[str]:
