@@ -104,11 +104,13 @@ def ways_of(part: str, methods: tuple[str, ...] = RIVALS) -> dict[str, Way]:
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    """--model, --parts, --lengths, --methods, --time-s"""
+    """--model, --parts, --lengths, --tasks, --placements, --methods, --time-s"""
     add = parser.add_argument
     add("--model", default=NAME, help=f"another causal model; default {NAME}")
     add("--parts", nargs="+", choices=PARTS, default=PARTS)
     add("--lengths", nargs="+", type=int, help=f"default {' '.join(map(str, LENGTHS))}")
+    add("--tasks", nargs="+", choices=tuple(TASKS), help="default all")
+    add("--placements", nargs="+", choices=PLACEMENTS, default=PLACEMENTS, help="default all")
     add("--methods", nargs="+", choices=RIVALS, default=RIVALS, help="of the rivals; default all")
     add("--time-s", type=float, default=float("inf"), help="begin nothing later")
 
@@ -126,12 +128,15 @@ def measure(chosen: argparse.Namespace) -> int:
         "prompts": count,
         "new_tokens": new_tokens,
         **environment(chosen.device, ("torch", "transformers")),
-        **({"kernels": kernels_version(), **cuda_facts()} if cuda else {}),
+        **(cuda_facts() if cuda else {}),
     }
     run = {"date": settings.pop("date"), "command": chosen.command}
+    if cuda:  # every version of them passes the same tests, and rivals are read without any
+        run["kernels"] = kernels_version()
     store = Store(chosen.out, KEY, settings, run)
     lengths = chosen.lengths or (QUICK_LENGTHS if quick else LENGTHS)
-    cells = list(product(lengths, QUICK_TASKS if quick else TASKS, PLACEMENTS))
+    tasks = chosen.tasks or (QUICK_TASKS if quick else TASKS)
+    cells = list(product(lengths, tasks, chosen.placements))
     ways = {}
     for part in chosen.parts:
         ways |= ways_of(part, tuple(chosen.methods))

@@ -21,6 +21,7 @@ def values(results: dict) -> dict:
     return {
         "settings": results["settings"],
         "dates": list(dict.fromkeys(run["date"] for run in results["runs"])),
+        "kernels": list(dict.fromkeys(x["kernels"] for x in results["runs"] if "kernels" in x)),
         "margin": f"{100 * MARGIN:g}",
         "few": [
             f"{task}, {placement}, {spaced(n)} tokens: {shown(x.dense, x.prompts)}"
