@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.browser import CHROMIUM, FLAGS, needs_browser
+from tests.browser import CHROMIUM, FLAGS, in_browser
 from tools import book
 
 GOOD = """<!doctype html><html><head><link rel="stylesheet" href="a.css"></head><body>
@@ -53,12 +53,6 @@ def test_an_escaped_address_is_the_file_it_means(site):
     (site / "a b.html").write_text("<p>x</p>")
     (site / "index.html").write_text(GOOD.replace("other.html#part", "a%20b.html"))
     assert book.faults(site) == []
-
-
-def in_browser(test):
-    for mark in needs_browser:
-        test = mark(test)
-    return test
 
 
 @in_browser

@@ -15,7 +15,7 @@ from anchor_ref import AnchorConfig
 from anchor_ref.heads import attention_scores
 from anchor_ref.measure import measure, rows_beyond
 from anchor_ref.regions import groups
-from tests.browser import CHROMIUM, FLAGS, needs_browser
+from tests.browser import CHROMIUM, FLAGS, in_browser
 from tools import book
 from tools.page import measured
 from tools.page.__main__ import PAGE, data_of, palette, rendered
@@ -206,12 +206,6 @@ def shown(page, head: int, theta: int, tail: int) -> list[float]:
     page.locator(f"body[data-shown='{head} {theta} {tail}']").wait_for()
     density, *recalls = (page.locator(f"#{name}").inner_text() for name in measured.NUMBERS)
     return [float(density.removesuffix(" %")) / 100, *map(float, recalls)]
-
-
-def in_browser(test):
-    for mark in needs_browser:
-        test = mark(test)
-    return test
 
 
 @in_browser
