@@ -248,6 +248,9 @@ def test_keys_alone_move_it_and_it_shows_what_was_measured(playwright, data):
     page.keyboard.press("Shift+ArrowUp")
     page.keyboard.press("ArrowLeft")
     page.wait_for_function("said => document.getElementById('where').innerText != said", arg=said)
+    for name in ("dropped", "zoom"):  # no stop between that shows no focus
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.id") == name
     assert page.faults == []
 
 
