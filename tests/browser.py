@@ -18,3 +18,10 @@ needs_browser = [
         importlib.util.find_spec("playwright") is None, reason="needs playwright: pip install"
     ),
 ]
+
+
+def in_browser(test):
+    """Mark a test that needs one."""
+    for mark in needs_browser:
+        test = mark(test)
+    return test

@@ -79,12 +79,15 @@ def question(figure, text: str) -> None:
 
 
 def show(figure, alt: str) -> None:
-    """Show a figure in a notebook with an alternative text, and close it.
+    """Show a figure with an alternative text, and close it.
 
-    The text goes into the output's metadata, where nbconvert looks for it, and into its plain
-    text, which is what a terminal shows and nbval compares. The picture is rendered `SHARPNESS`
-    times finer than the width that the metadata gives: sharp on high-resolution screens, and
-    when a reader zooms in.
+    In a notebook the text goes into the output's metadata, where nbconvert looks for it, and into
+    its plain text, which is what a terminal shows and nbval compares. The picture is rendered
+    `SHARPNESS` times finer than the width that the metadata gives: sharp on high-resolution
+    screens, and when a reader zooms in.
+
+    In plain Python it opens in a window, where matplotlib has one; elsewhere, in a script on a
+    server, the text is printed in its place.
 
     Args:
         figure: a matplotlib figure.
@@ -93,18 +96,32 @@ def show(figure, alt: str) -> None:
     Raises:
         ValueError: `alt` is empty.
     """
-    from base64 import b64encode
-    from io import BytesIO
-
+    from IPython import get_ipython
     from IPython.display import display
     from matplotlib import pyplot as plt
-    from PIL import Image
 
     if not alt.strip():
         raise ValueError(f"alt must say what the figure shows, got {alt!r}")
+    if get_ipython() is not None:
+        meant = {"alt": alt, "width": round(figure.get_figwidth() * figure.dpi)}
+        bundle = {"image/png": _encoded(figure), "text/plain": alt}
+        display(bundle, metadata={"image/png": meant}, raw=True)
+    elif figure.canvas.required_interactive_framework is not None:
+        plt.show(block=True)  # closed below, once the reader has closed it
+    else:
+        print(alt)
+    plt.close(figure)
+
+
+def _encoded(figure) -> str:
+    """A figure as PNG of 256 colours, in base64."""
+    from base64 import b64encode
+    from io import BytesIO
+
+    from PIL import Image
+
     drawn, picture = BytesIO(), BytesIO()
     figure.savefig(drawn, format="png", dpi=SHARPNESS * figure.dpi)
-    plt.close(figure)
     # 256 colours, a third of the bytes: notebooks are kept in git and read over networks.
     # Of Pillow's methods this one moves colours the least: by 5 of 255 at most on a map.
     small = (
@@ -113,6 +130,4 @@ def show(figure, alt: str) -> None:
         .quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     )
     small.save(picture, format="png", optimize=True)
-    bundle = {"image/png": b64encode(picture.getvalue()).decode(), "text/plain": alt}
-    meant = {"alt": alt, "width": round(figure.get_figwidth() * figure.dpi)}
-    display(bundle, metadata={"image/png": meant}, raw=True)
+    return b64encode(picture.getvalue()).decode()

@@ -89,6 +89,15 @@ CANDIDATES = Exercise(
             lambda query, config: _candidates(query, replace(config, window_blocks=0)),
             "These end at the group's start; the window starts `window_blocks` blocks earlier.",
         ),
+        (
+            lambda query, config: _candidates(query, replace(config, step=1)),
+            "These end before the window of the query's block. The window starts at its group: "
+            "all queries of a group have the same candidates.",
+        ),
+        (
+            lambda query, config: _candidates(query, replace(config, init_blocks=1)),
+            "`init_blocks` is not used: the initial region may be of several blocks, or of none.",
+        ),
     ),
     axes=("query", "key"),
     call=_all_queries,

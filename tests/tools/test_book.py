@@ -1,8 +1,9 @@
 """The site's checks find what is wrong with a page; `make book` runs them on all."""
 
 import pytest
+from PIL import Image
 
-from tests.browser import CHROMIUM, FLAGS, needs_browser
+from tests.browser import CHROMIUM, FLAGS, in_browser
 from tools import book
 
 GOOD = """<!doctype html><html><head><link rel="stylesheet" href="a.css"></head><body>
@@ -55,12 +56,6 @@ def test_an_escaped_address_is_the_file_it_means(site):
     assert book.faults(site) == []
 
 
-def in_browser(test):
-    for mark in needs_browser:
-        test = mark(test)
-    return test
-
-
 @in_browser
 def test_a_dark_page_is_printed_light_and_dark_again_after(site):
     from playwright.sync_api import sync_playwright
@@ -76,3 +71,30 @@ def test_a_dark_page_is_printed_light_and_dark_again_after(site):
         page.pdf()
         assert page.evaluate("seen") == "light"
         assert page.evaluate(theme) == "dark"
+
+
+@in_browser
+@pytest.mark.parametrize(
+    ("figure", "shown"),
+    [
+        ('<div class="cell_output"><a href="b.png"><img src="b.png" {}></a></div>', 540),
+        ('<div class="cell_output"><img src="b.png" {}></div>', 540),
+        ('<p><img src="b.png" {}></p>', 760),
+    ],
+)
+def test_on_a_phone_a_wide_figure_scrolls_and_the_page_does_not(site, figure, shown):
+    from playwright.sync_api import sync_playwright
+
+    Image.new("RGB", (1600, 400)).save(site / "b.png")
+    style = (book.ROOT / "docs" / "book" / "static" / "book.css").read_text(encoding="utf-8")
+    figures = figure.format("") + figure.format('style="width: 300px"')
+    (site / "index.html").write_text(
+        f'<style>{style}</style><article class="bd-article">{figures}</article>'
+    )
+    with sync_playwright() as playwright:
+        page = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS).new_page()
+        page.set_viewport_size({"width": 390, "height": 800})
+        page.goto((site / "index.html").as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        widths = [picture.bounding_box()["width"] for picture in page.locator("img").all()]
+    assert widths == [shown, 300]

@@ -15,7 +15,7 @@ from anchor_ref import AnchorConfig
 from anchor_ref.heads import attention_scores
 from anchor_ref.measure import measure, rows_beyond
 from anchor_ref.regions import groups
-from tests.browser import CHROMIUM, FLAGS, needs_browser
+from tests.browser import CHROMIUM, FLAGS, in_browser
 from tools import book
 from tools.page import measured
 from tools.page.__main__ import PAGE, data_of, palette, rendered
@@ -208,12 +208,6 @@ def shown(page, head: int, theta: int, tail: int) -> list[float]:
     return [float(density.removesuffix(" %")) / 100, *map(float, recalls)]
 
 
-def in_browser(test):
-    for mark in needs_browser:
-        test = mark(test)
-    return test
-
-
 @in_browser
 def test_keys_alone_move_it_and_it_shows_what_was_measured(playwright, data):
     page = opened(playwright, viewport={"width": 1280, "height": 900})
@@ -254,6 +248,9 @@ def test_keys_alone_move_it_and_it_shows_what_was_measured(playwright, data):
     page.keyboard.press("Shift+ArrowUp")
     page.keyboard.press("ArrowLeft")
     page.wait_for_function("said => document.getElementById('where').innerText != said", arg=said)
+    for name in ("dropped", "zoom"):  # no stop between that shows no focus
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.id") == name
     assert page.faults == []
 
 

@@ -60,7 +60,8 @@
 
   async function embed(name) {
     const views = await Bokeh.embed.embed_item(plots[name], name);
-    const model = [...views][0].model;
+    const { model, canvas } = [...views][0];
+    canvas.events_el.tabIndex = -1; // has no use for keys, and shows no focus: the map around it does
     return (part) => (part ? model.document.get_model_by_name(part) : model);
   }
 

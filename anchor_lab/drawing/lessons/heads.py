@@ -170,6 +170,7 @@ def layers_table(
         By layer the means over its heads of recall_mean, recall_p10 and recall_min of the rows
         beyond the first group, of density and of output_error; seconds, that it took.
     """
+    from IPython import get_ipython
     from IPython.display import display
 
     n = len(bundled.words)
@@ -194,7 +195,10 @@ def layers_table(
         f"SmolLM2-135M-Instruct, {heads} of its {len(bundled.heads)} heads, θ = {config.theta:g}"
     )
     table = {"model": model, "tokens": n, "layers": rows}
-    display({LAYERS: table, "text/plain": "\n".join(lines)}, raw=True)
+    if get_ipython() is None:  # plain Python, where `display` prints the dictionary
+        print("\n".join(lines))
+    else:
+        display({LAYERS: table, "text/plain": "\n".join(lines)}, raw=True)
     return rows
 
 

@@ -1,5 +1,8 @@
 """The six tokens of the course and their figures: every number that the notebooks build on."""
 
+import os
+import subprocess
+import sys
 from base64 import b64decode
 from io import BytesIO
 
@@ -132,3 +135,36 @@ def test_show_gives_the_picture_an_alternative_text_and_its_width_and_closes_it(
     assert not plt.fignum_exists(figure.number)
     with pytest.raises(ValueError, match="alt must say"):
         style.show(figure, " ")
+
+
+PLAIN = """
+from matplotlib import pyplot as plt
+from anchor_lab.drawing import style
+figure, ax = style.panels()
+style.finish(figure, "Asked?", "Small print.", "A square.")
+print("open:", plt.get_fignums())
+"""
+
+
+def test_a_script_without_a_screen_prints_the_words_for_a_figure_once():
+    run = subprocess.run(
+        [sys.executable, "-c", PLAIN],
+        env=os.environ | {"MPLBACKEND": "agg"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout == "A square.\nopen: []\n"
+    assert run.stderr == ""
+
+
+def test_in_plain_python_a_backend_with_windows_opens_one(monkeypatch, capsys):
+    opened = []
+    monkeypatch.setattr("IPython.get_ipython", lambda: None)
+    monkeypatch.setattr(plt, "show", lambda block: opened.append((block, plt.get_fignums())))
+    figure = plt.figure()
+    figure.canvas.required_interactive_framework = "qt"
+    style.show(figure, "A square.")
+    assert opened == [(True, [figure.number])]
+    assert not plt.fignum_exists(figure.number)
+    assert capsys.readouterr().out == ""

@@ -160,6 +160,15 @@ def test_a_range_with_a_step_is_not_the_window(solutions):
     assert judge(every_second).words.startswith("wrong. Result:")
 
 
+@pytest.mark.parametrize("empty", [range(5, 3), range(0, 0, -1), range(29, 29)])
+def test_where_there_is_no_candidate_any_empty_range_says_so(empty, solutions):
+    """The plain `range(initial, window)` ends before it begins there: that is no mistake."""
+    found = solutions["candidates"]
+    assert judge(named("candidates", lambda *given: found(*given) or empty)).passed
+    one = judge(named("candidates", lambda *given: found(*given) or range(1)))
+    assert one.words.startswith("wrong. Result: 12 of 900 numbers differ, the first at [0, 0]: 1")
+
+
 def test_keys_above_the_anchor_pass_the_difference_test():
     def between(anchor, scores, theta):
         difference = anchor[:, None] - scores
