@@ -11,7 +11,7 @@ from anchor_lab.experiments.model.page import of_heads
 from anchor_lab.experiments.retrieval.figure import data_answers
 from anchor_ref import AnchorConfig
 from tools.standing import OURS as METHOD
-from tools.standing import data_brought, data_standing
+from tools.standing import data_others, data_standing
 
 THETA = AnchorConfig().theta
 TOKENS = 8192  # of the prompts that ask
@@ -25,7 +25,7 @@ render = partial(page.render, folder=Path(__file__).parent)
 
 
 def losing(files: Sequence[dict], table: dict) -> str:
-    """What is lost of texts that repeat themselves, and of those that somebody brought.
+    """What is lost of texts that repeat themselves, and of others: longer, or brought.
 
     Args:
         files, table: as in `data_standing`.
@@ -37,7 +37,7 @@ def losing(files: Sequence[dict], table: dict) -> str:
         lost=found.page,
         theta=THETA,
         usual=page.digits(found.lost[THETA][METHOD].mean, 3),
-        brought=[one.page for one in data_brought(files)],
+        others=[one.page for one in data_others(files, found.n)],
     )
 
 

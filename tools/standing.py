@@ -157,11 +157,11 @@ def _complete(rows: Sequence[dict], first: Sequence[dict]) -> bool:
 
 
 @dataclass(frozen=True)
-class Brought:
-    """What AnchorAttention loses on a text that somebody brought.
+class OtherTexts:
+    """What AnchorAttention loses on other texts than those of a `Standing`.
 
     Attributes:
-        name: of the text, and of its page of results.
+        name: of their page of results.
         what: the same in words.
         tokens: N.
         pairs: share that it keeps at the published θ.
@@ -192,21 +192,31 @@ class Brought:
         }
 
 
-def data_brought(files: Sequence[dict]) -> list[Brought]:
-    """Of each text that somebody brought and AnchorAttention read at the published θ."""
+def data_others(files: Sequence[dict], n: int) -> list[OtherTexts]:
+    """Of each text that somebody brought, and of the usual ones where they are longer than n.
+
+    AnchorAttention read them at the published θ.
+
+    Args:
+        files: as in `data_standing`.
+        n: tokens of a `Standing`.
+    """
     found = []
     for one in files:
         rows, about = one["rows"], one["settings"]
         level = losses.data_level(rows, "density", CONFIG.theta)
-        if set(about["texts"]) <= {*TEXTS} or level is None:
+        usual = set(about["texts"]) <= {*TEXTS}
+        if level is None or (usual and about["tokens"] <= n):
             continue
         order, own = ranked(rows), {}
         for theta in GOALS:
             if losses.data_level(rows, "density", theta) is not None:
                 own[theta] = losses.data_lost(row_of(rows, OURS, theta_label(theta))).mean
         name, what = ", ".join(about["texts"]), losses.in_words(about["texts"])
+        if usual:
+            name, what = "long", "longer texts of these kinds"
         place = order.index(OURS) + 1
-        found.append(Brought(name, what, about["tokens"], level, own, place, len(order)))
+        found.append(OtherTexts(name, what, about["tokens"], level, own, place, len(order)))
     return found
 
 
@@ -248,7 +258,7 @@ def beats(files: Sequence[dict], table: dict) -> str:
         group=CONFIG.group_size,
         goals=[(f"{theta:g}", page.percent(found.level[theta])) for theta in GOALS],
         texts=TEXTS,
-        brought=[one.page for one in data_brought(files)],
+        others=[one.page for one in data_others(files, found.n)],
         settings=table["settings"],
     )
 

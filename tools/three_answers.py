@@ -24,7 +24,7 @@ from anchor_lab.experiments.rivals.page import published
 from anchor_lab.experiments.smollm2.page import answers, shown
 from anchor_models.backend import TAIL
 from anchor_ref import AnchorConfig
-from tools.standing import NAMES, OURS, data_brought, data_standing
+from tools.standing import NAMES, OURS, data_others, data_standing
 
 CONFIG = AnchorConfig()
 THETAS = (CONFIG.theta, 9.0)  # of the heads' pairs and recall
@@ -178,7 +178,7 @@ def three_answers(
         tail=TAIL,
         answers=(page.spaced(n), count, dense, bare, tailed),
         asked=[
-            (page.spaced(length), x.dense, x.ours)
+            (page.spaced(length), x.dense, x.ours, x.prompts)
             for length, x in data_asked(asked["rows"]).items()
             if length >= n
         ],
@@ -196,5 +196,5 @@ def three_answers(
         far=page.digits(found.classes[FAR], 2),
         new=page.digits(found.classes[NEW], 2),
         texts=TEXTS,
-        brought=[one.page for one in data_brought(files)],
+        others=[one.page for one in data_others(files, found.n)],
     )

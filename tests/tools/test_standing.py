@@ -88,7 +88,7 @@ def test_a_text_that_somebody_brought_has_a_sentence_and_no_other_say():
         if row["method"] == OURS:
             row["runs"]["emma"] = [0.001, 0.001]
     files = [losses(8192), emma]
-    (brought,) = standing.data_brought(files)
+    (brought,) = standing.data_others(files, 8192)
     assert (brought.what, brought.tokens, brought.place, brought.of) == ("emma", 8192, 1, 4)
     assert (brought.pairs, brought.lost) == (0.6, {12.0: 0.001, 9.0: 0.001})
     assert standing.data_standing(files, table(recalls(8192))).place(12.0) == 3
@@ -96,6 +96,16 @@ def test_a_text_that_somebody_brought_has_a_sentence_and_no_other_say():
     words = "On emma (8\u202f192 tokens) it loses 0.001 with 60 % of the pairs, number 1 of 4"
     assert f"{words}: [emma.md](results/losses/emma.md)." in said
     assert "On emma" not in standing.beats(files[:1], table(recalls(8192)))
+
+
+def test_longer_texts_have_a_sentence_until_the_table_is_of_them():
+    fewer = [name for name in METHODS if name != "SALE"]
+    files = [losses(8192), losses(32_768, fewer)]
+    both = table(recalls(8192), recalls(32_768))
+    words = "On longer texts of these kinds (32\u202f768 tokens) it loses 0.200 with 60 % of the"
+    assert f"{words} pairs, number 2 of 3: [long.md]" in standing.beats(files, both)
+    files[1] = losses(32_768)
+    assert "of these kinds" not in standing.beats(files, both)
 
 
 def test_the_places_are_those_of_the_pages_of_results():

@@ -128,8 +128,8 @@ def test_the_three_answers_are_those_of_the_results():
     assert "Of 10 numbers hidden in prompts of 8\u202f064 tokens" in loses
     assert "finds 9, AnchorAttention as the paper writes it 3, and 8 with the *tail*" in loses
     assert (
-        "at each length, the tail finds 4 where dense attention finds 6 at 8\u202f064 tokens, "
-        "4 where dense attention finds 6 at 16\u202f384 tokens. The rows"
+        "kinds the tail finds 4 where dense attention finds 6 of 8 at 8\u202f064 tokens, "
+        "4 against 6 of 8 at 16\u202f384 tokens. The rows"
     ) in loses
     assert "0.200 nats a token at the published threshold, θ = 12, 0.300 at θ = 9." in loses
     assert "For 95 % of the attention mass it keeps 40 % of the pairs: number 2 of the 3" in beats

@@ -164,9 +164,10 @@ def data_eighths(lost: Lost, tokens: int) -> list[float]:
 
 
 def _nats(ax) -> None:
-    """Linear up to .01, then logarithmic; what is drawn sets the ends."""
+    """Linear up to .01, then logarithmic; what is drawn sets the ends, and has room there."""
     ax.axvline(0, color=INK, lw=0.6)
     ax.set_xscale("symlog", linthresh=0.01)
+    ax.autoscale_view()  # the margin is one of the new scale
     low, high = ax.get_xlim()
     ticks = [x for x in (-1, -0.1, -0.01, 0, 0.01, 0.03, 0.1, 0.3, 1, 3) if low <= x <= high]
     ax.set_xticks(ticks, [f"{x:g}".replace("-", "−") for x in ticks], fontsize=8)

@@ -36,8 +36,11 @@ all calls done
 ========= ERROR SUMMARY: 1 error
 """
 RACE = CLEAN.replace(
-    "ERROR SUMMARY: 0 errors", "RACECHECK SUMMARY: 2 hazards displayed (2 errors, 0 warnings)"
+    "ERROR SUMMARY: 0 errors",
+    "Error: Race reported between Write access\n"
+    "========= RACECHECK SUMMARY: 2 hazards displayed (2 errors, 0 warnings)",
 )
+FULL = STRAY.replace("Invalid __global__ write", "Program hit cudaErrorMemoryAllocation")
 PENDING = "x.py:35: unknown: block: [4,0,0], thread: [0,0,0] Assertion `Pending access` failed.\n"
 LOCKED = "all calls done\n"
 BROKEN = "ImportError: no\n"
@@ -102,6 +105,7 @@ def test_tests_have_passed_only_when_all_ran_and_passed(junit, code, status):
         ("racecheck", 0, RACE.replace("2 ", "0 "), "passed"),
         ("memcheck-store", 1, STRAY, "passed"),
         ("memcheck-store", 0, CLEAN, "failed"),
+        ("memcheck-store", 1, FULL, "failed"),  # not the fault that is in the control
         ("memcheck-store", 1, REFUSED, "not run"),
         ("racecheck-handover", 0, RACE, "passed"),
         ("racecheck-handover", 0, RACE.replace("2 ", "0 "), "failed"),
