@@ -1,8 +1,8 @@
-"""Tables of docs/measured.md: layers of a real model, older kernels, a CPU, the bundled model.
+"""Tables of docs/measured.md: layers of a real model, long inputs, a CPU, the bundled model.
 
-layers     from results/smollm2: a real language model's pairs and times
+layers     from results/lengths: a real language model's pairs and times
 lost       from results/losses: what its predictions lose, by text
-speed      from results/attention, kernels of that time on two devices
+speed      from results/attention, up to a million tokens, on two devices
 reference  from results/reference: PyTorch on a CPU
 choice     from results/compare and results/retrieval: what methods keep of the bundled model, and
            which answers it loses
@@ -11,6 +11,7 @@ choice     from results/compare and results/retrieval: what methods keep of the 
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 import pandas
 
@@ -23,11 +24,12 @@ from anchor_lab.experiments.attention.cells import (
     median_ms,
 )
 from anchor_lab.experiments.compare.equal import at_equal, budget_for, mean_curves
+from anchor_lab.experiments.lengths import prefills
+from anchor_lab.experiments.lengths.figure import data_heads, data_times
 from anchor_lab.experiments.losses import figure as losses
 from anchor_lab.experiments.losses.measure import DENSE, GOALS, row_of, theta_label
 from anchor_lab.experiments.losses.tokens import CLASSES, NEW
 from anchor_lab.experiments.retrieval.figure import data_answers
-from anchor_lab.experiments.smollm2.figure import data_lengths, data_times
 from anchor_models.backend import TAIL
 from anchor_ref import AnchorConfig
 from tools.standing import OURS, ranked
@@ -84,27 +86,32 @@ def lost(files: Sequence[dict]) -> str:
 
 
 def layers(results: dict) -> str:
-    """What a real language model's heads keep, and how long a layer's call takes.
+    """What a real language model's heads keep, and how long a layer's attention takes.
 
     Args:
-        results: of `python -m anchor_lab smollm2`.
+        results: of `python -m anchor_lab lengths`.
     """
-    rows, tail = results["rows"], f"tail {TAIL}"
-    times = data_times(rows)
-    needs = {n: found for (n, theta), found in data_lengths(rows).items() if theta == THETA}
+    rows, settings = results["rows"], results["settings"]
+    heads = data_heads(rows, settings["thetas"])
+    times = {
+        n: {way: median(ways[way]["layers_ms"]) for way in (prefills.OURS, prefills.CUDNN)}
+        for n, ways in data_times(rows).items()
+        if {prefills.OURS, prefills.CUDNN} <= ways.keys() and n in heads
+    }
     return render(
         "layers.md.j2",
         rows=[
             (
                 page.spaced(n),
-                page.percent(needs[n]["density"]),
-                page.digits(needs[n]["recall"], 3),
-                *(f"{page.number(times[n][way])} ms" for way in (tail, "cudnn")),
-                f"{times[n]['cudnn'] / times[n][tail]:.2f}",
+                page.percent(heads[n]["thetas"][THETA]["density"]),
+                page.digits(heads[n]["thetas"][THETA]["recall"], 3),
+                *(f"{page.number(ms)} ms" for ms in found.values()),
+                f"{found[prefills.CUDNN] / found[prefills.OURS]:.2f}",
             )
-            for n in times
+            for n, found in times.items()
         ],
-        settings=results["settings"],
+        texts=next(iter(heads.values()))["texts"],
+        settings=settings,
         theta=THETA,
         tail=TAIL,
     )

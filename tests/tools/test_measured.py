@@ -8,7 +8,7 @@ from tools import measured
 
 
 def results(*ms):
-    settings = {"device": "GPU", "torch": "2", "triton": "3"}
+    settings = {"device": "GPU", "torch": "2", "triton": "3", "kernels": "abc"}
     cells = []
     for n, ours, theirs in ms:
         for method, time in (("anchor", ours), ("sdpa-cudnn", theirs), ("sdpa-flash", None)):
@@ -26,9 +26,9 @@ def test_speeds_are_those_measured():
     assert "| 16\u202f384 | 6.7 % | 2 ms | 4 ms | – | 2.0 |" in said
     assert "| 131\u202f072 | 6.7 % | 23.6 ms | 238 ms | – | 10.1 |" in said
     assert "4096" not in said
-    assert "GPU, 2026-01-01, torch 2, Triton 3" in said
+    assert "GPU, 2026-01-01, torch 2, Triton 3, kernels abc;" in said
     assert "overtakes cuDNN at 10\u202f300 tokens" in said
-    assert "another machine, with one GPU, it does so at 26\u202f500" in said
+    assert "another machine, with one GPU, did so at 26\u202f500" in said
 
 
 def test_times_of_several_runs_are_not_one_table():
@@ -65,18 +65,26 @@ def test_choices_are_those_measured():
 
 
 def test_layers_are_medians_and_heads_are_means():
-    rows = []
-    cells = ((0, 0.2, 4.0, 1.0), (1, 0.4, 2.0, 3.0), (2, 0.6, 9.0, 2.0))
-    for layer, density, ours, theirs in cells:
-        head = {"part": "heads", "length": 8192, "layer": layer, "head": 0, "theta": 12.0}
-        rows.append({**head, "density": density, "recall": 0.9, "recall_p10": 0.8})
-        for way, ms in (("tail 512", ours), ("cudnn", theirs)):
-            time = {"part": "times", "length": 8192, "layer": layer, "way": way}
-            rows.append({**time, "ms": {"median": ms}})
-    settings = {"device": "GPU", "torch": "2", "kernels": "abc"}
+    rows = [
+        {
+            "part": "heads", "length": 8192, "text": text, "layer": layer, "floor": 0.3,
+            "density": [0.3, density], "recall": [0.5, 0.9], "recall_p10": [0.5, 0.8],
+            "error": [0.1, 0.1], "recall_least": [0.1, 0.1], "density_most": [1, 1],
+            "error_most": [1, 1],
+        }
+        for text in ("code", "chat")
+        for layer, density in ((0, 0.2), (1, 0.7))
+    ]
+    ways = {"AnchorAttention, tail 512": [4.0, 2.0, 9.0], "cuDNN": [1.0, 3.0, 2.0]}
+    for n in (8192, 65_536):  # of the second no head was looked at
+        time = {"part": "times", "length": n, "status": "ok"}
+        rows += [{**time, "way": way, "layers_ms": ms} for way, ms in ways.items()]
+    settings = {"device": "GPU", "torch": "2", "kernels": "abc", "thetas": [None, 12.0]}
     said = measured.layers({"settings": settings, "rows": rows})
     assert "GPU, torch 2, kernels abc, θ = 12." in said
-    assert "| 8\u202f192 | 40 % | 0.900 | 4 ms | 2 ms | 0.50 |" in said
+    assert "means over all heads and code, chat;" in said
+    assert "| 8\u202f192 | 45 % | 0.900 | 4 ms | 2 ms | 0.50 |" in said
+    assert "65\u202f536" not in said
 
 
 def test_each_text_says_what_it_loses_and_how_much_of_it_is_looked_up():
