@@ -178,6 +178,7 @@ def pages() -> dict[Path, str]:
         docs / "limits.md": {
             "losing": limits.losing(lost, recalls),
             "asking": limits.asking(crossover),
+            "reach": limits.reach(crossover, committed("lengths")),
             "small": limits.small(
                 store.read(RESULTS / "model" / "evaluation.json"), written, asked
             ),

@@ -5,16 +5,22 @@ from functools import partial
 from pathlib import Path
 
 from anchor_lab.experiments import page
-from anchor_lab.experiments.crossover.figure import data_prefills, over_sdpa
+from anchor_lab.experiments.crossover.figure import data_prefills, data_ratios, over_sdpa
+from anchor_lab.experiments.crossover.rule import of_prefill, share_kept
+from anchor_lab.experiments.crossover.share import data_dense
+from anchor_lab.experiments.lengths.figure import data_heads
 from anchor_lab.experiments.losses.measure import TEXTS
 from anchor_lab.experiments.model.page import of_heads
 from anchor_lab.experiments.retrieval.figure import data_answers
+from anchor_models.backend import TAIL
 from anchor_ref import AnchorConfig
 from tools.standing import OURS as METHOD
 from tools.standing import data_others, data_standing
 
 THETA = AnchorConfig().theta
 TOKENS = 8192  # of the prompts that ask
+AIMS = {32_768: 2.0, 65_536: 3.0}  # how many times as fast a whole prefill was to be
+NEVER_SLOWER = 1.03  # of sdpa's time, that no prefill was to take more than
 OURS, BARE = f"AnchorAttention, θ = {THETA:g}", "AnchorAttention, θ = −∞"
 EVERY, BUT_RETRIEVAL, SMALL_BLOCKS = (
     "every head",
@@ -63,6 +69,41 @@ def asking(crossover: dict) -> str:
         device=crossover["settings"]["device"],
         most=page.percent(max(found)[0]),
         lengths=[page.spaced(f(n for _, n in found)) for f in (min, max)],
+    )
+
+
+def reach(crossover: dict, lengths: dict) -> str:
+    """How much faster whole prefills of the real model were to be, are, and could be.
+
+    Could: were choosing and starting free, and a pair that is kept no dearer than one of dense
+    attention. Its heads keep what `lengths` found, and the tail's rows everything.
+
+    Args:
+        crossover: of `python -m anchor_lab crossover`.
+        lengths: of `python -m anchor_lab lengths`.
+
+    Raises:
+        ValueError: a length of `AIMS` was not measured.
+    """
+    dense = data_dense(crossover["rows"])["smollm2"]
+    ratios = data_ratios(data_prefills(crossover["rows"])["smollm2"], "always")
+    heads = data_heads(lengths["rows"], lengths["settings"]["thetas"])
+    if missing := AIMS.keys() - (dense.keys() & ratios.keys() & heads.keys()):
+        raise ValueError(f"lengths must be measured, got none of {sorted(missing)}")
+    found = []
+    for n, aim in AIMS.items():
+        tail = share_kept(n, 0.0, TAIL) - share_kept(n, 0.0)
+        kept = min(1.0, heads[n]["thetas"][THETA]["density"] + tail)
+        share = dense[n]["share"]
+        times = (aim, 1 / ratios[n], 1 / of_prefill(share, kept))
+        shares = (page.percent(x) for x in (share, kept))
+        found.append((page.spaced(n), *shares, *(page.digits(x, 2) for x in times)))
+    return render(
+        "reach.md.j2",
+        rows=found,
+        theta=THETA,
+        most=NEVER_SLOWER,
+        device=crossover["settings"]["device"],
     )
 
 

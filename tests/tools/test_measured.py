@@ -67,9 +67,17 @@ def test_choices_are_those_measured():
 def test_layers_are_medians_and_heads_are_means():
     rows = [
         {
-            "part": "heads", "length": 8192, "text": text, "layer": layer, "floor": 0.3,
-            "density": [0.3, density], "recall": [0.5, 0.9], "recall_p10": [0.5, 0.8],
-            "error": [0.1, 0.1], "recall_least": [0.1, 0.1], "density_most": [1, 1],
+            "part": "heads",
+            "length": 8192,
+            "text": text,
+            "layer": layer,
+            "floor": 0.3,
+            "density": [0.3, density],
+            "recall": [0.5, 0.9],
+            "recall_p10": [0.5, 0.8],
+            "error": [0.1, 0.1],
+            "recall_least": [0.1, 0.1],
+            "density_most": [1, 1],
             "error_most": [1, 1],
         }
         for text in ("code", "chat")
