@@ -40,6 +40,7 @@ def values(results: dict) -> dict:
         "losses": equal_loss(rows),
         "measured_losses": measured_losses(rows),
         "executed": executed(rows),
+        "left_out": [name for name in BLOCKS if name not in {row.get("way") for row in rows}],
         "gaps": gaps(rows),
     }
 

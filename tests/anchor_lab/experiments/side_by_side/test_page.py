@@ -150,6 +150,9 @@ def test_the_page_names_executors_versions_and_whose_code_may_be_faster(tmp_path
     text = page.page(RESULTS, tmp_path / "side.md")
     assert "Others' own code may be faster" in text
     assert "run it (FlashInfer, FlexAttention)" in text
+    fewer = [row for row in RESULTS["rows"] if row.get("way") != "FlashInfer"]
+    left_out = page.page({**RESULTS, "rows": fewer}, tmp_path / "side.md")
+    assert "run it (FlexAttention; not asked for here: FlashInfer)" in left_out
     assert "flash-attn-4: 4.0, flashinfer-python: absent." in text
     assert "| XAttention | 0.9 | +0.0187 | 40 % |" in text
     assert "side.png" in text
