@@ -1,6 +1,7 @@
 """AnchorAttention as a selection, at stripe granularity (the method) and at block granularity."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -18,6 +19,10 @@ class AnchorAttention(StripeMethod):
         config: sizes and θ.
     """
 
+    claim: ClassVar[str] = (
+        "1.44 times faster than the best before it at 128k tokens, at a higher recall; its "
+        "abstract names no model and no GPU (arXiv 2505.23520)."
+    )
     config: AnchorConfig = field(default_factory=AnchorConfig)
 
     def stripes(self, q: Tensor, k: Tensor, scale: float) -> StripePlan:
@@ -31,6 +36,8 @@ class AnchorBlocks(AnchorAttention):
     Args:
         config: sizes and θ; key blocks are as long as query blocks.
     """
+
+    claim: ClassVar[str] = ""
 
     @property
     def gather(self) -> int:

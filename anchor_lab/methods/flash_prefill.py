@@ -14,6 +14,7 @@ code.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -39,6 +40,10 @@ class FlashPrefill(Method):
         block_size: b, at least 1.
     """
 
+    claim: ClassVar[str] = (
+        "Attention 27.78 times faster at 256K tokens and 1.71 times at 4K: "
+        "Qwen3-30B-A3B-Instruct, GPUs not named in what could be read here (arXiv 2603.06199)."
+    )
     alpha: float = number(0.7, 0.0, 1.0)
     init_blocks: int = integer(2, least=0)
     window_blocks: int = integer(4, least=1)

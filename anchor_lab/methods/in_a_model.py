@@ -1,6 +1,6 @@
 """Any method in the place of a transformers model's attention, for whole prompts."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -107,24 +107,48 @@ def method_attention(
         ValueError: see `replaced_attention`; or, when the model is called, a prompt is padded or
             continues a cache, a layer is no plain causal attention, or `tail` is out of range.
     """
+
+    def in_layer(module, q, k, v, attention_mask, scale, kwargs):
+        _refuse_other(module, attention_mask, kwargs)
+        with torch.no_grad():
+            selection = method_in(method, module).select(q, k, scale, tail=tail)
+        return attend(q, k, v, selection, scale, correction)
+
+    with in_every_layer(model, in_layer) as densities:
+        yield densities
+
+
+@contextmanager
+def in_every_layer(model, attention: Callable[..., tuple[Tensor, float]]) -> Iterator[list[float]]:
+    """Inside the `with`, a function stands in the place of every layer's attention.
+
+    Args:
+        model: as in `method_attention`.
+        attention: of (module, q, k, v, attention_mask, scale, further arguments by name); q, k
+            and v as in `attend`, and so is what it returns.
+
+    Yields:
+        A list that gets the density of each layer of each call.
+
+    Raises:
+        ValueError: see `replaced_attention`.
+    """
     densities: list[float] = []
 
     def make(_original):
-        def attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
-            _refuse_other(module, attention_mask, kwargs)
-            with torch.no_grad():
-                selection = _in_layer(method, module).select(query, key, scaling, tail=tail)
-            out, density = attend(query, key, value, selection, scaling, correction)
+        def replaced(module, query, key, value, attention_mask, scaling=None, **kwargs):
+            out, density = attention(module, query, key, value, attention_mask, scaling, kwargs)
             densities.append(density)
             return out.transpose(1, 2).contiguous(), None  # [B, N, Hq, Dv]
 
-        return attention
+        return replaced
 
     with replaced_attention(model, make):
         yield densities
 
 
-def _in_layer(method: Method | TriangleMix, module) -> Method:
+def method_in(method: Method | TriangleMix, module) -> Method:
+    """The method that stands in a transformers layer."""
     if isinstance(method, Method):
         return method
     return method.in_layer(module.layer_idx, module.config.num_hidden_layers)

@@ -9,6 +9,7 @@ import inspect
 import torch
 
 from anchor_lab.methods.method import Method
+from anchor_lab.methods.triangle_mix import TriangleMix
 
 TOKENS = 32
 KEPT, DROPPED, LATER = "█", "·", " "
@@ -37,8 +38,9 @@ def sentence(kind: type) -> str:
     return " ".join(inspect.getdoc(kind).split("\n\n")[0].split())
 
 
-def describe(kind: type[Method]) -> str:
-    """Sentence, claim, and the mask of `small()`."""
+def describe(kind: type[Method | TriangleMix]) -> str:
+    """Sentence, claim, and the mask of `small()`, in a deep layer where layers differ."""
     small = kind.small()
     claim = f"Claim: {kind.claim}\n" if kind.claim else ""
-    return f"{kind.__name__}: {sentence(kind)}\n{claim}{small}\n{picture(small)}"
+    drawn = small if isinstance(small, Method) else small.deep
+    return f"{kind.__name__}: {sentence(kind)}\n{claim}{small}\n{picture(drawn)}"

@@ -19,6 +19,7 @@ when all that its query block keeps comes after it: here a query block keeps its
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -49,6 +50,10 @@ class SpargeAttention(Method):
         ValueError: not exactly one of `mass` and `fraction` is given.
     """
 
+    claim: ClassVar[str] = (
+        "Mochi, a model of videos, 1.83 times faster as a whole on an L40 GPU at the same "
+        "quality, with quantisation, which is not here (arXiv 2502.18137)."
+    )
     mass: float | None = number(0.98, 0.0, 1.0, optional=True)
     fraction: float | None = number(None, 0.0, 1.0, optional=True)
     similarity: float = number(0.6, -1.0, 1.0)

@@ -5,6 +5,7 @@ never looked at. Nothing is scored, so the choice is the same for every head.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,6 +26,11 @@ class StreamingLLM(Method):
         block_size: side of the tiles that are multiplied whole, at least 1.
     """
 
+    claim: ClassVar[str] = (
+        "Decodes streams of up to 4 million tokens, up to 22.2 times faster than with a window "
+        "that is computed anew for each token: Llama-2, MPT, Falcon, Pythia, GPUs not named in "
+        "what could be read here; of prefill it claims nothing (arXiv 2309.17453)."
+    )
     init: int = integer(1024, least=0)
     window: int = integer(8192, least=1)
     block_size: int = integer(128, least=1)

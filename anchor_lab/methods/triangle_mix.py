@@ -80,6 +80,11 @@ class TriangleMix:
         check_type("deep", self.deep, Method)
         check_knobs(self)
 
+    @classmethod
+    def small(cls) -> "TriangleMix":
+        """Whose deep layers leave something out of a few tokens."""
+        return cls(deep=Triangle.small())
+
     def in_layer(self, layer: int, layers: int) -> Method:
         """The method of one layer.
 

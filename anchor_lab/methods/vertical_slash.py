@@ -11,6 +11,7 @@ two patterns need that search and are not here.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -41,6 +42,10 @@ class VerticalSlash(Method):
         slash: s, at least 100.
     """
 
+    claim: ClassVar[str] = (
+        "Up to 10 times faster prefill of a million tokens at kept accuracy: LLaMA-3-8B on one "
+        "A100 GPU, MInference with all three patterns (arXiv 2407.02490)."
+    )
     vertical: int = integer(1000, least=FIRST)
     slash: int = integer(6096, least=NEAREST)
 

@@ -13,6 +13,7 @@ with zeros. Both are as published; no later key is attended to.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -39,6 +40,10 @@ class XAttention(Method):
         block_size: queries and keys of a block, a multiple of `stride`.
     """
 
+    claim: ClassVar[str] = (
+        "Attention up to 13.5 times faster at accuracies near full attention: RULER, LongBench, "
+        "VideoMME, VBench, GPUs not named in what could be read here (arXiv 2503.16428)."
+    )
     threshold: float = number(0.9, 0.0, 1.0)
     stride: int = integer(16, least=1)
     block_size: int = integer(128, least=1)

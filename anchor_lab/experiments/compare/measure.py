@@ -14,6 +14,7 @@ from torch import Tensor
 
 from anchor_lab.methods import EXTENSIONS, METHODS, Method, evaluate_all
 from anchor_lab.methods.corrections import Correction
+from anchor_lab.methods.names import also, resolve
 from anchor_lab.methods.selection import ROWS, Selection
 from anchor_models.capture import Captured
 from anchor_ref.regions import causal_pairs
@@ -32,15 +33,6 @@ MEASURES = (
 )
 COLUMNS = ("text", "method", "configuration", "layer", "head", "length", *MEASURES)
 GROUP = 2048  # queries that share their stripes, as published
-# Other words for a method, those of the README among them.
-ALIASES = {
-    "MInference": "VerticalSlash",
-    "vertical-slash": "VerticalSlash",
-    "SpargeAttn": "SpargeAttention",
-    "PBS-Attn": "PBSAttention",
-    "one list": "HeadAveragedTopK",
-    "BLASST": "SkipSoftmax",
-}
 SCORES = 2**24  # held at once: 64 MiB in float32, and the masks of a sweep beside them
 
 
@@ -60,7 +52,7 @@ def sweeps(
     """The configurations of each method, from its sparsest to its densest.
 
     Args:
-        methods: names of `METHODS`, `EXTENSIONS` or `ALIASES`, in any case and punctuation; None
+        methods: names of `METHODS` or `EXTENSIONS`, or aliases, see `resolve`; None
             for all of `METHODS`.
         group_size: queries of a group for those that have groups; a multiple of their block size.
 
@@ -68,24 +60,16 @@ def sweeps(
         ValueError: a name is unknown, or `group_size` is no multiple of a method's blocks.
     """
     there = METHODS | EXTENSIONS
-    known = {_plain(name): name for name in there}
-    known |= {_plain(alias): name for alias, name in ALIASES.items()}
-    asked = list(METHODS if methods is None else methods)
-    if unknown := [name for name in asked if _plain(name) not in known]:
-        also = ", ".join(f"{alias} for {name}" for alias, name in ALIASES.items())
+    names, unknown = resolve(METHODS if methods is None else methods, there)
+    if unknown:
         raise ValueError(
-            f"methods must be of {', '.join(METHODS)} (also {also}; extensions beyond the paper: "
-            f"{', '.join(EXTENSIONS)}), got {', '.join(unknown)}"
+            f"methods must be of {', '.join(METHODS)} (also {also()}; extensions beyond the "
+            f"paper: {', '.join(EXTENSIONS)}), got {', '.join(unknown)}"
         )
-    names = dict.fromkeys(known[_plain(name)] for name in asked)
     return {
         name: [_with_groups(method, group_size) for method in there[name].sweep()]
         for name in names
     }
-
-
-def _plain(name: str) -> str:
-    return "".join(filter(str.isalnum, name)).lower()
 
 
 def label_configurations(sweep: Sequence[Method]) -> list[str]:

@@ -3,8 +3,8 @@
 The same keys and the same sums but for rounding. What differs is how many rows go at once, 512 in
 place of 128, and that the query heads of a key head are rows of that head: no key is copied for
 them, and on CUDA PyTorch has a fused kernel for float32 with a mask, which it has not for grouped
-heads. Dense attention, too, is that of a fused kernel: scores of all pairs are 116 GB for three
-texts of 32 768 tokens.
+heads. Dense attention, which copies the keys, is that of a fused kernel, too: scores of all pairs
+are 116 GB for three texts of 32 768 tokens.
 """
 
 from collections.abc import Iterator
@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from anchor_lab.methods import Method, Selection, TriangleMix
+from anchor_lab.methods.in_a_model import in_every_layer, method_in
 from anchor_lab.methods.selection import token_blocks
-from anchor_models.interface import replaced_attention
 from anchor_ref.heads import stack_heads, unstack_heads
 from anchor_ref.regions import causal_pairs
 
@@ -84,26 +84,13 @@ def reading(model, method: Method | TriangleMix | None, rows: int = ROWS) -> Ite
     Yields:
         A list that gets the density of each layer of each call.
     """
-    densities: list[float] = []
 
-    def make(_original):
-        def attention(module, query, key, value, attention_mask, scaling=None, **_kwargs):
-            with torch.no_grad():
-                if method is None:
-                    out, density = attend_densely(query, key, value, scaling), 1.0
-                else:
-                    selection = _in_layer(method, module).select(query, key, scaling)
-                    out, density = attend(query, key, value, selection, scaling, rows)
-            densities.append(density)
-            return out.transpose(1, 2).contiguous(), None  # [B, N, Hq, Dv]
+    def in_layer(module, q, k, v, _attention_mask, scale, _kwargs):
+        with torch.no_grad():
+            if method is None:
+                return attend_densely(q, k, v, scale), 1.0
+            selection = method_in(method, module).select(q, k, scale)
+            return attend(q, k, v, selection, scale, rows)
 
-        return attention
-
-    with replaced_attention(model, make):
+    with in_every_layer(model, in_layer) as densities:
         yield densities
-
-
-def _in_layer(method: Method | TriangleMix, module) -> Method:
-    if isinstance(method, Method):
-        return method
-    return method.in_layer(module.layer_idx, module.config.num_hidden_layers)
