@@ -12,6 +12,7 @@ from pathlib import Path
 from anchor_lab.experiments import page
 from anchor_lab.experiments.compare.figure import OURS
 from anchor_lab.experiments.equal_time import figure as equal_time
+from anchor_lab.experiments.equal_time.page import data_found
 from anchor_lab.experiments.equal_time.ways import ROWS_BY_HEAD
 from anchor_lab.experiments.losses import figure as losses
 from anchor_lab.experiments.losses.measure import FULL, GOALS, TEXTS, row_of, theta_label
@@ -271,14 +272,23 @@ def beyond(results: dict) -> str:
     """
     n = max(equal_time.data_lengths(results["rows"]))
     lines = {line.way: line for line in equal_time.data_lines(results["rows"], n)}
-    paper, rows = lines[f"paper, θ = {CONFIG.theta:g}"], lines[ROWS_BY_HEAD]
+    published = f"paper, θ = {CONFIG.theta:g}"
+    paper, rows = lines[published], lines[ROWS_BY_HEAD]
+    answers, _ = data_found(results["rows"])
+    asked = ""
+    if {published, ROWS_BY_HEAD} <= answers.keys():
+        one, other = answers[ROWS_BY_HEAD], answers[published]
+        asked = (
+            f" Answers it gives back in part: without a tail it finds {one.ours} of {one.prompts} "
+            f"where dense attention finds {one.dense} and the paper's test {other.ours}."
+        )
     return (
         "*Beyond the paper*: with four single rows of each block asked beside its mean, and a "
         f"threshold for each head, an extension of this project, it loses {_nats(rows.lost)} "
         f"nats in place of {_nats(paper.lost)} at {page.spaced(n)} tokens, in "
         f"{page.percent(rows.of_dense)} of dense attention's time in place of "
         f"{page.percent(paper.of_dense)} ([equal_time.md](results/equal_time/equal_time.md), "
-        "[notebook 16](notebooks/16_can_we_do_better.ipynb)).\n"
+        f"[notebook 16](notebooks/16_can_we_do_better.ipynb)).{asked}\n"
     )
 
 

@@ -140,7 +140,11 @@ def test_the_extension_stands_beside_the_method_as_published_at_the_longest_leng
             made("times", n, way, ms=[ms]),
         )
     ]
+    assert "Answers" not in standing.beyond({"rows": rows})
+    for way, right in zip(ways, ([1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 0, 0]), strict=True):
+        rows.append({**made("answers", 8064, way, found=right), "text": "single"})
     said = standing.beyond({"rows": rows})
+    assert "it finds 2 of 4 where dense attention finds 3 and the paper's test 1." in said
     assert f"loses 0.125 nats in place of 0.500 at {spaced(32_768)} tokens" in said
     shares = percent(0.25), percent(0.5)
     assert "in {} of dense attention's time in place of {}".format(*shares) in said

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from anchor_lab.experiments.answers.counts import ENOUGH, count, shown, together
+from anchor_lab.experiments.answers.counts import ENOUGH, Counts, count, shown, together
 from anchor_lab.experiments.equal_time import figure, measure
 from anchor_lab.experiments.equal_time.ways import DENSE, RECALL, WAYS
 from anchor_lab.experiments.experiment import Experiment
@@ -67,8 +67,8 @@ def _line(line: figure.Line, saved: tuple[float, float, float] | None) -> list[s
     ]
 
 
-def data_answers(rows: list[dict]) -> tuple[list[list[str]], list[str]]:
-    """Way, found densely and so, lost, won, of all telling tasks together; and those tasks."""
+def data_found(rows: list[dict]) -> tuple[dict[str, Counts], list[str]]:
+    """By way what is found of all telling tasks together; and those tasks."""
     tasks: dict[str, dict[str, list[int]]] = {}
     for row in rows:
         if row["part"] == measure.ANSWERS:
@@ -78,15 +78,22 @@ def data_answers(rows: list[dict]) -> tuple[list[list[str]], list[str]]:
         for task, ways in tasks.items()
         if sum(ways.get(DENSE.name, [])) >= ENOUGH * len(ways.get(DENSE.name, [0]))
     }
-    table = []
+    found = {}
     for way in WAYS[1:]:
         asked = [ways for ways in tasks.values() if way.name in ways]
-        if not asked or len(asked) < len(tasks):
-            continue
-        one = together([count(ways[DENSE.name], ways[way.name]) for ways in asked])
+        if asked and len(asked) == len(tasks):
+            found[way.name] = together([count(ways[DENSE.name], ways[way.name]) for ways in asked])
+    return found, list(tasks)
+
+
+def data_answers(rows: list[dict]) -> tuple[list[list[str]], list[str]]:
+    """`data_found` as rows: way, found densely and so, lost, won."""
+    by_way, tasks = data_found(rows)
+    table = []
+    for way, one in by_way.items():
         counts = (shown(found, one.prompts) for found in (one.dense, one.ours))
-        table.append([way.name, *counts, str(one.lost), str(one.won)])
-    return table, list(tasks)
+        table.append([way, *counts, str(one.lost), str(one.won)])
+    return table, tasks
 
 
 EXPERIMENT = Experiment(
