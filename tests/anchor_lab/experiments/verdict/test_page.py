@@ -157,6 +157,7 @@ def test_losses_of_texts_that_the_model_does_not_read_carry_their_limit():
         assert "see below" not in values(made)["sentences"][1]
     without = {**whole(), "lengths": lengths_read("prose")}  # nothing is lost there yet
     assert "worse at once" not in EXPERIMENT.page(without, path)
+    assert "see below" not in " ".join(values(without)["sentences"])
 
 
 def test_recall_speaks_where_no_loss_is_measured():
