@@ -155,16 +155,19 @@ def pages() -> dict[Path, str]:
     lost = [store.read(path) for path in sorted((RESULTS / "losses").glob("*.json"))]
     lost = [{**one, "rows": finished_rows(one["rows"])} for one in lost]
     recalls = rivals.EXPERIMENT.read(RESULTS / rivals.EXPERIMENT.file)
-    parallel = committed("parallel")
+    parallel, lengths = committed("parallel"), committed("lengths")
     by_page = {
         ROOT / "README.md": {
             "three_answers": three_answers.three_answers(
                 crossover, smollm2, committed("answers"), lost, recalls
             ),
-            "pays": f"{three_answers.pays(crossover, committed('lengths'))}\n{calls.calls(timed)}",
+            "pays": f"{three_answers.pays(crossover, lengths)}\n{calls.calls(timed)}",
             "loses": three_answers.loses(smollm2),
             "beats": "\n".join(
-                (standing.beats(lost, recalls), standing.beyond(committed("equal_time")))
+                (
+                    standing.beats(lost, recalls, lengths),
+                    standing.beyond(committed("equal_time")),
+                )
             ),
         },
         docs / "measured.md": {

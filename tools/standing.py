@@ -5,7 +5,7 @@ methods and lengths they have by now.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from anchor_lab.experiments.compare.figure import OURS
 from anchor_lab.experiments.equal_time import figure as equal_time
 from anchor_lab.experiments.equal_time.page import data_found
 from anchor_lab.experiments.equal_time.ways import ROWS_BY_HEAD
+from anchor_lab.experiments.lengths.figure import data_worse
 from anchor_lab.experiments.losses import figure as losses
 from anchor_lab.experiments.losses.measure import FULL, GOALS, TEXTS, row_of, theta_label
 from anchor_lab.experiments.rivals import figure as rivals
@@ -42,8 +43,9 @@ class Standing:
     Attributes:
         n: tokens.
         recall: that is to be reached.
-        pairs, cost: what each method needs for it, of dense attention; NaN for those that never
-            reach it. Fewest pairs first.
+        pairs, cost: what each method needs for it, of dense attention; NaN for those that were
+            not swept so far. Fewest pairs first.
+        ends: where the sweeps of these end: recall, and the pairs that it costs.
         lost: by θ of `GOALS`, then by method, with as many pairs as ours keeps there.
         level: by θ, these pairs.
         classes: of our tokens at the published θ, nats a token of each kind.
@@ -54,6 +56,7 @@ class Standing:
     recall: float
     pairs: dict[str, float]
     cost: dict[str, float]
+    ends: dict[str, tuple[float, float]]
     lost: dict[float, dict[str, losses.Lost]]
     level: dict[float, float]
     classes: dict[str, float]
@@ -82,12 +85,13 @@ class Standing:
 
     @property
     def behind(self) -> list[str]:
-        """Published methods that need more pairs, or never get there, and lose more at every θ."""
-        mine, inf = self.pairs[OURS], float("inf")
+        """Published methods that need more pairs, or keep more already where their sweep ends
+        before, and lose more at every θ."""
+        mine = self.pairs[OURS]
         return [
             name
-            for name in published(dict.fromkeys([*self.pairs, *self.lost[CONFIG.theta]]))
-            if not self.pairs.get(name, inf) <= mine
+            for name in published(self.pairs)
+            if (self.pairs[name] > mine or self.ends.get(name, (0.0, 0.0))[1] > mine)
             and all(
                 name in found and found[name].mean > found[OURS].mean
                 for found in self.lost.values()
@@ -135,12 +139,14 @@ def data_standing(files: Sequence[dict], table: dict) -> Standing:
         budget: {name: x[0] for name, x in rivals.data_needed(curves[n], budget).items()}
         for budget in ("density", "total_cost")
     }
+    ends = rivals.data_ends(curves[n])
     kinds = losses.data_classes(rows, lost[CONFIG.theta][OURS])
     return Standing(
         n,
         rivals.RECALLS[0],
         needed["density"],
         needed["total_cost"],
+        {x: ends[x] for x, needs in needed["density"].items() if needs != needs},
         lost,
         level,
         {name: nats for name, (nats, _) in kinds.items()},
@@ -168,6 +174,7 @@ class OtherTexts:
         pairs: share that it keeps at the published θ.
         lost: by θ of `GOALS` that was read, nats a token above dense attention's.
         place, of: by loss among published methods with as many pairs, 1 for the least.
+        unread: of its kinds of text, those that the model reads worse at once than in pieces.
     """
 
     name: str
@@ -177,6 +184,7 @@ class OtherTexts:
     lost: dict[float, float]
     place: int
     of: int
+    unread: list[str] = field(default_factory=list)
 
     @property
     def page(self) -> dict:
@@ -190,10 +198,11 @@ class OtherTexts:
             "nats": _nats(self.lost[CONFIG.theta]),
             "place": self.place,
             "of": self.of,
+            "unread": self.unread,
         }
 
 
-def data_others(files: Sequence[dict], n: int) -> list[OtherTexts]:
+def data_others(files: Sequence[dict], n: int, lengths: Sequence[dict] = ()) -> list[OtherTexts]:
     """Of each text that somebody brought, and of the usual ones where they are longer than n.
 
     AnchorAttention read them at the published θ.
@@ -201,8 +210,9 @@ def data_others(files: Sequence[dict], n: int) -> list[OtherTexts]:
     Args:
         files: as in `data_standing`.
         n: tokens of a `Standing`.
+        lengths: rows of `python -m anchor_lab lengths`, for what is read worse at once.
     """
-    found = []
+    found, worse = [], data_worse(lengths)
     for one in files:
         rows, about = one["rows"], one["settings"]
         level = losses.data_level(rows, "density", CONFIG.theta)
@@ -216,8 +226,9 @@ def data_others(files: Sequence[dict], n: int) -> list[OtherTexts]:
         name, what = ", ".join(about["texts"]), losses.in_words(about["texts"])
         if usual:
             name, what = "long", "longer texts of these kinds"
-        place = order.index(OURS) + 1
-        found.append(OtherTexts(name, what, about["tokens"], level, own, place, len(order)))
+        place, tokens = order.index(OURS) + 1, about["tokens"]
+        unread = [text for text in worse.get(tokens, ()) if text in about["texts"]]
+        found.append(OtherTexts(name, what, tokens, level, own, place, len(order), unread))
     return found
 
 
@@ -227,13 +238,14 @@ def ranked(rows: Sequence[dict]) -> list[str]:
     return published(name for name, lost in at.items() if lost is not None)
 
 
-def beats(files: Sequence[dict], table: dict) -> str:
+def beats(files: Sequence[dict], table: dict, lengths: dict) -> str:
     """Published methods: pairs and work for a recall, and their loss with as many pairs.
 
-    Those that need more pairs than ours, or never get there, and lose more too, are named alone.
+    Those that need more pairs than ours, and lose more too, are named alone.
 
     Args:
         files, table: as in `data_standing`.
+        lengths: of `python -m anchor_lab lengths`.
     """
     found = data_standing(files, table)
     everyone = dict.fromkeys([*published(found.pairs), *published(found.lost[CONFIG.theta]), ROOM])
@@ -251,6 +263,12 @@ def beats(files: Sequence[dict], table: dict) -> str:
             )
             for name in shown
         ],
+        ends=[
+            (NAMES.get(name, name), page.digits(end, 3), page.percent(pairs))
+            for name, (end, pairs) in found.ends.items()
+            if name in shown
+        ],
+        unlooked=[NAMES.get(name, name) for name in shown if name not in found.pairs],
         behind=[NAMES.get(name, name) for name in found.behind],
         n=page.spaced(found.n),
         lost=found.page,
@@ -259,7 +277,7 @@ def beats(files: Sequence[dict], table: dict) -> str:
         group=CONFIG.group_size,
         goals=[(f"{theta:g}", page.percent(found.level[theta])) for theta in GOALS],
         texts=TEXTS,
-        others=[one.page for one in data_others(files, found.n)],
+        others=[one.page for one in data_others(files, found.n, lengths["rows"])],
         settings=table["settings"],
     )
 

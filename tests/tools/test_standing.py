@@ -11,6 +11,8 @@ from tests.tools.made_up import METHODS, OURS, ROOM, losses, lost_row, recalls, 
 from tests.tree import RESULTS
 from tools import standing
 
+READ = {"rows": []}  # of lengths: nothing is read worse at once
+
 
 def test_recall_and_loss_put_methods_in_different_places():
     found = standing.data_standing([losses(8192)], table(recalls(8192)))
@@ -27,7 +29,7 @@ def test_recall_and_loss_put_methods_in_different_places():
 
 def test_the_table_shows_who_is_ahead_by_either_and_names_the_rest():
     found = standing.data_standing([losses(8192)], table(recalls(8192)))
-    said = standing.beats([losses(8192)], table(recalls(8192)))
+    said = standing.beats([losses(8192)], table(recalls(8192)), READ)
     rows = [line for line in said.splitlines() if line.startswith("| ")][2:]
     assert rows == [
         "| SALE | 20 % | 30 % | 0.010 | 0.020 |",
@@ -50,8 +52,8 @@ def test_a_longer_length_is_taken_where_it_is_complete():
     both = table(recalls(8192), recalls(32_768))
     files = [losses(8192), losses(32_768)]
     assert standing.data_standing(files, both).n == 32_768
-    assert "tokens: [long.md](results/losses/long.md)" in standing.beats(files, both)
-    assert "tokens: [losses.md](results/losses/losses.md)" in standing.beats(files[:1], both)
+    assert "tokens: [long.md](results/losses/long.md)" in standing.beats(files, both, READ)
+    assert "tokens: [losses.md](results/losses/losses.md)" in standing.beats(files[:1], both, READ)
     assert standing.data_standing(files[:1], both).n == 8192
     assert standing.data_standing(files, table(recalls(8192))).n == 8192
     fewer = [name for name in METHODS if name != "SALE"]
@@ -66,6 +68,62 @@ def test_a_longer_length_is_taken_where_it_is_complete():
     assert standing.data_standing(files, both).n == 32_768
 
 
+def test_a_dash_says_where_the_sweep_ends():
+    said = standing.beats([losses(8192)], table(recalls(8192)), READ)
+    words = (
+        'can keep. "–": not reached by the configurations that were read: XAttention\'s end at a '
+        "recall of 0.600, with 60 % of the pairs. Behind"
+    )
+    assert words in said
+    far = [{**row, "recall_mean": 0.96} if row["density"] == 0.6 else row
+           for row in recalls(8192)]  # fmt: skip
+    assert "–" not in standing.beats([losses(8192)], table(far), READ).split("Behind")[0]
+
+
+def test_who_ends_before_is_behind_only_with_more_pairs_than_ours():
+    """Of two that lose most, one ends with more pairs than ours needs, the other with fewer."""
+    made = losses(8192)
+    for row in made["rows"]:
+        if row["method"] == "XAttention":
+            row["runs"] = {text: [1.0, 1.0] for text in row["runs"]}
+    rows = recalls(8192)
+    assert standing.data_standing([made], table(rows)).behind == ["MoBA", "XAttention"]
+    for row in rows:
+        if row["method"] == "XAttention":
+            row["density"] /= 2  # .3 at its end, where ours has its recall with .4
+    assert standing.data_standing([made], table(rows)).behind == ["MoBA"]
+
+
+def test_who_has_no_recall_at_all_is_not_said_to_be_behind_by_it():
+    made = losses(8192)
+    made["rows"] += [
+        lost_row("TriangleMix", label, x, 0.9) for label, x in (("a", 0.2), ("b", 0.6))
+    ]
+    found = standing.data_standing([made], table(recalls(8192)))
+    assert "TriangleMix" not in found.behind
+    said = standing.beats([made], table(recalls(8192)), READ)
+    assert "| TriangleMix | – | – | 0.900 | 0.900 |" in said
+    assert "; no recall was measured of TriangleMix. Behind" in said
+
+
+def test_longer_texts_that_the_model_does_not_read_carry_their_limit():
+    fewer = [name for name in METHODS if name != "SALE"]
+    files, both = [losses(8192), losses(32_768, fewer)], table(recalls(8192), recalls(32_768))
+    row = {"part": "reads", "text": "code", "whole": [2.0], "pieces": [1.5]}
+
+    def said(**changed):
+        read = {"rows": [{**row, "length": 32_768, **changed}]}
+        return "worse at once" in standing.beats(files, both, read)
+
+    assert said()
+    assert not said(whole=[1.0])
+    assert not said(length=8192)
+    assert not said(text="a novel")
+    text = standing.beats(files, both, {"rows": [{**row, "length": 32_768}]})
+    assert "long.md). Such texts (code) the model reads worse at once than in pieces" in text
+    assert "([lengths.md](results/lengths/lengths.md))" in text
+
+
 def test_a_new_method_comes_in_by_itself():
     files, rows = [losses(8192)], recalls(8192)
     files[0]["rows"].append(lost_row("NewMethod", "a", 0.1, 0.005))
@@ -74,7 +132,7 @@ def test_a_new_method_comes_in_by_itself():
     found = standing.data_standing(files, table(rows))
     assert found.ahead == ["NewMethod", "SALE"]
     assert found.place(12.0) == 4
-    assert "| NewMethod | 10 % |" in standing.beats(files, table(rows))
+    assert "| NewMethod | 10 % |" in standing.beats(files, table(rows), READ)
 
 
 def test_results_that_share_no_length_are_refused():
@@ -92,10 +150,10 @@ def test_a_text_that_somebody_brought_has_a_sentence_and_no_other_say():
     assert (brought.what, brought.tokens, brought.place, brought.of) == ("emma", 8192, 1, 4)
     assert (brought.pairs, brought.lost) == (0.6, {12.0: 0.001, 9.0: 0.001})
     assert standing.data_standing(files, table(recalls(8192))).place(12.0) == 3
-    said = standing.beats(files, table(recalls(8192)))
+    said = standing.beats(files, table(recalls(8192)), READ)
     words = "On emma (8\u202f192 tokens) it loses 0.001 with 60 % of the pairs, number 1 of 4"
     assert f"{words}: [emma.md](results/losses/emma.md)." in said
-    assert "On emma" not in standing.beats(files[:1], table(recalls(8192)))
+    assert "On emma" not in standing.beats(files[:1], table(recalls(8192)), READ)
 
 
 def test_longer_texts_have_a_sentence_until_the_table_is_of_them():
@@ -103,9 +161,9 @@ def test_longer_texts_have_a_sentence_until_the_table_is_of_them():
     files = [losses(8192), losses(32_768, fewer)]
     both = table(recalls(8192), recalls(32_768))
     words = "On longer texts of these kinds (32\u202f768 tokens) it loses 0.200 with 60 % of the"
-    assert f"{words} pairs, number 2 of 3: [long.md]" in standing.beats(files, both)
+    assert f"{words} pairs, number 2 of 3: [long.md]" in standing.beats(files, both, READ)
     files[1] = losses(32_768)
-    assert "of these kinds" not in standing.beats(files, both)
+    assert "of these kinds" not in standing.beats(files, both, READ)
 
 
 def test_the_places_are_those_of_the_pages_of_results():

@@ -1,11 +1,14 @@
 """The page about answers: every cell with its interval, and whether as many are found."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from anchor_lab.experiments.answers import measure
 from anchor_lab.experiments.answers.counts import MARGIN, Counts, count, shown, together
 from anchor_lab.experiments.experiment import Experiment
 from anchor_lab.experiments.page import render, spaced
+
+Cell = tuple[int, str, str]  # length, task, placement
 
 
 def page(results: dict, _path: Path) -> str:
@@ -29,7 +32,16 @@ def values(results: dict) -> dict:
             if not (x := found["dense"]).says_something
         ],
         "totals": [
-            [spaced(n), way, *_line(one)] for (n, way), one in data_totals(telling, ways).items()
+            {
+                "n": spaced(n),
+                "cells": in_cells(shared),
+                "ways": len(found),
+                "lines": [[way, *_line(one)] for way, one in found.items()],
+            }
+            for n in sorted({cell[0] for cell in telling})
+            for shared, found in data_compared(
+                {cell: x for cell, x in telling.items() if cell[0] == n}, ways
+            )
         ],
         "cells": [
             [spaced(n), task, placement, way, *_line(found[way])]
@@ -45,9 +57,9 @@ def _line(one: Counts) -> list[str]:
     return [*ways, str(one.lost), str(one.won), "yes" if one.keeps() else "**no**"]
 
 
-def data_cells(rows: list[dict]) -> dict[tuple[int, str, str], dict[str, Counts]]:
+def data_cells(rows: list[dict]) -> dict[Cell, dict[str, Counts]]:
     """Counts by cell and way, dense attention against itself among them."""
-    found: dict[tuple[int, str, str], dict[str, list[int]]] = {}
+    found: dict[Cell, dict[str, list[int]]] = {}
     for row in rows:
         cell = row["length"], row["task"], row["placement"]
         found.setdefault(cell, {})[row["way"]] = row["found"]
@@ -72,6 +84,42 @@ def data_totals(cells: dict, ways: list[str]) -> dict[tuple[int, str], Counts]:
             if ran:
                 totals[n, way] = together(ran)
     return totals
+
+
+def data_compared(cells: dict, ways: list[str]) -> list[tuple[list[Cell], dict[str, Counts]]]:
+    """Totals that may be compared: each over cells that all ways there were run in.
+
+    For each set of cells that some way was run in, all ways that were run in the whole of it: a
+    way that was run in more cells than others stands beside them by their cells, and in its own.
+
+    Args:
+        cells: of one length.
+        ways: those that count, in this order.
+
+    Returns:
+        (cells, totals by way), those with most ways first, then those with most cells.
+    """
+    ran = {way: [cell for cell, found in cells.items() if way in found] for way in ways}
+    found = [
+        (
+            list(shared),
+            {
+                way: together([cells[cell][way] for cell in shared])
+                for way in ways
+                if {*shared} <= {*ran[way]}
+            },
+        )
+        for shared in dict.fromkeys(tuple(own) for own in ran.values() if own)
+    ]
+    return sorted(found, key=lambda one: (-len(one[1]), -len(one[0])))
+
+
+def in_cells(cells: Sequence[Cell]) -> str:
+    """Each task of one length with its placements: "single (end, turn); words (end)"."""
+    found: dict[str, list[str]] = {}
+    for _, task, placement in cells:
+        found.setdefault(task, []).append(placement)
+    return "; ".join(f"{task} ({', '.join(places)})" for task, places in found.items())
 
 
 EXPERIMENT = Experiment(

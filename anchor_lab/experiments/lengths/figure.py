@@ -83,6 +83,22 @@ def data_reads(rows: Sequence[dict]) -> dict[int, dict[str, dict]]:
     return dict(sorted(found.items()))
 
 
+def data_worse(rows: Sequence[dict]) -> dict[int, list[str]]:
+    """By length the texts that are read worse at once than in pieces, over all eighths.
+
+    There the model makes nothing of the tokens far before.
+    """
+    found = {
+        n: [
+            text
+            for text, row in by_text.items()
+            if row["pieces"] is not None and sum(row["whole"]) > sum(row["pieces"])
+        ]
+        for n, by_text in data_reads(rows).items()
+    }
+    return {n: texts for n, texts in found.items() if texts}
+
+
 def data_times(rows: Sequence[dict]) -> dict[int, dict[str, dict]]:
     """By length and way the rows of the times that ran."""
     found: dict[int, dict[str, dict]] = {}

@@ -44,7 +44,11 @@ def values(results: dict) -> dict:
         "beyond": [
             n for n, x in reads.items() if any(y["pieces"] is not None for y in x.values())
         ],
-        "worse": worse(reads),
+        "worse": [
+            f"{text} of {spaced(n)} tokens"
+            for n, texts in figure.data_worse(rows).items()
+            for text in texts
+        ],
         "times": [_times(n, ways) for n, ways in times.items()],
         "ways": list(prefills.WAYS),
         "in_attention": [f"in attention, {way.partition(',')[0]}" for way in prefills.WAYS],
@@ -87,16 +91,6 @@ def gain(found: dict[int, dict]) -> dict | None:
         "recall": [digits(x["recall"], 3) for x in (low, high)],
         "less": low["density"] > high["density"],
     }
-
-
-def worse(reads: dict[int, dict[str, dict]]) -> list[str]:
-    """The texts that are read worse at once than in pieces, over all eighths."""
-    return [
-        f"{text} of {spaced(n)} tokens"
-        for n, by_text in reads.items()
-        for text, row in by_text.items()
-        if row["pieces"] is not None and sum(row["whole"]) > sum(row["pieces"])
-    ]
 
 
 def _times(n: int, ways: dict[str, dict]) -> list[str]:

@@ -3,8 +3,10 @@
 from math import isnan
 from pathlib import Path
 
+from anchor_lab.experiments import store
 from anchor_lab.experiments.compare.figure import OURS
 from anchor_lab.experiments.experiment import Experiment
+from anchor_lab.experiments.lengths.figure import data_worse
 from anchor_lab.experiments.losses import figure, measure
 from anchor_lab.experiments.losses.figure import Lost
 from anchor_lab.experiments.losses.finished import finished_rows, unfinished
@@ -17,11 +19,18 @@ BUDGETS = {"density": "pairs kept", "total_cost": "total cost"}
 
 def page(results: dict, path: Path) -> str:
     """The numbers as Markdown."""
-    return render("losses/page.md.j2", picture=f"{path.stem}.png", **values(results))
+    lengths = store.read_beside(path, {"lengths": "lengths/lengths.json"}).get("lengths")
+    return render("losses/page.md.j2", picture=f"{path.stem}.png", **values(results, lengths))
 
 
-def values(results: dict) -> dict:
-    """What the template is filled with."""
+def values(results: dict, lengths: dict | None = None) -> dict:
+    """What the template is filled with.
+
+    Args:
+        results: of this experiment.
+        lengths: of `python -m anchor_lab lengths`, which tells whether texts of such a length are
+            read at all; None where there are none.
+    """
     rows, settings = finished_rows(results["rows"]), results["settings"]
     texts = list(settings["texts"])
     ours = sorted((x for x in rows if x["method"] == OURS), key=lambda x: x["density"])
@@ -37,6 +46,7 @@ def values(results: dict) -> dict:
         "dates": list(dict.fromkeys(run["date"] for run in results["runs"])),
         "tokens": spaced(settings["tokens"]),
         "stretched": stretched(settings),
+        "worse": worse(settings, lengths),
         "texts": texts,
         "read": figure.in_words(texts),
         "dense": dense(rows, texts),
@@ -64,6 +74,12 @@ def stretched(settings: dict) -> str | None:
     """Positions that the model was trained on, where the texts are longer; else None."""
     trained = settings.get("positions")
     return spaced(trained) if trained is not None and trained < settings["tokens"] else None
+
+
+def worse(settings: dict, lengths: dict | None) -> list[str]:
+    """Of these kinds of text, those that the model reads worse at once than in pieces."""
+    found = {} if lengths is None else data_worse(lengths["rows"])
+    return [text for text in found.get(settings["tokens"], ()) if text in settings["texts"]]
 
 
 def lost_in(lost: Lost, texts: list[str]) -> list[str]:

@@ -47,13 +47,21 @@ def data_lengths(rows: Sequence[dict]) -> list[int]:
 
 
 def data_needed(curves, budget: str) -> dict[str, list[float]]:
-    """What each method spends for each of `RECALLS`; NaN where it never has it.
+    """What each method spends for each of `RECALLS`; NaN beyond the end of its sweep.
 
     Returns:
-        By method, those first that need least for the first recall, and last who never has it.
+        By method, those first that need least for the first recall, and last who was not swept to
+        it.
     """
     found = [budget_for(curves, budget, recall) for recall in RECALLS]
     return {name: [float(one[name]) for one in found] for name in found[0].index}
+
+
+def data_ends(curves) -> dict[str, tuple[float, float]]:
+    """Where sweeps end: largest mean recall, and the pairs that it costs, by method."""
+    best = curves.loc[curves.groupby("method", sort=False)["recall_mean"].idxmax()]
+    values = zip(best["recall_mean"], best["density"], strict=True)
+    return dict(zip(best["method"], ((float(a), float(b)) for a, b in values), strict=True))
 
 
 def data_reached(curves, budget: str, level: float) -> dict[str, tuple[float, float]]:
@@ -94,7 +102,7 @@ def draw_needed(needed: dict[str, list[float]], ax, budget: str) -> None:
     for place, name in enumerate(names):
         spent, colour = [x for x in needed[name] if not isnan(x)], colour_of(name)
         if not spent:
-            ax.text(0.02, place, "never .95", color=DIM, va="center", size=8,
+            ax.text(0.02, place, "ends below .95", color=DIM, va="center", size=8,
                     transform=ax.get_yaxis_transform())  # fmt: skip
             continue
         ax.plot([spent[0], spent[-1]], [place, place], color=colour, lw=1, alpha=0.5)

@@ -50,6 +50,11 @@ def of_length(rows: list[dict], n: int) -> dict:
         "place": reach.index(OURS) + 1 if OURS in reach else None,
         "of": len(reach),
         "ahead": reach[: reach.index(OURS)] if OURS in reach else reach,
+        "ends": [
+            f"{name} ({digits(end, 3)})"
+            for name, (end, _) in figure.data_ends(curves).items()
+            if end < figure.RECALLS[-1]
+        ],
         "needed": [
             [name, kind_of(name), *(digits(x, 3) for b in BUDGETS for x in needed[b][name])]
             for name in needed["density"]

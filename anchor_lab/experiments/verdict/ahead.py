@@ -1,35 +1,28 @@
-"""Every method at one length: what it loses or finds for as much time, and for as much work.
+"""Every method at one length: what it loses or keeps for as much time, and for as much work.
 
 losses    a line for each configuration read by the whole model, from the results of `losses`, a
           file for each length
 recall    a line for each configuration on the layers looked at, from the results of `rivals`
-answers   a line for each way that prompts were read, from the results of `answers`
 
 A line has "density", "executed_density" and "total_cost", shares of all causal pairs, and where it
 is known "time", a share of dense attention's, with its "kind".
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from anchor_lab.experiments.answers.counts import Counts
-from anchor_lab.experiments.answers.page import data_cells, data_totals
 from anchor_lab.experiments.compare.figure import ORACLES, OURS
-from anchor_lab.experiments.compare.measure import label_configurations, sweeps
 from anchor_lab.experiments.losses.figure import Lost, data_at, data_lost, neighbours
-from anchor_lab.experiments.losses.measure import DENSE, MIX, SHARES, theta_label
+from anchor_lab.experiments.losses.measure import DENSE
 from anchor_lab.experiments.rivals.figure import data_curves
 from anchor_lab.experiments.rivals.page import published
-from anchor_lab.experiments.verdict.times import Clock, Kind, Time, clock_of, tail_cost
-from anchor_lab.methods import METHODS, TriangleMix
-from anchor_ref.config import AnchorConfig
+from anchor_lab.experiments.verdict.times import Clock, Kind, Time, clock_of
 
 LENGTHS = (8192, 32_768)
 LONG = "long losses"
 LOSSES = ("losses", LONG)  # results of whole models, each of one length
 BUDGETS = ("time", "total_cost")
 LEVELS = (0.2, 0.4, 0.6, 0.8)  # of dense attention's time, or of its work
-SHORTER = 0.02  # of N: so much shorter a prompt that leaves room for an answer may be
 
 
 @dataclass(frozen=True)
@@ -117,12 +110,6 @@ def _has_ours(lines: Sequence[dict]) -> bool:
     return any(line["method"] == OURS for line in lines)
 
 
-def lacking(lines: Sequence[dict]) -> list[str]:
-    """Published methods of the laboratory without a line."""
-    there = {line["method"] for line in lines}
-    return [name for name in published(METHODS) if name not in there]
-
-
 def timed(lines: Sequence[dict], clock: Clock | None) -> list[dict]:
     """The lines, with "time" and "kind" where they are known; oracles and dense are left out."""
     found = []
@@ -200,120 +187,3 @@ def loss_of(line: dict) -> Value:
     """Of one configuration."""
     lost = data_lost(line)
     return Value(lost.mean, *lost.interval, line.get("kind"))
-
-
-# -- answers
-
-
-@dataclass(frozen=True)
-class Way:
-    """A way to read prompts, and what it costs.
-
-    Attributes:
-        name: as in the results of `answers`.
-        counts: answers, all tasks that dense attention answers half of.
-        density, total_cost: None where the configuration was not looked at, or what is added to it
-            is not counted here.
-        time: likewise.
-    """
-
-    name: str
-    counts: Counts
-    density: float | None = None
-    total_cost: float | None = None
-    time: Time | None = None
-
-    @property
-    def method(self) -> str:
-        """Who reads the prompt; with a correction or a second call that, too."""
-        return method_and_tail(self.name)[0] or self.name
-
-    @property
-    def label(self) -> str:
-        """The name for readers: of AnchorAttention by its tail, too."""
-        method, tail = method_and_tail(self.name)
-        return self.name if method is None else f"{method}, tail {tail}" if tail else method
-
-
-def asked_at(rows: Sequence[dict], n: int) -> int | None:
-    """The length of the prompts that stand for N: the longest at most 2 % shorter."""
-    found = [row["length"] for row in rows if (1 - SHORTER) * n <= row["length"] <= n]
-    return max(found, default=None)
-
-
-def cells_at(rows: Sequence[dict], n: int) -> dict[tuple[int, str, str], dict[str, Counts]]:
-    """Counts by (length, task, placement) and by way, of the prompts that stand for N."""
-    length = asked_at(rows, n)
-    return data_cells([row for row in rows if row["length"] == length])
-
-
-def answer_ways(
-    rows: Sequence[dict], n: int, lines: Sequence[dict], clock: Clock | None
-) -> list[Way]:
-    """Every way at one length, those that find most first.
-
-    Args:
-        rows: of `answers`.
-        n: N.
-        lines: of whole-model losses, then of recall, not timed: the first that has a way's
-            configuration says what it costs.
-        clock: of N.
-    """
-    cells = {
-        cell: found for cell, found in cells_at(rows, n).items() if found["dense"].says_something
-    }
-    names = list(dict.fromkeys(way for found in cells.values() for way in found if way != "dense"))
-    ways = [
-        _with_cost(Way(name, counts), n, lines, clock)
-        for (_, name), counts in data_totals(cells, names).items()
-    ]
-    return sorted(ways, key=lambda way: -way.counts.ours / way.counts.prompts)
-
-
-def _with_cost(way: Way, n: int, lines: Sequence[dict], clock: Clock | None) -> Way:
-    method, tail = method_and_tail(way.name)
-    label = None if method is None else published_label(method, n)
-    line = next(
-        (x for x in lines if (x["method"], x["configuration"]) == (method, label)),
-        None,
-    )
-    if line is None:
-        return way
-    more = tail_cost(tail, n) if tail else 0.0
-    return replace(
-        way,
-        density=line["density"],
-        total_cost=line["total_cost"] + more,
-        time=time_of(line, clock, tail),
-    )
-
-
-def method_and_tail(way: str) -> tuple[str | None, int]:
-    """What reads the prompt; None for a way with a correction or a second call.
-
-    "tail 512" is AnchorAttention, "XAttention, tail 512" another method with it.
-    """
-    name, _, added = way.rpartition(", ")
-    kind, _, rows = added.partition(" ")
-    if kind == "tail" and rows.isdigit():
-        return name or OURS, int(rows)
-    known = way in METHODS or way == MIX
-    return (way if known else None), 0
-
-
-def published_label(method: str, n: int) -> str | None:
-    """What a sweep calls the configuration as published; None where it is in no sweep.
-
-    A length up to which all is dense plays no part beyond it.
-    """
-    if method == OURS:
-        return theta_label(AnchorConfig().theta)
-    if method == MIX:
-        share = TriangleMix().share
-        return f"share={share:g}" if share in SHARES else None
-    (sweep,) = sweeps([method]).values()
-    made = METHODS[method]()
-    if n > getattr(made, "dense_up_to", n):
-        made = replace(made, dense_up_to=sweep[0].dense_up_to)
-    labels = dict(zip(label_configurations(sweep), sweep, strict=True))
-    return next((label for label, one in labels.items() if one == made), None)

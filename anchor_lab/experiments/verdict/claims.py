@@ -1,14 +1,16 @@
 """What the paper claims, decided by the results: held, not held, or not testable here.
 
-pairs    fewer pairs for the same recall, at every recall of `rivals` that either side reaches,
-         means over heads, layers and texts
+pairs    fewer pairs for the same recall, at every recall of `rivals` that both sides were swept
+         to, means over heads, layers and texts; beside a method that was not swept to any of them,
+         at the end of the shorter sweep
 losses   less loss for as many pairs, beyond the 95 % interval of the difference, at every θ whose
          pairs `losses` compares at
 time     less time for the same recall, at every recall of `side_by_side`: measured, and with the
          choice of others by the model of `times`
 
 A claim is held where all its comparisons are won, not held where one is lost or not told apart,
-and not testable where there is nothing to compare.
+and not testable where there is nothing to compare. A recall beyond the end of a sweep decides
+nothing: nobody looked there.
 """
 
 import re
@@ -18,11 +20,12 @@ from dataclasses import dataclass
 from math import isnan
 
 from anchor_lab.analysis.intervals import bootstrap
+from anchor_lab.experiments.compare.equal import budget_for
 from anchor_lab.experiments.compare.figure import OURS
 from anchor_lab.experiments.losses.figure import data_at, data_level
 from anchor_lab.experiments.losses.measure import GOALS
 from anchor_lab.experiments.page import digits, listed, number, percent, spaced
-from anchor_lab.experiments.rivals.figure import RECALLS, data_curves, data_needed
+from anchor_lab.experiments.rivals.figure import RECALLS, data_curves
 from anchor_lab.experiments.rivals.page import kind_of, published
 from anchor_lab.experiments.verdict import ahead
 from anchor_lab.experiments.verdict.times import BLOCKS_OF_OURS, Clock, clock_of, equal_recall
@@ -94,57 +97,85 @@ def fewer_pairs(
         others: those that are there count.
         later: decide nothing; those that need fewer somewhere are named.
     """
-    needed = needed_at(rows, n)
-    others = [name for name in others if name in needed]
+    curves = curves_at(rows, n)
+    others = [name for name in others if name in curves]
     where = f"{spaced(n)} tokens, pairs for a recall"
-    if ours not in needed or not others:
+    if ours not in curves or not others:
         return Claim(words, where, NOT_TESTABLE, "not measured yet")
     won, told = [], []
-    for place, recall in enumerate(RECALLS):
-        best = min(others, key=lambda name: _or_never(needed[name][place]))
-        mine, theirs = needed[ours][place], needed[best][place]
-        if isnan(mine) and isnan(theirs):
+    for recall in RECALLS:
+        needed = {name: curves[name].needs(recall) for name in others}
+        reach = [name for name in others if not isnan(needed[name])]
+        mine = curves[ours].needs(recall)
+        if isnan(mine) or not reach:
             continue
-        won.append(_or_never(mine) < _or_never(theirs))
-        told.append(f"{recall:g}: {ours} {digits(mine, 3)}, {best} {digits(theirs, 3)}")
+        best = min(reach, key=needed.__getitem__)
+        won.append(mine < needed[best])
+        told.append(f"{recall:g}: {ours} {digits(mine, 3)}, {best} {digits(needed[best], 3)}")
+    for name in others:
+        end = min(curves[ours].end, curves[name].end)
+        if end < RECALLS[0]:
+            mine, theirs = curves[ours].needs(end), curves[name].needs(end)
+            won.append(mine < theirs)
+            told.append(f"{end:.3f}: {ours} {digits(mine, 3)}, {name} {digits(theirs, 3)}")
     mark = decide(won)
     if mark == HELD:
         told += lost_in_texts(rows, n, ours, others)
-    fewer = [name for name in later if name in needed and _somewhere_fewer(needed, name, ours)]
+    short = [
+        f"{name} ({curves[name].end:.3f})"
+        for name in (ours, *others)
+        if curves[name].end < RECALLS[-1]
+    ]
+    if short:
+        told.append(f"not swept so far as {RECALLS[-1]:g}: {listed(short)}")
+    fewer = [name for name in later if name in curves and fewer_at(curves, name, ours)]
     if fewer:
         told.append(f"published after it and with fewer: {listed(fewer)}")
-    return Claim(words, where, mark, "; ".join(told) or "no recall is reached")
+    return Claim(words, where, mark, "; ".join(told))
 
 
-def _somewhere_fewer(needed: dict[str, list[float]], name: str, ours: str) -> bool:
-    pairs = zip(needed[name], needed[ours], strict=True)
-    return any(_or_never(theirs) < _or_never(mine) for theirs, mine in pairs)
+@dataclass(frozen=True)
+class Sweep:
+    """What a method's configurations keep and find, at one length.
+
+    Attributes:
+        end: the largest mean recall.
+        curve: a pandas frame, as `rivals` reads it, of this method alone.
+    """
+
+    end: float
+    curve: object
+
+    def needs(self, recall: float) -> float:
+        """Pairs for a recall; NaN beyond the end."""
+        return float(budget_for(self.curve, "density", recall).iloc[0])
+
+
+def curves_at(rows: Sequence[dict], n: int, text: str | None = None) -> dict[str, Sweep]:
+    """By method its sweep; nothing where the length was not measured."""
+    if not any(row["length"] == n for row in rows):
+        return {}
+    curves = data_curves(rows, n, text).groupby("method", sort=False)
+    return {name: Sweep(float(x["recall_mean"].max()), x) for name, x in curves}
+
+
+def fewer_at(curves: dict[str, Sweep], name: str, ours: str) -> list[float]:
+    """The recalls for which a method needs fewer pairs than ours, of those that both reach."""
+    return [r for r in RECALLS if curves[name].needs(r) < curves[ours].needs(r)]
 
 
 def lost_in_texts(rows: Sequence[dict], n: int, ours: str, others: Sequence[str]) -> list[str]:
     """Where a claim that holds in the mean does not in one text alone, in words."""
     told = []
     for text in dict.fromkeys(row["text"] for row in rows if row["length"] == n):
-        needed = needed_at(rows, n, text)
-        if ours not in needed:
+        curves = curves_at(rows, n, text)
+        if ours not in curves:
             continue
-        for place, recall in enumerate(RECALLS):
-            mine = _or_never(needed[ours][place])
-            less = [x for x in others if x in needed and _or_never(needed[x][place]) < mine]
-            if less:
-                told.append(f"but in {text}, {recall:g}: fewer by {listed(less)}")
+        less = {name: fewer_at(curves, name, ours) for name in others if name in curves}
+        for recall in RECALLS:
+            if who := [name for name, recalls in less.items() if recall in recalls]:
+                told.append(f"but in {text}, {recall:g}: fewer by {listed(who)}")
     return told
-
-
-def needed_at(rows: Sequence[dict], n: int, text: str | None = None) -> dict[str, list[float]]:
-    """Pairs for each recall by method; nothing where the length was not measured."""
-    if not any(row["length"] == n for row in rows):
-        return {}
-    return data_needed(data_curves(rows, n, text), "density")
-
-
-def _or_never(pairs: float) -> float:
-    return float("inf") if isnan(pairs) else pairs
 
 
 # -- loss for as many pairs

@@ -19,6 +19,7 @@ from anchor_lab.experiments.compare.figure import OURS
 from anchor_lab.experiments.page import spaced
 from anchor_lab.experiments.rivals.page import kind_of
 from anchor_lab.experiments.verdict import ahead
+from anchor_lab.experiments.verdict.asked import Comparison, Way, comparisons
 from anchor_lab.experiments.verdict.times import WORDS, Clock, Kind, equal_recall
 
 LOSS, RECALL, ANSWERS = "loss − dense, nats a token", "recall", "answers found, of 100"
@@ -67,8 +68,13 @@ def data_curves(lines: Sequence[dict], budget: str) -> dict[str, Curve]:
     return found
 
 
-def data_answers(ways: Sequence[ahead.Way], budget: str) -> dict[str, Curve]:
-    """By method the ways to read prompts whose cost is known: without a tail and with some."""
+def data_answers(ways: Sequence[Way], budget: str) -> dict[str, Curve]:
+    """By method the ways to read prompts whose cost is known: without a tail and with some.
+
+    Args:
+        ways: of one comparison, asked the same prompts.
+        budget: of `ahead.BUDGETS`.
+    """
     found: dict[str, Curve] = {}
     for way in sorted(ways, key=lambda way: way.total_cost or 0):
         spent = way.total_cost if budget == "total_cost" else way.time and way.time.share
@@ -155,6 +161,13 @@ def draw_dense(clock: Clock, ax) -> None:
     )  # fmt: skip
 
 
+def draw_dense_answers(most: Comparison, ax) -> None:
+    """How many dense attention finds of the same prompts."""
+    found = 100 * most.dense.dense / most.dense.prompts
+    ax.axhline(found, color=INK, lw=0.8, ls=":")
+    ax.text(0.01, found, "dense finds", va="bottom", fontsize=8)
+
+
 def scale(ax, quantity: str, budget: str) -> None:
     """Axes of a panel: shares up to all of dense attention's, few ticks."""
     ax.set(xlim=(0, 1.05), xlabel=LABELS[budget], ylabel=quantity)
@@ -229,7 +242,8 @@ def draw(results: dict):
         "Red: AnchorAttention. Other colours: published methods that stand first or second "
         "somewhere; grey: the other published ones. Model, texts and layers are those of the "
         "results named on the page.\nMarks say how a time is known; total cost is counted. No "
-        "tail; answers: as published, and with tails, a line through both.",
+        "tail; answers: as published, and with tails, a line through both, of prompts that all of "
+        "them were asked; the page has those that fewer were.",
     )
     return figure
 
@@ -245,6 +259,7 @@ class Row:
         rankings: which methods stand out.
         clock: of N.
         equal_recall: as in `times.equal_recall`, empty where there are curves.
+        most: what the answers are of; None of other quantities.
     """
 
     n: int
@@ -253,6 +268,17 @@ class Row:
     rankings: list[ahead.Ranking]
     clock: Clock | None
     equal_recall: dict[str, dict[str, float]] = field(default_factory=dict)
+    most: Comparison | None = None
+
+    @property
+    def title(self) -> str:
+        """Length, and what is not plain from the axes."""
+        said = f"{spaced(self.n)} tokens"
+        if self.equal_recall:
+            return f"{said}, at equal recall"
+        if self.most is not None:
+            return f"{said}, the same {self.most.dense.prompts} prompts: {self.most.asked}"
+        return said
 
 
 def of(results: dict, n: int, clock: Clock | None) -> list[Row]:
@@ -268,9 +294,10 @@ def of(results: dict, n: int, clock: Clock | None) -> list[Row]:
     elif timed:
         rows.append(Row(n, what, {}, [], clock, timed))
     asked = results.get("answers", {"rows": []})["rows"]
-    if ways := ahead.answer_ways(asked, n, [*losses, *recalls], clock):
-        curves = {budget: data_answers(ways, budget) for budget in ahead.BUDGETS}
-        rows.append(Row(n, ANSWERS, curves, [], clock))
+    # Of the ways that were asked the same prompts the most; shares of other prompts would mix.
+    for most in comparisons(asked, n, [*losses, *recalls], clock)[:1]:
+        curves = {budget: data_answers(most.ways, budget) for budget in ahead.BUDGETS}
+        rows.append(Row(n, ANSWERS, curves, [], clock, most=most))
     return rows
 
 
@@ -289,6 +316,6 @@ def draw_panel(row: Row, budget: str, ax) -> None:
         name_ends(curves, colours, ax)
     if budget == "time" and row.clock is not None:
         draw_dense(row.clock, ax)
-    ax.set_title(
-        f"{spaced(row.n)} tokens{', at equal recall' if timed else ''}", fontsize=9, pad=16
-    )
+    if row.most is not None:
+        draw_dense_answers(row.most, ax)
+    ax.set_title(row.title, fontsize=9, pad=16)

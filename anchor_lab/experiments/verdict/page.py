@@ -2,9 +2,9 @@
 
     python -m anchor_lab verdict    writes verdict.md and .png from the results that lie beside it
 
-Measures nothing: every number is of the experiments losses, rivals, answers, side_by_side and
-crossover, read from their files. What is not there is said to be missing. Times of methods without
-a kernel here are modelled, and marked so.
+Measures nothing: every number is of the experiments losses, rivals, answers, lengths, side_by_side
+and crossover, read from their files. What is not there is said to be missing. Times of methods
+without a kernel here are modelled, and marked so.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from anchor_lab.experiments import store
 from anchor_lab.experiments.answers.counts import MARGIN, Counts, shown, together
 from anchor_lab.experiments.compare.figure import OURS
 from anchor_lab.experiments.experiment import Experiment
+from anchor_lab.experiments.lengths.figure import data_worse
 from anchor_lab.experiments.losses.finished import comparable
 from anchor_lab.experiments.page import digits, number, percent, render, spaced
 from anchor_lab.experiments.rivals.figure import RECALLS
@@ -25,6 +26,8 @@ from anchor_lab.experiments.rivals.page import kind_of, published
 from anchor_lab.experiments.side_by_side.page import input_tables
 from anchor_lab.experiments.verdict import ahead, claims, figure, words
 from anchor_lab.experiments.verdict.ahead import LENGTHS, LEVELS, LONG, LOSSES, Ranking, Value
+from anchor_lab.experiments.verdict.asked import Way, asked_at, cells_at, comparisons
+from anchor_lab.experiments.verdict.missing import missing, no_line, not_asked
 from anchor_lab.experiments.verdict.times import WORDS, Clock, Kind, Time, equal_recall, timed_rows
 from anchor_lab.methods import METHODS
 from anchor_models.backend import TAIL
@@ -35,11 +38,13 @@ SOURCES = {
     LONG: "losses/long.json",
     "rivals": "rivals/rivals.csv.gz",
     "answers": "answers/answers.json",
+    "lengths": "lengths/lengths.json",
     "side_by_side": "side_by_side/side_by_side.json",
     "crossover": "crossover/crossover.json",
     MADE_FOR: "side_by_side/made_for.json",
 }
 PAPER, DEFAULT = "tail 0", f"tail {TAIL}"  # ways of answers: as published, as in models
+UNREAD = " Read so long, the model gains nothing from far tokens on the whole, see below."
 SIGNS = {Kind.MEASURED: "", Kind.CHOICE_MODELLED: " c", Kind.MODELLED: " m", Kind.DRAWN_OUT: " x"}
 
 
@@ -74,8 +79,10 @@ def values(results: dict) -> dict:
     """What the template is filled with."""
     clocks = ahead.clocks_of(results)
     lengths = [of_length(results, n, clock) for n, clock in clocks.items()]
-    asked = [one for one in lengths if one["ways"]] or lengths[:1]
-    sentence = words.of_answers(asked[0]["asked"] or LENGTHS[0], asked[0]["ways"], PAPER, DEFAULT)
+    asked = [one for one in lengths if one["compared"]] or lengths[:1]
+    sentence = words.of_answers(
+        asked[0]["asked"] or LENGTHS[0], asked[0]["compared"], PAPER, DEFAULT
+    )
     few = [words.too_few(one["asked"], one["too_few"]) for one in lengths if one["too_few"]]
     return {
         "sources": [
@@ -84,10 +91,10 @@ def values(results: dict) -> dict:
             if name in results
         ],
         "devices": sorted({x["settings"].get("device", "?") for x in results.values()}),
-        "missing": missing(results, lengths),
+        "missing": missing(results, lengths, SOURCES),
         "sentences": [
-            *(one["sentence"] for one in lengths),
-            " ".join([*([sentence] if asked[0]["ways"] or not few else []), *few]),
+            *(f"{one['sentence']}{UNREAD if one['worse'] else ''}" for one in lengths),
+            " ".join([*([sentence] if asked[0]["compared"] or not few else []), *few]),
         ],
         "claims": [list(astuple(one)) for one in claims.all_claims(results, clocks)],
         "paper": claims.PAPER,
@@ -104,45 +111,27 @@ def values(results: dict) -> dict:
     }
 
 
-def missing(results: dict, lengths: Sequence[dict]) -> list[str]:
-    """What the page cannot tell yet."""
-    # Losses of several lengths lie in files of their own: one is as good as another.
-    there = {*results, *(LOSSES if {*LOSSES} & {*results} else ())}
-    found = [name for name in SOURCES if name not in there and name != LONG]
-    for one in lengths:
-        for what, lines in (("losses", "losses"), ("recall", "recalls"), ("answers", "answered")):
-            if what not in found and not one[lines]:
-                found.append(f"{what} at {one['n']} tokens")
-        found += [
-            f"{what} of {name} at {one['n']} tokens"
-            for what, lines in (("losses", "losses"), ("recall", "recalls"))
-            for name in (one["lacking"][lines] if one[lines] else [])
-        ]
-        if one["clock"] is None:
-            found.append(f"times at {one['n']} tokens")
-    return found
-
-
 def of_length(results: dict, n: int, clock: Clock | None) -> dict:
     """Everything about one length."""
     loss_lines, recall_lines = ahead.lines_of(results, n)
     losses, recalls = ahead.rankings(loss_lines, recall_lines, clock)
     asked = results.get("answers", {"rows": []})["rows"]
-    ways = ahead.answer_ways(asked, n, [*loss_lines, *recall_lines], clock)
+    worse = data_worse(results.get("lengths", {"rows": []})["rows"])
+    compared = comparisons(asked, n, [*loss_lines, *recall_lines], clock)
     dense = None if clock is None else min(clock.dense.values())
-    dense_found = {cell: x["dense"] for cell, x in ahead.cells_at(asked, n).items()}
+    dense_found = {cell: x["dense"] for cell, x in cells_at(asked, n).items()}
     too_few = dense_alone(list(dense_found.values()))
     at_recall = equal_recall(results.get("side_by_side"), clock, n)
     return {
         "n": spaced(n),
-        "asked": ahead.asked_at(asked, n),
-        "ways": ways,
-        "answered": bool(ways) or too_few is not None,
+        "asked": asked_at(asked, n),
+        "compared": compared,
+        "answered": bool(compared) or too_few is not None,
         "too_few": too_few,
         "few": [
             [task, placement, shown(one.dense, one.prompts)]
             for (_, task, placement), one in dense_found.items()
-            if not ways and not one.says_something
+            if not compared and not one.says_something
         ],
         "sentence": words.of_length(n, losses, recalls, at_recall, published(METHODS), dense),
         "by_recall": words.by_recall(n, recalls, dense) if losses and recalls else None,
@@ -150,8 +139,9 @@ def of_length(results: dict, n: int, clock: Clock | None) -> dict:
         "losses": table_of(losses, 4),
         "recalls": table_of(recalls, 3),
         "lacking": {
-            "losses": ahead.lacking(loss_lines),
-            "recalls": ahead.lacking(recall_lines),
+            "losses": no_line(loss_lines),
+            "recalls": no_line(recall_lines),
+            "answers": not_asked(asked, n),
         },
         "ours": ours_by_theta(loss_lines, clock) if loss_lines else [],
         "looked_at": looked_at(results.get("side_by_side"), n),
@@ -161,17 +151,27 @@ def of_length(results: dict, n: int, clock: Clock | None) -> dict:
             for name, ms in times.items()
         ],
         "answers": [
-            [
-                way.label,
-                shown(way.counts.dense, way.counts.prompts),
-                shown(way.counts.ours, way.counts.prompts),
-                "yes" if way.counts.keeps() else "**no**",
-                "–" if way.total_cost is None else percent(way.total_cost),
-                *time_cells(way.time, clock),
-            ]
-            for way in ways
+            {
+                "asked": one.asked,
+                "ways": len(one.ways),
+                "dense": shown(one.dense.dense, one.dense.prompts),
+                "lines": [answers_line(way, clock) for way in one.ways],
+            }
+            for one in compared
         ],
+        "worse": [x for x in worse.get(n, ()) if loss_lines],
     }
+
+
+def answers_line(way: Way, clock: Clock | None) -> list[str]:
+    """A way, what it finds, and what it costs."""
+    return [
+        way.label,
+        shown(way.counts.ours, way.counts.prompts),
+        "yes" if way.counts.keeps() else "**no**",
+        "–" if way.total_cost is None else percent(way.total_cost),
+        *time_cells(way.time, clock),
+    ]
 
 
 def dense_alone(found: Sequence[Counts]) -> Counts | None:

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from anchor_lab.experiments.answers.counts import Counts, shown
 from anchor_lab.experiments.compare.figure import OURS
 from anchor_lab.experiments.page import listed, number, percent, spaced
-from anchor_lab.experiments.verdict.ahead import Ranking, Way
+from anchor_lab.experiments.verdict.ahead import Ranking
+from anchor_lab.experiments.verdict.asked import Comparison, widest
 from anchor_lab.experiments.verdict.times import WORDS, Kind
 
-OF = {"time": "of dense attention's time", "total_cost": "of its work"}
-BY = {"time": "by time", "total_cost": "by work"}
+OF = {"time": "of dense attention's time", "total_cost": "of dense attention's work"}
 
 
 def of_length(
@@ -58,70 +58,89 @@ def by_recall(n: int, recalls: Sequence[Ranking], dense: float | None) -> str:
 
 
 def _rankings(n: int, said: str, rankings: Sequence[Ranking], dense: float | None) -> str:
+    """Who is first, and where ours stands, at the lowest and the highest level that tells."""
     telling = [one for one in rankings if one.tells]
     if not telling:
         return f"At {spaced(n)} tokens too few methods can be compared yet."
-    leaders: dict[str, dict[str, list[str]]] = {}
-    places: dict[str, list[str]] = {one.budget: [] for one in telling}
-    modelled = False
-    for one in telling:
-        for_them = leaders.setdefault(" or ".join(one.first), {})
-        for_them.setdefault(one.budget, []).append(percent(one.level))
-        modelled |= bool(one.found[one.ranked[0]].kind)
-        if one.place is not None:
-            place = f"{one.place} of {len(one.ranked)} at {percent(one.level)}"
-            places[one.budget].append(place)
-    ahead = [
-        f"{who} (for {' and '.join(f'{_and(x)} {OF[budget]}' for budget, x in found.items())})"
-        for who, found in leaders.items()
-    ]
-    own = [
-        f"{BY[budget]} {', '.join(found) or _without_place(telling, budget)}"
-        for budget, found in places.items()
-    ]
-    by = ", by modelled times," if modelled else ""
-    if dense is not None:
-        ahead.append(f"and dense attention from {percent(dense)} of that time on")
+    # By time where ours has one: everything else is in the tables.
+    by = {one.budget: [x for x in telling if x.budget == one.budget] for one in telling}
+    known = [found for found in by.values() if any(OURS in one.found for one in found)]
+    found = (known or list(by.values()))[0]
+    shown = [found[0], found[-1]] if len(found) > 1 else found
+    firsts: dict[str, list[str]] = {}
+    for one in shown:
+        firsts.setdefault(_first(one.first), []).append(percent(one.level))
+    ahead = _and([f"with {who} for {_and(levels)}" for who, levels in firsts.items()])
+    modelled = any(one.found[one.ranked[0]].kind for one in shown)
+    end = ""
+    if dense is not None and found[0].budget == "time":
+        end = f"; dense attention itself takes {percent(dense)} of that time"
     return (
-        f"At {spaced(n)} tokens{said}{by} with {', '.join(ahead)}; AnchorAttention's place among "
-        f"the published methods is {', and '.join(own)}."
+        f"At {spaced(n)} tokens{said}{', by modelled times,' if modelled else ''} {ahead} "
+        f"{OF[found[0].budget]}; AnchorAttention {_places(shown)}{end}."
     )
 
 
-def _without_place(rankings: Sequence[Ranking], budget: str) -> str:
-    known = any(OURS in one.found for one in rankings if one.budget == budget)
-    return "none, it spends more" if known else "not known"
+def _first(names: Sequence[str]) -> str:
+    """The best, and the next that it is not told apart from; how many more there are."""
+    if len(names) < 3:
+        return " or ".join(names)
+    more = len(names) - 2
+    return f"{names[0]}, {names[1]} or {f'{more} others' if more > 1 else 'another one'}"
 
 
-def of_answers(n: int, ways: Sequence[Way], published: str, kept: str) -> str:
+def _places(rankings: Sequence[Ranking]) -> str:
+    """Of AnchorAttention, at each level."""
+    told, number = [], "is number {} of {} published methods at {}"
+    for one in rankings:
+        at = percent(one.level)
+        if one.place is not None:
+            told.append(number.format(one.place, len(one.ranked), at))
+            number = "{} of {} at {}"
+        else:
+            told.append(
+                f"spends more than {at}" if OURS in one.found else f"has no known time at {at}"
+            )
+    return _and(told)
+
+
+def of_answers(n: int, found: Sequence[Comparison], published: str, kept: str) -> str:
     """The sentence about answers at one length.
 
     Args:
         n: tokens of the prompts.
-        ways: every way to read them.
+        found: ways that were asked the same prompts; the first has most ways.
         published: the way that is ours as published.
         kept: the way that is ours as in models.
     """
-    if not ways:
+    if not found:
         return "Which answers are found is not measured yet."
-    enough = [way for way in ways if way.counts.keeps() and way.time is not None]
-    by_name = {way.name: way for way in ways}
-    told = [
-        f"AnchorAttention {said} {shown(by_name[name].counts.ours, by_name[name].counts.prompts)}"
-        for name, said in ((published, "as published finds"), (kept, "with the tail of models"))
-        if name in by_name
-    ]
-    dense = shown(ways[0].counts.dense, ways[0].counts.prompts)
+    most, dense = found[0], found[0].dense
+    count = f"{len(most.ways)} ways were" if len(most.ways) > 1 else "one way was"
+    asked = f"{dense.prompts} prompts, {most.asked}, that {count} asked"
+    enough = [way for way in most.ways if way.counts.keeps() and way.time is not None]
     if enough:
         best = min(enough, key=lambda way: way.time.share)
         how = "" if best.time.kind == Kind.MEASURED else f", {WORDS[best.time.kind]}"
-        first = (
-            f"as many answers as dense attention finds ({dense}) take least time with "
-            f"{best.label} ({percent(best.time.share)} of dense attention's{how})"
-        )
+        told = [
+            f"as many as dense attention answers ({shown(dense.dense, dense.prompts)}) take least "
+            f"time with {best.label} ({percent(best.time.share)} of dense attention's{how})"
+        ]
     else:
-        first = f"nobody whose time is known finds as many answers as dense attention ({dense})"
-    return f"At {spaced(n)} tokens {'; '.join([first, *told])}."
+        answered = shown(dense.dense, dense.prompts)
+        told = [f"nobody whose time is known answers as many as dense attention ({answered})"]
+    said = {published: "as published", kept: "with the tail of models"}
+    own = [f"{x.ours} {said[way]}" for way in said if (x := most.of(way))]
+    if own:
+        told.append(f"AnchorAttention answers {_and(own)}")
+    wide = widest(found, [published, kept])
+    if wide is not None and len(wide.cells) > len(most.cells):
+        x, y = wide.of(published), wide.of(kept)
+        told.append(
+            f"of {x.prompts} that it was asked in all, {x.ours} and {y.ours}, where dense "
+            f"attention answers {x.dense}"
+        )
+    return f"At {spaced(n)} tokens, of the {asked}, {'; '.join(told)}."
 
 
 def too_few(n: int, counts: Counts) -> str:

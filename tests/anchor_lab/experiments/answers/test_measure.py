@@ -9,7 +9,15 @@ import pytest
 from anchor_lab.experiments.answers import measure
 from anchor_lab.experiments.answers.ask import DENSE, NEW_TOKENS, Way
 from anchor_lab.experiments.answers.measure import SECOND_CALL, answerable, fill, ways_of
-from anchor_lab.experiments.answers.page import EXPERIMENT, data_totals, page, values
+from anchor_lab.experiments.answers.page import (
+    EXPERIMENT,
+    data_cells,
+    data_compared,
+    data_totals,
+    in_cells,
+    page,
+    values,
+)
 from anchor_lab.experiments.store import Store, read
 from anchor_lab.methods import METHODS, TriangleMix
 from anchor_lab.methods.corrections import CORRECTIONS
@@ -102,8 +110,6 @@ def test_the_page_has_every_cell_and_its_sums(results):
 
 
 def test_sums_are_over_the_cells_that_a_way_was_run_with(results):
-    from anchor_lab.experiments.answers.page import data_cells
-
     rows = [row for row in results["rows"] if (row["length"], row["way"]) != (8064, "tail 0")]
     rows += [{**row, "task": "multi-key"} for row in rows if row["length"] == 4096]
     cells = {cell: x for cell, x in data_cells(rows).items() if x["dense"].says_something}
@@ -113,6 +119,56 @@ def test_sums_are_over_the_cells_that_a_way_was_run_with(results):
         (4096, "tail 512"): (8, 6, 8),
         (8064, "tail 512"): (4, 3, 4),
     }
+
+
+def row(task, way, right, prompts=4, placement="end"):
+    found = [1] * right + [0] * (prompts - right)
+    return {"length": 8064, "task": task, "placement": placement, "way": way, "found": found}
+
+
+def test_ways_are_compared_on_the_cells_that_all_of_them_were_asked():
+    """A rival that was asked the easiest of three alone is not beside sums of all three."""
+    rows = [row(task, "dense", 4) for task in ("single", "words", "secret")]
+    rows += [row(task, "tail 0", right) for task, right in (("single", 3), ("words", 0))]
+    rows += [
+        row(task, "tail 512", right)
+        for task, right in (("single", 4), ("words", 1), ("secret", 2))
+    ]
+    rows += [row("single", "SALE", 4), row("single", "MoBA", 0)]
+    cells = data_cells(rows)
+    found = data_compared(cells, ["tail 0", "tail 512", "MoBA", "SALE"])
+    told = [
+        (in_cells(shared), {way: (x.ours, x.prompts) for way, x in totals.items()})
+        for shared, totals in found
+    ]
+    assert told == [
+        ("single (end)", {"tail 0": (3, 4), "tail 512": (4, 4), "MoBA": (0, 4), "SALE": (4, 4)}),
+        ("single (end); words (end)", {"tail 0": (3, 8), "tail 512": (5, 8)}),
+        ("secret (end); single (end); words (end)", {"tail 512": (7, 12)}),
+    ]
+    assert data_compared(cells, ["nobody"]) == []
+
+
+def test_cells_are_named_by_task():
+    cells = [(1, "single", "end"), (1, "words", "turn"), (1, "single", "turn")]
+    assert in_cells(cells) == "single (end, turn); words (turn)"
+
+
+def test_the_page_never_sums_over_other_cells_than_its_heading_says(results):
+    alone = [x for x in results["rows"] if x["way"] in ("dense", "tail 0") and x["length"] == 4096]
+    results["rows"] += [{**x, "task": "secret"} for x in alone if x["task"] == "single"]
+    short, wide, other = values(results)["totals"]
+    assert (short["cells"], short["ways"]) == ("single (end)", 2)
+    assert {line[0]: line[2][:6] for line in short["lines"]} == {
+        "tail 0": "1 of 4",
+        "tail 512": "4 of 4",
+    }
+    assert wide["cells"] == "secret (end); single (end)"
+    assert [[line[0], line[2][:6]] for line in wide["lines"]] == [["tail 0", "2 of 8"]]
+    assert other["n"] == "8\u202f064"
+    text = page(results, Path("answers.md"))
+    assert "**4\u202f096 tokens**, 2 ways, asked: single (end)\n\n| way |" in text
+    assert "**4\u202f096 tokens**, one way alone, asked: secret (end); single (end)" in text
 
 
 def test_a_quick_run_asks_the_bundled_model(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 import anchor_models.transformers as anchor
 from anchor_lab.experiments.lengths import figure, measure, prefills
-from anchor_lab.experiments.lengths.page import EXPERIMENT, gain, values, worse
+from anchor_lab.experiments.lengths.page import EXPERIMENT, gain, values
 from anchor_lab.experiments.outliers.texts import tokens_of
 from anchor_lab.experiments.store import Store, read
 from anchor_models import Captured, load_bundled
@@ -303,15 +303,25 @@ def test_layers_that_a_text_lacks_are_in_no_mean():
     assert figure.data_heads([], THETAS) == {}
 
 
-def test_the_page_says_which_texts_are_read_worse_at_once():
-    def one(whole, pieces):
-        return {"whole": [whole] * 8, "pieces": None if pieces is None else [pieces] * 8}
+def test_texts_that_are_read_worse_at_once_are_told_by_length():
+    def one(n, text, whole, pieces):
+        read = {"whole": [whole] * 8, "pieces": None if pieces is None else [pieces] * 8}
+        return {"part": "reads", "length": n, "text": text, **read}
 
-    reads = {
-        8: {"prose": one(9.0, None)},
-        16: {"prose": one(3.0, 3.1), "code": one(3.2, 3.1)},
-    }
-    assert worse(reads) == ["code of 16 tokens"]
+    rows = [
+        one(8, "prose", 9.0, None),
+        one(16, "prose", 3.0, 3.1),
+        one(16, "code", 3.2, 3.1),
+        one(32, "prose", 3.0, 3.1),
+    ]
+    assert figure.data_worse(rows) == {16: ["code"]}
+
+
+def test_the_page_says_which_texts_are_read_worse_at_once(out):
+    found = read(out)
+    row = {"part": "reads", "text": "code", "whole": [3.2] * 8, "pieces": [3.1] * 8}
+    found["rows"].append({**row, "length": 16})
+    assert values(found)["worse"] == ["code of 16 tokens"]
 
 
 def test_the_page_and_the_picture_are_written_from_the_rows(out):

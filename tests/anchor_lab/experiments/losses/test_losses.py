@@ -16,7 +16,7 @@ from anchor_lab.experiments.losses.spending import spending
 from anchor_lab.experiments.losses.tokens import CLASSES, FAR, NEAR, NEW, classes_of
 from anchor_lab.experiments.outliers.texts import tokens_of
 from anchor_lab.experiments.rivals.page import kind_of
-from anchor_lab.experiments.store import Store, read
+from anchor_lab.experiments.store import Store, read, write_json
 from anchor_lab.methods import METHODS, Dense, Triangle, TriangleMix
 from anchor_lab.methods.in_a_model import attend, method_attention
 from anchor_models import capture_qkv, load_bundled
@@ -445,6 +445,26 @@ def test_the_page_counts_as_less_what_lies_below_both_intervals(results):
     assert text.splitlines()[0].endswith("with each method: prose, chat, 8\u202f192 tokens")
     assert "YaRN" not in text
     assert "Less is lost, beyond both intervals, by StreamingLLM; more by XAttention." in text
+
+
+def test_the_page_says_where_the_model_gains_nothing_from_far_tokens(results, tmp_path):
+    """By what lies beside it: texts of this length and kind that are read better in pieces."""
+    page = tmp_path / "losses" / "losses.md"
+    assert "worse at once" not in EXPERIMENT.page(results, page)
+    rows = [
+        {"part": "reads", "length": n, "text": text, "whole": [whole], "pieces": [2.0]}
+        for n, text, whole in (
+            *((8192, "prose", 2.1), (8192, "chat", 1.9)),
+            *((8192, "a novel", 2.1), (16_384, "chat", 2.1)),
+        )
+    ]
+    (tmp_path / "lengths").mkdir()
+    write_json(tmp_path / "lengths" / "lengths.json", {}, rows)
+    text = EXPERIMENT.page(results, page)
+    assert "Texts of this length and these kinds (prose) the model reads worse at once" in text
+    assert "([lengths](../lengths/lengths.md))" in text
+    write_json(tmp_path / "lengths" / "lengths.json", {}, rows[1:2])
+    assert "worse at once" not in EXPERIMENT.page(results, page)
 
 
 # -- the run

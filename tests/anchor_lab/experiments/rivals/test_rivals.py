@@ -210,10 +210,31 @@ def test_what_a_recall_costs_is_read_off_between_two_configurations():
     assert list(needed)[:2] == ["XAttention", "AnchorAttention"]
     assert needed["AnchorAttention"] == pytest.approx([0.35, 0.41, 0.43])
     assert needed["XAttention"][0] == pytest.approx(0.2)
-    assert needed["XAttention"][1] != needed["XAttention"][1]  # NaN: never so much
+    assert needed["XAttention"][1] != needed["XAttention"][1]  # NaN: not swept so far
     assert figure.data_needed(curves, "total_cost")["XAttention"][0] == pytest.approx(0.55)
     reached = figure.data_reached(curves, "density", 0.35)
     assert reached["AnchorAttention"] == pytest.approx((0.95, 0.95))
+
+
+def test_a_sweep_ends_at_its_largest_recall():
+    ends = figure.data_ends(figure.data_curves(results()["rows"], 8192))
+    assert ends["XAttention"] == pytest.approx((0.96, 0.25))
+    assert ends["AnchorAttention"] == pytest.approx((1.0, 0.45))
+    rows = results()["rows"] + [  # keeps more, and finds less
+        row(text, 0, "XAttention", "threshold=3", 0.95, 0.9) for text in ("prose", "code")
+    ]
+    assert figure.data_ends(figure.data_curves(rows, 8192))["XAttention"] == ends["XAttention"]
+
+
+def test_the_page_says_where_sweeps_end_and_that_a_dash_is_such_an_end():
+    (one,) = values(results())["lengths"]
+    assert one["ends"] == ["TokenTopK (0.500)", "XAttention (0.960)"]
+    text = EXPERIMENT.page(results(), ROOT / "rivals.md")
+    assert "Sweeps that end below a recall of 0.99, and where: TokenTopK (0.500), XAtt" in text
+    assert '"–": not reached by the configurations that were read' in text
+    made = results()
+    made["rows"] = [x for x in made["rows"] if x["method"] == "AnchorAttention"]
+    assert "Sweeps that end" not in EXPERIMENT.page(made, ROOT / "rivals.md")
 
 
 def test_the_page_says_who_is_ahead():

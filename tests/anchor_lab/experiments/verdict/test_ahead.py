@@ -1,10 +1,9 @@
-"""Who stands where: by time and by total cost, by loss, by recall and by answers."""
+"""Who stands where: by time and by total cost, by loss and by recall."""
 
 import pytest
 
 from anchor_lab.experiments.verdict import ahead
-from anchor_lab.experiments.verdict.times import Kind, clock_of, tail_cost
-from anchor_lab.methods import METHODS
+from anchor_lab.experiments.verdict.times import Kind, clock_of
 from tests.anchor_lab.experiments.verdict import results
 
 N = 8192
@@ -120,81 +119,3 @@ def test_losses_of_another_length_are_not_of_this_one():
     assert len(ahead.lines_of(made, 32_768)[0]) == len(losses())
     both = {"losses": results.losses(losses()[0]), "long losses": made["losses"]}
     assert [len(ahead.lines_of(both, n)[0]) for n in (N, 32_768)] == [1, len(losses())]
-
-
-def test_prompts_that_leave_room_for_an_answer_stand_for_their_length():
-    rows = [results.asked(n, "dense", 50) for n in (4096, 8064, 16_384)]
-    assert [ahead.asked_at(rows, n) for n in (8192, 32_768, 4096)] == [8064, None, 4096]
-    rows.append(results.asked(32_640, "dense", 50))
-    assert ahead.asked_at(rows, 32_768) == 32_640
-
-
-def test_answers_have_the_cost_of_their_configuration_and_tail(clock):
-    lines = [
-        results.lost("AnchorAttention", "theta=12", results.density_for(0.3), 0.1, 0.5),
-        results.found("XAttention", "threshold=0.9", 0.4, 0.9, scored=0.03),
-        results.found("XAttention", "threshold=0.8", 0.3, 0.9),
-    ]
-    ways = ("tail 0", "tail 512", "XAttention", "XAttention, tail 512", "second dense call",
-            "AnchorAttention, mean", "MoBA")  # fmt: skip
-    rows = [results.asked(8064, "dense", 50), results.asked(4096, "dense", 50)]
-    rows += [results.asked(8064, way, 40 - at) for at, way in enumerate(ways)]
-    rows += [results.asked(4096, "tail 0", 1)]
-    found = {way.name: way for way in ahead.answer_ways(rows, N, lines, clock)}
-    assert list(found) == list(ways)  # who finds most comes first
-    assert found["tail 0"].counts.ours == 40
-    assert found["tail 0"].total_cost == 0.5
-    assert found["tail 0"].time.kind == Kind.MEASURED
-    assert found["tail 512"].time.share == pytest.approx(found["tail 0"].time.share + 0.2)
-    assert found["tail 512"].total_cost == pytest.approx(0.5 + tail_cost(512, N))
-    assert found["XAttention"].total_cost == pytest.approx(0.43)
-    assert found["XAttention"].time.kind == Kind.CHOICE_MODELLED
-    assert found["XAttention, tail 512"].time.kind == Kind.MODELLED
-    assert [found[x].time for x in ways[4:]] == [None] * 3
-    assert [found[x].label for x in ways[:4]] == [
-        "AnchorAttention",
-        "AnchorAttention, tail 512",
-        "XAttention",
-        "XAttention, tail 512",
-    ]
-    assert found["AnchorAttention, mean"].label == "AnchorAttention, mean"
-
-
-def test_tasks_that_dense_attention_does_not_answer_count_for_nothing(clock):
-    rows = [
-        results.asked(8064, "dense", 50),
-        results.asked(8064, "tail 0", 30),
-        results.asked(8064, "dense", 10, task="variable"),
-        results.asked(8064, "tail 0", 50, task="variable"),
-    ]
-    (way,) = ahead.answer_ways(rows, N, [], clock)
-    assert (way.counts.ours, way.counts.prompts) == (30, 50)
-    assert way.time is None
-
-
-@pytest.mark.parametrize(
-    ("way", "found"),
-    [
-        ("tail 0", ("AnchorAttention", 0)),
-        ("SALE, tail 512", ("SALE", 512)),
-        ("TriangleMix", ("TriangleMix", 0)),
-        ("StreamingLLM, delta", (None, 0)),
-        ("second dense call", (None, 0)),
-    ],
-)
-def test_a_way_is_a_method_and_a_tail(way, found):
-    assert ahead.method_and_tail(way) == found
-
-
-def test_the_published_configuration_is_found_in_its_sweep():
-    assert ahead.published_label("XAttention", N) == "threshold=0.9"
-    assert ahead.published_label("AnchorAttention", N) == "theta=12"
-    assert ahead.published_label("TriangleMix", N) == "share=0.5"
-    # dense up to 1024 and 4096 tokens as published, never in a sweep
-    assert ahead.published_label("SALE", N) == "threshold=0.004"
-    assert ahead.published_label("FlashPrefillV2", 4096) is None
-    assert "alpha=0.1 " in ahead.published_label("FlashPrefillV2", N)
-    assert ahead.published_label("SpargeAttention", N) is None  # its sweep moves something else
-    assert METHODS["SpargeAttention"]().similarity not in [
-        one.similarity for one in METHODS["SpargeAttention"].sweep()
-    ]

@@ -10,7 +10,6 @@ from tests.anchor_lab.experiments.verdict import results
 
 N = 8192
 OURS, OTHER = "AnchorAttention", "XAttention"
-NEVER = results.curve(OTHER, 0.5, 0.6, 0.7)[:1]  # .9 at most
 
 
 @pytest.mark.parametrize(
@@ -44,10 +43,59 @@ def test_fewer_pairs_for_every_recall(ours, other, mark):
     assert found.where.startswith("8\u202f192 tokens")
 
 
-def test_who_never_has_a_recall_needs_more_for_it():
-    rows = [*results.curve(OURS, 0.1, 0.2, 0.3), *NEVER]
-    assert fewer_pairs("", rows, N, OURS, (OTHER,)).mark == HELD
-    assert fewer_pairs("", rows, N, OTHER, (OURS,)).mark == NOT_HELD
+def test_a_recall_beyond_our_own_sweep_decides_nothing():
+    """Ours ends at .98; that another method reaches .99, with nearly all pairs, is no loss."""
+    rows = [*results.curve(OURS, 0.1, 0.2, 0.3)[:3], *results.curve(OTHER, 0.3, 0.4, 0.97)]
+    found = fewer_pairs("", rows, N, OURS, (OTHER,), ("SALE",))
+    assert found.mark == HELD
+    assert found.numbers == (
+        f"0.95: {OURS} 0.100, {OTHER} 0.300; 0.98: {OURS} 0.200, {OTHER} 0.400; "
+        f"not swept so far as 0.99: {OURS} (0.980)"
+    )
+
+
+def test_a_recall_beyond_another_s_sweep_is_not_won():
+    """The other is ahead where it was swept; that it ends there is no gain of ours."""
+    rows = [*results.curve(OURS, 0.2, 0.3, 0.4), *results.curve(OTHER, 0.1, 0.2, 0.3)[:2]]
+    found = fewer_pairs("", rows, N, OURS, (OTHER,))
+    assert found.mark == NOT_HELD
+    assert found.numbers == (
+        f"0.95: {OURS} 0.200, {OTHER} 0.100; not swept so far as 0.99: {OTHER} (0.950)"
+    )
+
+
+@pytest.mark.parametrize(("pairs", "mark"), [(0.2, HELD), (0.04, NOT_HELD), (0.05, NOT_HELD)])
+def test_who_was_swept_to_none_of_the_recalls_is_compared_where_its_sweep_ends(pairs, mark):
+    ours = results.curve(OURS, 0.1, 0.2, 0.3)  # .9 with .05 of the pairs
+    rows = [*ours, results.found(OTHER, "only", pairs, 0.9)]
+    found = fewer_pairs("", rows, N, OURS, (OTHER,))
+    assert found.mark == mark
+    assert f"0.900: {OURS} 0.050, {OTHER} {pairs:.3f}" in found.numbers
+    turned = fewer_pairs("", rows, N, OTHER, (OURS,))
+    assert turned.mark == (HELD if pairs < 0.05 else NOT_HELD)
+
+
+def test_a_later_method_is_not_ahead_beyond_our_sweep():
+    rows = [
+        *results.curve(OURS, 0.1, 0.2, 0.3)[:3],
+        *results.curve(OTHER, 0.3, 0.4, 0.5),
+        *results.curve("SALE", 0.2, 0.3, 0.4),
+    ]
+    found = fewer_pairs("", rows, N, OURS, (OTHER,), ("SALE",))
+    assert "published after it" not in found.numbers
+
+
+def test_a_text_whose_sweep_ends_before_names_nobody():
+    rows = [
+        *results.curve(OURS, 0.1, 0.2, 0.3),
+        *results.curve(OTHER, 0.3, 0.4, 0.5),
+        *[{**row, "recall_mean": row["recall_mean"] - 0.02} for row in
+          results.curve(OURS, 0.1, 0.2, 0.3, text="code")],
+        *results.curve(OTHER, 0.3, 0.4, 0.5, text="code"),
+    ]  # fmt: skip
+    found = fewer_pairs("", rows, N, OURS, (OTHER,))
+    assert found.mark == HELD
+    assert "but in" not in found.numbers  # in code ours ends at .97
 
 
 def test_the_best_of_the_others_decides():

@@ -6,7 +6,7 @@ import pytest
 from matplotlib import pyplot as plt
 
 from anchor_lab.experiments import store
-from anchor_lab.experiments.verdict import ahead, figure, words
+from anchor_lab.experiments.verdict import ahead, asked, figure, words
 from anchor_lab.experiments.verdict.page import EXPERIMENT, gather, values
 from anchor_lab.experiments.verdict.times import Kind
 from tests.anchor_lab.experiments.verdict import results
@@ -33,11 +33,11 @@ def whole(n=N):
         *results.curve("PooledTopK", 0.1, 0.15, 0.2),
     ]
     right = {"dense": 50, "tail 0": 10, "tail 512": 50, "XAttention": 5, "TriangleMix": 49}
-    asked = [results.asked(8064, way, count) for way, count in right.items()]
+    answers = [results.asked(8064, way, count) for way, count in right.items()]
     return {
         "losses": results.losses(*ours, *others, tokens=n),
         "rivals": results.rivals(*rows),
-        "answers": {"settings": {"device": "a GPU"}, "rows": asked},
+        "answers": {"settings": {"device": "a GPU"}, "rows": answers},
         "side_by_side": results.side_by_side(
             results.timed(32_768, "AnchorAttention", "tail 0", 0.5, 3.0, goal="recall 0.95"),
             results.of_blocks(32_768, "XAttention", 0.3, "recall 0.95", scored=0.1),
@@ -48,15 +48,21 @@ def whole(n=N):
 
 def test_three_sentences_are_made_from_the_data():
     first, second, third = values(whole())["sentences"]
-    assert first.startswith("At 8\u202f192 tokens the whole model loses least, by modelled times,")
-    assert "with XAttention (for 40 %, 60 % and 80 % of dense attention's time and 40 %" in first
-    assert "dense attention from 90 % of that time on" in first
-    assert "is by time 2 of 3 at 60 %, 2 of 3 at 80 %, and by work 2 of 3 at 40 %" in first
+    assert first == (
+        "At 8\u202f192 tokens the whole model loses least, by modelled times, with XAttention for "
+        "40 % and 80 % of dense attention's time; AnchorAttention spends more than 40 % and is "
+        "number 2 of 3 published methods at 80 %; dense attention itself takes 90 % of that time."
+    )
     assert second.startswith("At 32\u202f768 tokens, where neither losses nor recall")
     assert "that of AnchorAttention for 0.95 (3 ms)" in second
-    assert third.startswith("At 8\u202f064 tokens as many answers as")
+    assert third.startswith(
+        "At 8\u202f064 tokens, of the 50 prompts, single (end), that 4 ways were asked, as many "
+        "as dense attention answers (50 of 50 ("
+    )
     assert "take least time with AnchorAttention, tail 512 (" in third
-    assert "as published finds 10 of 50" in third
+    assert third.endswith(
+        "; AnchorAttention answers 10 as published and 50 with the tail of models."
+    )
 
 
 def test_the_sentence_follows_the_numbers_when_they_turn():
@@ -65,10 +71,93 @@ def test_the_sentence_follows_the_numbers_when_they_turn():
         if row["method"] == "XAttention":
             row["runs"] = {text: [3.0 + x for x in runs] for text, runs in row["runs"].items()}
     (first, *_) = values(made)["sentences"]
-    assert "AnchorAttention (for 60 % and 80 % of dense attention's time" in first
-    assert "BFLA (for 40 %" in first
+    assert "with BFLA for 40 % and with AnchorAttention for 80 % of dense attention's" in first
+    assert "AnchorAttention spends more than 40 % and is number 1 of 3" in first
     made["answers"]["rows"] = made["answers"]["rows"][:2]
-    assert "nobody whose time is known finds as many answers" in values(made)["sentences"][2]
+    third = values(made)["sentences"][2]
+    assert "nobody whose time is known answers as many as dense attention (50 of 50" in third
+    assert "that one way was asked" in third
+
+
+def test_no_sentence_names_more_than_two_methods_at_a_level():
+    """Five that lose the same: two are named, and how many more there are."""
+    names = ["XAttention", "BFLA", "SALE", "MoBA", "Triangle"]
+    made = whole()
+    made["losses"]["rows"] = [
+        results.lost("AnchorAttention", "theta=12", results.density_for(0.3), 0.5),
+        *(results.lost(name, "a", 0.1, 0.1) for name in names),
+    ]
+    first = values(made)["sentences"][0]
+    assert "with XAttention, BFLA or 3 others for 20 %" in first
+    assert not any(name in first for name in names[2:])
+    assert "is number 6 of 6 published methods at 80 %" in first
+    del made["losses"]["rows"][4:]
+    assert "with XAttention, BFLA or another one for" in values(made)["sentences"][0]
+
+
+def test_answers_are_compared_on_the_prompts_that_all_were_asked():
+    """Ours was also asked harder ones: they are counted apart, in words, table and figure."""
+    made = whole()
+    more = {"dense": 40, "tail 0": 0, "tail 512": 30}
+    made["answers"]["rows"] += [
+        results.asked(8064, way, count, task="words") for way, count in more.items()
+    ]
+    third = values(made)["sentences"][2]
+    assert "of the 50 prompts, single (end), that 4 ways were asked" in third
+    assert "AnchorAttention answers 10 as published and 50 with the tail of models" in third
+    assert (
+        "; of 100 that it was asked in all, 10 and 80, where dense attention answers 90" in third
+    )
+    (one, _) = values(made)["lengths"]
+    same, own = one["answers"]
+    assert (same["ways"], same["asked"], same["dense"][:8]) == (4, "single (end)", "50 of 50")
+    assert {line[0]: line[1][:8] for line in same["lines"]} == {
+        "AnchorAttention, tail 512": "50 of 50",
+        "TriangleMix": "49 of 50",
+        "AnchorAttention": "10 of 50",
+        "XAttention": "5 of 50 ",
+    }
+    assert (own["ways"], own["asked"], own["dense"][:9]) == (
+        2, "single (end); words (end)", "90 of 100",
+    )  # fmt: skip
+    assert {line[0]: line[1][:9] for line in own["lines"]} == {
+        "AnchorAttention, tail 512": "80 of 100",
+        "AnchorAttention": "10 of 100",
+    }
+    text = EXPERIMENT.page(made, RESULTS / "verdict" / "verdict.md")
+    assert "\n\n4 ways, asked: single (end). Dense attention finds 50 of 50 (" in text
+    assert "\n\n2 ways, asked: single (end); words (end). Dense attention finds 90" in text
+    (row,) = [x for x in figure.of(made, N, ahead.clocks_of(made)[N]) if x.what == figure.ANSWERS]
+    assert row.curves["time"]["AnchorAttention"].y == [20, 100]
+    assert row.title == "8\u202f192 tokens, the same 50 prompts: single (end)"
+
+
+def lengths_read(*worse, n=32_768):
+    """Results of `lengths`: these texts are read worse at once, chat is not."""
+    rows = [
+        {"part": "reads", "length": n, "text": text, "whole": [2.0 if text in worse else 1.0],
+         "pieces": [1.5]}
+        for text in (*worse, "chat")
+    ]  # fmt: skip
+    return {"settings": {"device": "a GPU"}, "rows": rows}
+
+
+def test_losses_of_texts_that_the_model_does_not_read_carry_their_limit():
+    made = {**whole(), "long losses": long_losses(), "lengths": lengths_read("prose", "code")}
+    path = RESULTS / "verdict" / "verdict.md"
+    text, second = EXPERIMENT.page(made, path), values(made)["sentences"][1]
+    said = "these kinds (prose, code) the model reads worse at once than in pieces"
+    assert text.count(said) == 1
+    assert text.index("## 32\u202f768 tokens") < text.index(said)
+    assert "([lengths](../lengths/lengths.md)): on the whole it gains nothing" in text
+    assert second.endswith("gains nothing from far tokens on the whole, see below.")
+    for other in (lengths_read(), lengths_read("prose", n=65_536)):
+        made["lengths"] = other
+        assert "worse at once" not in EXPERIMENT.page(made, path)
+        assert "see below" not in values(made)["sentences"][1]
+    without = {**whole(), "lengths": lengths_read("prose")}  # nothing is lost there yet
+    assert "worse at once" not in EXPERIMENT.page(without, path)
+    assert "see below" not in " ".join(values(without)["sentences"])
 
 
 def test_recall_speaks_where_no_loss_is_measured():
@@ -81,18 +170,27 @@ def test_recall_speaks_where_no_loss_is_measured():
 def test_recall_has_a_sentence_of_its_own_beside_losses():
     (one, other) = values(whole())["lengths"]
     assert one["by_recall"].startswith("At 8\u202f192 tokens heads keep most of their attention")
-    assert "AnchorAttention (for" in one["by_recall"]
+    assert (
+        "with AnchorAttention for 20 % and with XAttention or AnchorAttention for 80 % of"
+        in (one["by_recall"])
+    )
+    assert "dense attention's work" in one["by_recall"]  # no time of ours is known there
+    assert "of that time" not in one["by_recall"]
     assert other["by_recall"] is None
 
 
-@pytest.mark.parametrize("name", ["losses", "rivals", "answers", "side_by_side", "crossover"])
+@pytest.mark.parametrize(
+    "name", ["losses", "rivals", "answers", "lengths", "side_by_side", "crossover"]
+)
 def test_what_is_missing_is_said_and_the_rest_is_there(name):
-    made = {key: value for key, value in whole().items() if key != name}
+    made = {**whole(), "lengths": lengths_read("prose")}
+    assert name not in values(made)["missing"]
+    del made[name]
     found = values(made)
     assert name in found["missing"]
     assert len(found["sentences"]) == 3
     text = EXPERIMENT.page(made, RESULTS / "verdict" / "verdict.md")
-    assert f"**Not measured yet:** {name}" in text or f", {name}" in text
+    assert f"\n- {name}\n" in text[text.index("**Not measured yet:**") :]
     assert f"(../{name}/{name}.md)" not in text
     plt.close(EXPERIMENT.draw(made))
 
@@ -114,7 +212,7 @@ def test_modelled_times_are_marked_in_every_table():
     assert not any(
         cell.endswith((" c", " m", " x")) for line in cells.values() for cell in line[4:]
     )
-    known = {line[0]: line[-1] for line in one["answers"]}
+    known = {line[0]: line[-1] for line in one["answers"][0]["lines"]}
     assert known == {
         "AnchorAttention": "measured",
         "AnchorAttention, tail 512": "measured",
@@ -164,10 +262,13 @@ def test_losses_of_long_texts_have_a_sentence_a_table_a_claim_and_a_row_of_the_f
     first, second, third = found["sentences"]
     assert [first, third] == [before["sentences"][0], before["sentences"][2]]
     assert second.startswith("At 32\u202f768 tokens the whole model loses least")
-    assert "AnchorAttention (for" in second
+    assert "with AnchorAttention for" in second
     assert "losses at 32\u202f768 tokens" in before["missing"]
     assert "losses at 32\u202f768 tokens" not in found["missing"]
-    assert "losses of SALE at 32\u202f768 tokens" in found["missing"]
+    assert any(
+        x.startswith("losses of") and "SALE" in x and x.endswith("at 32\u202f768 tokens")
+        for x in found["missing"]
+    )
     assert "long losses" not in before["missing"]
     (one, other) = found["lengths"]
     assert one == before["lengths"][0]
@@ -244,9 +345,14 @@ def test_where_nothing_else_was_asked_too_few_is_the_sentence():
 def test_a_table_that_is_not_full_says_whom_it_lacks():
     made = whole()
     found = values(made)["missing"]
-    assert "losses of SALE at 8\u202f192 tokens" in found
-    assert "recall of SALE at 8\u202f192 tokens" in found
-    assert "losses of BFLA at 8\u202f192 tokens" not in found
+    for what in ("losses", "recall"):
+        (said,) = (x for x in found if x.startswith(f"{what} of "))
+        assert said.endswith(" at 8\u202f192 tokens")
+        named = said.removeprefix(f"{what} of ").partition(" at ")[0].split(", ")
+        assert "SALE" in named
+        assert ("BFLA" in named) is (what == "recall")
+    assert "answers at 8\u202f064 tokens of XAttention with a tail of 512 rows" not in found
+    assert "answers at 8\u202f064 tokens of every other method with a tail of 512 rows" in found
     rows = results.curve("XAttention", 0.1, 0.2, 0.3, n=32_768)  # a run that was cut off
     made["rivals"]["rows"] += rows
     found = values(made)
@@ -258,7 +364,7 @@ def test_a_table_that_is_not_full_says_whom_it_lacks():
 def test_without_calls_of_ours_its_place_is_not_known():
     made = {key: value for key, value in whole().items() if key != "crossover"}
     (first, *_) = values(made)["sentences"]
-    assert "published methods is by time not known, and by work 2 of 3" in first
+    assert "for 40 % and 80 % of dense attention's work; AnchorAttention is number 2 of 3" in first
 
 
 def test_cells_of_time_and_of_cost_are_not_mixed():
@@ -289,8 +395,8 @@ def test_the_figure_shows_what_is_known_of_each_time():
     assert curves["XAttention"].y == pytest.approx([0.05, 0.01])
     assert Kind.MODELLED in curves["BFLA"].kinds
     assert figure.data_curves(lines, "total_cost")["XAttention"].x == [0.22, 0.6]
-    ways = ahead.answer_ways(made["answers"]["rows"], N, made["losses"]["rows"], clocks[N])
-    answers = figure.data_answers(ways, "time")
+    (most,) = asked.comparisons(made["answers"]["rows"], N, made["losses"]["rows"], clocks[N])
+    answers = figure.data_answers(most.ways, "time")
     assert answers["AnchorAttention"].y == [20, 100]
     assert list(answers) == ["AnchorAttention"]  # what others cost is not known here
 
@@ -334,7 +440,7 @@ def test_the_command_reads_what_lies_beside_it(tmp_path, capsys):
     assert gather(out)["long losses"] == {"runs": [], **long}
     for more in ([], ["--table"]):
         assert EXPERIMENT.run(["--out", str(out), *more]) == 0
-        assert "2 of 3 at 60 %" in out.read_text("utf-8")
+        assert "number 2 of 3 published methods at 80 %" in out.read_text("utf-8")
         assert out.with_suffix(".png").exists()
 
 
