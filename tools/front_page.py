@@ -6,7 +6,8 @@ README.md                three_answers, pays, loses (`tools/three_answers.py`; p
                          sentence of `tools/calls.py`), beats (`tools/standing.py`)
 docs/measured.md         kernels (`tools/calls.py`), layers, lost, speed, reference, choice
                          (`tools/measured.py`)
-docs/limits.md           losing, asking, small (`tools/limits.py`)
+docs/limits.md           asked, losing, asking, small (`tools/limits.py`)
+docs/how-to/bring_answers_back.md    by_length (`tools/limits.py`)
 docs/installing.md       tour: the table that notebook 00 holds
 pages on several GPUs    gpus, held: of results/parallel
 
@@ -179,12 +180,16 @@ def pages() -> dict[Path, str]:
             "choice": measured.choice(compared, asked),
         },
         docs / "limits.md": {
+            "asked": limits.asked(smollm2, committed("answers"), crossover),
             "losing": limits.losing(lost, recalls),
             "asking": limits.asking(crossover),
             "reach": limits.reach(crossover, committed("lengths")),
             "small": limits.small(
                 store.read(RESULTS / "model" / "evaluation.json"), written, asked
             ),
+        },
+        docs / "how-to" / "bring_answers_back.md": {
+            "by_length": limits.by_length(committed("answers"))
         },
         docs / "installing.md": {"tour": first_run(COURSE / "00_start_here.ipynb")},
         docs / "how-to" / "use_more_than_one_gpu.md": {"gpus": in_short(parallel)},

@@ -1,10 +1,21 @@
-"""Numbers of docs/limits.md: what texts lose, what asking costs, what the bundled model loses."""
+"""Numbers of docs/limits.md, and what answers lose by length, which a how-to says too.
+
+asked      how many answers README counts, and how many where prefills gain
+losing     what texts lose
+asking     what asking costs
+small      what the bundled model loses
+by_length  answers lost with a tail, for docs/how-to/bring_answers_back.md
+"""
 
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from anchor_lab.experiments import page
+from anchor_lab.experiments.advice import facts
+from anchor_lab.experiments.answers.course import DEFAULT, data_asked
+from anchor_lab.experiments.answers.measure import TAILS
+from anchor_lab.experiments.answers.page import data_cells, data_telling
 from anchor_lab.experiments.crossover.figure import data_prefills, data_ratios, over_sdpa
 from anchor_lab.experiments.crossover.rule import of_prefill, share_kept
 from anchor_lab.experiments.crossover.share import data_dense
@@ -12,6 +23,7 @@ from anchor_lab.experiments.lengths.figure import data_heads
 from anchor_lab.experiments.losses.measure import TEXTS
 from anchor_lab.experiments.model.page import of_heads
 from anchor_lab.experiments.retrieval.figure import data_answers
+from anchor_lab.experiments.smollm2.page import answers as numbers
 from anchor_models.backend import TAIL
 from anchor_ref import AnchorConfig
 from tools.standing import OURS as METHOD
@@ -28,6 +40,60 @@ EVERY, BUT_RETRIEVAL, SMALL_BLOCKS = (
     "every head, blocks of 8",
 )
 render = partial(page.render, folder=Path(__file__).parent)
+
+
+def asked(smollm2: dict, answers: dict, crossover: dict) -> str:
+    """How many prompts README's answers are of, and what was asked where prefills gain.
+
+    Args:
+        smollm2, answers, crossover: of the experiments of these names.
+    """
+    rows, faster = answers["rows"], facts.faster_from(facts.prefills(crossover["rows"]))
+    found = numbers(smollm2["rows"])
+    longest, _, _ = found[-1]  # README has no shorter ones of several kinds
+    counts, cells = data_asked(rows), data_telling(data_cells(rows))
+    return render(
+        "asked.md.j2",
+        few=" or ".join(str(count) for count in sorted({count for _, count, _ in found})),
+        asked=[(page.spaced(n), x.prompts) for n, x in counts.items() if n >= longest],
+        faster=None if faster is None else page.spaced(faster),
+        gaining=[
+            (page.spaced(n), counts[n].prompts, _kinds(cells, n), counts[n].dense, counts[n].ours)
+            for n in facts.gaining(list(counts), faster)
+        ],
+    )
+
+
+def _kinds(cells: dict, n: int) -> list[str]:
+    """Task and place of the cells that were asked at a length with the tail of models."""
+    return [
+        f"{task}, {placement}"
+        for (length, task, placement), found in cells.items()
+        if length == n and DEFAULT in found
+    ]
+
+
+def by_length(answers: dict) -> str:
+    """Answers that dense attention finds and that are lost, with the tail of models and a longer.
+
+    Args:
+        answers: of `python -m anchor_lab answers`.
+    """
+    longest = max(TAILS)
+    told, longer = (
+        [
+            (page.spaced(n), x.lost, x.dense)
+            for n, x in data_asked(answers["rows"], f"tail {tail}").items()
+        ]
+        for tail in (TAIL, longest)
+    )
+    return render(
+        "by_length.md.j2",
+        tail=TAIL,
+        losses=told,
+        longest=longest,
+        longer=longer,
+    )
 
 
 def losing(files: Sequence[dict], table: dict) -> str:

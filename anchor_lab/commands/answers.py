@@ -100,7 +100,7 @@ def run(options: argparse.Namespace) -> int:
     common.need("answers", ("transformers", "tqdm"))
     from anchor_lab.experiments.answers import run
     from anchor_lab.experiments.answers.prompts import PLACEMENTS, TASKS, check_names
-    from anchor_lab.experiments.experiment import progress
+    from anchor_lab.experiments.experiment import progress_by
     from anchor_lab.sources import check_length
     from anchor_models.models import load_pretrained
 
@@ -117,7 +117,7 @@ def run(options: argparse.Namespace) -> int:
         theta, said = _retrieval_heads(model, tokenizer, theta, options)
         print(said)
         shown_theta = f"{shown_theta}, retrieval heads dense"
-    store = run.open_store(options.out, _settings(model, theta, options))
+    store = run.open_store(options.out, settings(model, theta, options))
     print(
         f"{options.model}, {options.length} tokens, θ = {shown_theta}, a tail of {options.tail}; "
         f"answers in {store.path}"
@@ -134,40 +134,17 @@ def run(options: argparse.Namespace) -> int:
         seed=options.seed,
         new_tokens=options.new_tokens,
         store=store,
-        progress=partial(progress, desc="answers"),
+        progress=partial(progress_by, part=cell, desc="answers"),
     )
     header = ("task", "question", "dense", "AnchorAttention", "lost", "won", "")
     print()
     for task, place, dense, ours, lost, won, few in (header, *rows(found)):
         print(f"{task:14}{place:14}{dense:>22}{ours:>22}{lost:>6}{won:>6}   {few}".rstrip())
     print(f"\n{conclusion(found)}")
-    all_of_them = _telling(found)
+    all_of_them = telling(found)
     if not all_of_them.says_something:
         return 2
     return 0 if all_of_them.keeps() else 1
-
-
-def ask(model, tokenizer, theta: float, options: argparse.Namespace) -> dict:
-    """`short_answers` for a report: `options.answers` prompts of each task, with this θ.
-
-    What was found lies in the folder of the report, and is not asked again.
-    """
-    from anchor_lab.experiments.answers import run
-    from anchor_lab.experiments.answers.ask import NEW_TOKENS
-    from anchor_lab.experiments.experiment import progress
-
-    asked = {"length": run.LENGTH, "tail": TAIL, "new_tokens": NEW_TOKENS}
-    about = argparse.Namespace(model=options.model, dtype=options.dtype, **asked)
-    return run.short_answers(
-        model,
-        tokenizer,
-        theta=theta,
-        prompts=options.answers,
-        # Another θ, another file: none stands in the way of a report with the next one.
-        store=run.open_store(options.out / f"answers_{theta:g}", _settings(model, theta, about)),
-        progress=partial(progress, desc="answers"),
-        **asked,
-    )
 
 
 def rows(found: dict) -> list[list[str]]:
@@ -190,10 +167,16 @@ def conclusion(found: dict) -> str:
     """All of it in a sentence; tasks that dense attention cannot do play no part."""
     from anchor_lab.experiments.answers.counts import in_words
 
-    return in_words(_telling(found))
+    return in_words(telling(found))
 
 
-def _telling(found: dict):
+def cell(key: tuple) -> str:
+    """Of something that is asked, what the log calls it: its task and placement."""
+    return ", ".join(key[:2])
+
+
+def telling(found: dict):
+    """Counts of the tasks together that dense attention can do; of all, where it can do none."""
     from anchor_lab.experiments.answers.counts import together
 
     telling = [one for one in found.values() if one.says_something]
@@ -232,7 +215,7 @@ def _retrieval_heads(model, tokenizer, theta: object, options) -> tuple[dict, st
     return thetas, f"{found.in_words()}; θ by head in {options.out / HEADS}"
 
 
-def _settings(model, theta: object, options: argparse.Namespace) -> dict:
+def settings(model, theta: object, options: argparse.Namespace) -> dict:
     """What all answers in a folder share; tasks, placements and prompts may be added."""
     from importlib.metadata import version
 

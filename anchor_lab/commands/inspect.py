@@ -1,7 +1,9 @@
 """Report on the sparsity of a model on a text: one HTML page with every head, every θ.
 
-Every head asked for is measured at all thresholds from 0 to 32; then the page is drawn. A run that
-was interrupted goes on where it stopped when the same command is given again.
+Every head asked for is measured at all thresholds from 0 to 32. Then the whole model reads the
+text with dense attention and with AnchorAttention, and a few facts are hidden in made-up prose and
+asked for: what is lost here? Then the page is drawn. A run that was interrupted goes on where it
+stopped when the same command is given again.
 
 examples:
   anchor-ref inspect
@@ -14,8 +16,8 @@ import math
 from functools import partial
 from pathlib import Path
 
-from anchor_lab.commands import answers, common
-from anchor_lab.experiments.experiment import progress
+from anchor_lab.commands import common, lost
+from anchor_lab.experiments.experiment import progress, progress_by
 from anchor_models.thresholds import check_target
 from anchor_ref.config import AnchorConfig
 
@@ -46,9 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--answers",
         type=int,
-        default=0,
+        default=lost.PROMPTS,
         metavar="N",
-        help="prompts of each task of `anchor-ref answers` to ask as well (default: 0)",
+        help=f"prompts of each of the tasks {', '.join(lost.TASKS)} of `anchor-ref answers` to "
+        f"ask as well; 0 asks none (default: {lost.PROMPTS})",
     )
     add("--out", type=Path, default=Path("report"), help="folder (default: ./report)")
 
@@ -82,12 +85,12 @@ def run(options: argparse.Namespace) -> int:
     inspect.inspect_layers(
         model, tokenizer, options.model, text, folder,
         layers=options.layers, heads=options.heads, thetas=thetas,
-        progress=partial(progress, desc="layers"),
+        progress=partial(progress_by, part=str, desc="layers"),
     )  # fmt: skip
     found = inspected.load_inspected(folder)
     recommended = inspected.recommended_theta(found, options.target_recall)
     theta = recommended if options.theta is None else options.theta
-    asked = answers.ask(model, tokenizer, theta, options) if options.answers else {}
+    told = lost.what_is_lost(model, tokenizer, text, theta, options, found.settings)
     del model
     inspected.calibration(found, options.target_recall).save(options.out / "calibration.json")
     costs = costs or rates.known_here(options.device, **found.sizes)
@@ -99,7 +102,8 @@ def run(options: argparse.Namespace) -> int:
         THETA=theta,
         TARGET=options.target_recall,
         COSTS=costs,
-        **({"ANSWERS": answers.rows(asked)} if asked else {}),
+        LOST=told.said,
+        ANSWERS=told.answers,
     )
     at = found.thetas.index(theta)
     for values in costs:
@@ -109,8 +113,7 @@ def run(options: argparse.Namespace) -> int:
         f"density {found.density[at].mean():.3f} with a floor of {found.floor:.3f}; "
         f"recommended for a recall of {options.target_recall:g}: θ = {recommended:g}"
     )
-    if asked:
-        print(answers.conclusion(asked))
+    print("\n" + "\n".join(told.said) + "\n")
     print(f"peak memory {_mib(peak_memory())}\n{page}: open it in any browser")
     return 0
 

@@ -4,7 +4,7 @@ import argparse
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,23 @@ def progress(left: list, **more):
     from tqdm import tqdm
 
     return tqdm(left, file=sys.stderr, disable=None, **more)
+
+
+def progress_by(left: list, part: Callable[[Any], str], desc: str) -> Iterator:
+    """As `progress`; where stderr is no terminal, as in a log, a line for each part that is done.
+
+    Args:
+        left: what is left to do; what belongs to a part lies together.
+        part: what the part is called that something belongs to.
+        desc: what is done.
+    """
+    if sys.stderr.isatty():
+        yield from progress(left, desc=desc)
+        return
+    for done, one in enumerate(left, 1):
+        yield one
+        if done == len(left) or part(left[done]) != part(one):
+            print(f"{desc}: {part(one)}: {done} of {len(left)} done", file=sys.stderr, flush=True)
 
 
 def call_each(jobs: list[Callable[[], None]], until: float) -> int:

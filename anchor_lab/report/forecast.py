@@ -22,6 +22,7 @@ from anchor_ref.regions import causal_pairs, groups
 
 LONGEST = 2**20
 LENGTHS = tuple(2**n for n in range(12, 18))  # of the table
+FIXED = ("call", "rows")  # of a call's work: what no pair is counted for
 STEPS = 8  # lengths that are asked about between a power of two and the next
 # As models run it unless told otherwise.
 CONFIG = AnchorConfig(tail=TAIL)
@@ -45,6 +46,61 @@ class AtLength:
 
 
 @dataclass(frozen=True)
+class Floor:
+    """What a layer of AnchorAttention takes without a stripe, which no θ can better.
+
+    Attributes:
+        density: with the tail of models.
+        pays: whether it would be a gain.
+        host: milliseconds in which the host issues the layer, the same at any length.
+        busy: how many times as long a busy host takes.
+        device: milliseconds in which the device computes it.
+        fixed: of these, those that are not for pairs of a query and a key.
+        dense: milliseconds in which the device computes dense attention's layer.
+        margin: how much longer that must take for a gain.
+    """
+
+    density: float
+    pays: bool
+    host: float
+    busy: float
+    device: float
+    fixed: float
+    dense: float
+    margin: float
+
+    def why(self, what: str, density: float) -> str:
+        """Which of host, calls and pairs decides where it does not pay.
+
+        Args:
+            what: what is timed, "a layer".
+            density: with stripes.
+        """
+        least = 1 + self.margin
+        if self.busy * self.host > self.device:
+            told = f"the host needs {self.host:.3g} ms to issue {what} of AnchorAttention"
+            if self.host <= self.device:
+                told += f", {self.busy:g} times as long where it is busy"
+            told += ", at any length and any θ, and the device would be done in "
+            told += f"{self.device:.3g} ms without a stripe"
+            if self.device * least < self.dense:
+                return f"{told}. A longer prompt would, or a faster host"
+            return (
+                f"{told}. A faster host would not either, dense takes the device "
+                f"{self.dense:.3g} ms and a gain must be larger than {self.margin:.0%}"
+            )
+        if self.fixed * least >= self.dense:
+            return (
+                f"{what} of AnchorAttention takes {self.fixed:.3g} ms beside its pairs, and "
+                f"{self.dense:.3g} ms in all with dense attention"
+            )
+        return (
+            "first group, windows and tail alone, which are kept with any θ, are "
+            f"{self.density:.3f} of the pairs, and the density is {density:.3f}"
+        )
+
+
+@dataclass(frozen=True)
 class Forecast:
     """What to do on one device with one threshold.
 
@@ -57,8 +113,7 @@ class Forecast:
             `LONGEST`.
         error: the relative error of a side's time, as the fit was judged; None where it was not.
         margin: how much larger a gain must be than nothing.
-        floor: density at the text's length with no stripe at all, with the tail of models.
-        floor_pays: whether that would be a gain.
+        floor: with no stripe at all, at the length of the text.
         positions: the longest prompt that the model reads; None where it does not say.
         whole_layer: whether times are of whole layers, not of attention alone.
     """
@@ -70,8 +125,7 @@ class Forecast:
     faster_from: int | None
     error: float | None
     margin: float
-    floor: float
-    floor_pays: bool
+    floor: Floor
     positions: int | None
     whole_layer: bool
 
@@ -111,12 +165,9 @@ class Forecast:
         ]
         if not here.gain:
             told.append("At this length do not use it here.")
-            if not self.floor_pays:
-                told.append(
-                    f"No θ would change that: first group, windows and tail alone, which are kept "
-                    f"with any θ, are {self.floor:.3f} of the pairs, and the density is "
-                    f"{self.here.density:.3f}."
-                )
+            if not self.floor.pays:
+                why = self.floor.why(what, self.here.density)
+                told.append(f"No θ would change that: {why}.")
         return told
 
     def lines(self) -> list[str]:
@@ -167,8 +218,7 @@ def forecast(found: InspectedHeads, theta: float, values: dict) -> Forecast:
         faster_from=grid[first] if first < len(grid) else None,
         error=values.get("error"),
         margin=values["margin"],
-        floor=density_at(n, 0.0),
-        floor_pays=_expected(found, values, n, 0.0).gain,
+        floor=_floor(found, values),
         positions=found.model["positions"],
         whole_layer=any(values["layer_device_ms"].values()),
     )
@@ -227,9 +277,30 @@ def prefill_speedup(found: InspectedHeads, expected: Expected, values: dict) -> 
 
 
 def _expected(found: InspectedHeads, values: dict, tokens: int, share: float) -> Expected:
+    return cost.expected_at(values, _shape(found, tokens), CONFIG, share)
+
+
+def _floor(found: InspectedHeads, values: dict) -> Floor:
+    shape, ms = _shape(found, found.n), cost.device_ms
+    rest = ms(values["layer_device_ms"], cost.layer_work(shape))
+    work = cost.anchor_work(shape, CONFIG, 0.0)
+    unpaired = {name: work[name] if name in FIXED else 0.0 for name in work}
+    ours = values["anchor"]
+    return Floor(
+        density=density_at(found.n, 0.0),
+        pays=_expected(found, values, found.n, 0.0).gain,
+        host=ours["host_ms"] + values["layer_host_ms"],
+        busy=values["host_busy"],
+        device=rest + ms(ours["device_ms"], work),
+        fixed=rest + ms(ours["device_ms"], unpaired),
+        dense=rest + ms(values["dense"]["device_ms"], cost.dense_work(shape)),
+        margin=values["margin"],
+    )
+
+
+def _shape(found: InspectedHeads, tokens: int) -> Shape:
     heads, kv_heads = found.model["heads"], found.model["kv_heads"]
-    shape = Shape(1, heads, kv_heads, tokens, tokens, found.head_dim)
-    return cost.expected_at(values, shape, CONFIG, share)
+    return Shape(1, heads, kv_heads, tokens, tokens, found.head_dim)
 
 
 def _grid() -> list[int]:

@@ -119,10 +119,18 @@ def calibration_table(found: InspectedHeads, target: float, theta: float) -> str
     return html_table(("threshold", "recall beyond", "worst head", "density"), rows, words=(0,))
 
 
-def answers_table(rows: Sequence[Sequence[str]]) -> str:
-    """Answers found with dense attention and with AnchorAttention, by task."""
+def lost(said: Sequence[str], answers: Sequence[Sequence[str]]) -> str:
+    """What predictions and answers lose, in words, and the answers by task.
+
+    Args:
+        said: sentences.
+        answers: found with dense attention and with AnchorAttention, by task; may be none.
+    """
+    from markupsafe import Markup
+
     heads = ("task", "question", "dense", "AnchorAttention", "lost", "won", "")
-    return html_table(heads, rows, words=(0, 1, 6))
+    table = html_table(heads, answers, words=(0, 1, 6)) if answers else ""
+    return str(_templates().lost(said, Markup(table)))
 
 
 def heads_table(rows: Sequence[dict]) -> str:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from anchor_lab.experiments.smollm2.measure import WAYS
 from tests.tools.made_up import losses, recalls, table
 from tools import limits
 
@@ -48,6 +49,63 @@ def test_what_could_be_gained_is_the_share_of_attention_that_need_not_be():
     assert "they would be 1.76 and 1.79 times as fast." in said
     with pytest.raises(ValueError, match=r"must be measured, got none of \[65536\]"):
         limits.reach({**crossover, "rows": rows[:3]}, lengths)
+
+
+def answer(n, task, way, found, placement="end"):
+    return {"length": n, "task": task, "placement": placement, "way": way, "found": found}
+
+
+def answers(*lengths):
+    """Of ten prompts of each of two tasks dense attention finds eight, the tails six and seven."""
+    ways = {"dense": 8, "tail 512": 6, "tail 1024": 7}
+    return {
+        "rows": [
+            answer(n, task, way, [1] * right + [0] * (10 - right))
+            for n in lengths
+            for task in (("single", "words") if n < 9000 else ("words",))
+            for way, right in ways.items()
+        ]
+    }
+
+
+def numbers(n, count):
+    row = {"part": "answers", "length": n, "found": True}
+    return {"rows": [{**row, "prompt": at, "way": way} for at in range(count) for way in WAYS]}
+
+
+def always(n, ms):
+    first, auto = prefill("smollm2", n, 10.0)
+    return [first, auto, {**first, "way": "always", "ms": {"median": ms}}]
+
+
+def test_answers_of_prompts_whose_prefills_gain_are_those_that_leave_room_for_an_answer():
+    slow = [*always(4000, 20.0), *always(8192, 20.0)]
+    few = numbers(4000, 7)
+    said = limits.asked(few, answers(2000, 4000, 9000), {"rows": [*slow, *always(9128, 5.0)]})
+    assert "few: 7 prompts a length of one kind" in said
+    assert "together 20 prompts at 4\u202f000 tokens, 10 at 9\u202f000 (" in said, (
+        "no shorter ones"
+    )
+    assert (
+        "from 9\u202f128 tokens on, room for an answer counted, are those of 9\u202f000 tokens"
+        in said
+    )
+    assert "10 of one kind (words, end), of which dense attention finds 8 and the tail of" in said
+    assert "None are as long" not in said
+    said = limits.asked(few, answers(4000), {"rows": [*slow, *always(9129, 5.0)]})
+    assert (
+        "None are as long as those whose prefills gain on SmolLM2, from 9\u202f129 tokens" in said
+    )
+    assert "gain" not in limits.asked(few, answers(4000), {"rows": slow})
+
+
+def test_answers_that_a_tail_loses_are_told_by_length():
+    said = limits.by_length(answers(4000, 9000))
+    assert (
+        "loses with a tail of 512 rows 4 of 16 (25 %) at 4\u202f000 tokens, 2 of 8 (25 %) at"
+        in said
+    )
+    assert "; with one of 1024 2 of 16 (12 %) at 4\u202f000 tokens, 1 of 8 (12 %) at 9" in said
 
 
 def test_what_texts_lose_is_said_of_those_that_were_brought_too():

@@ -2,6 +2,8 @@
 
 faster from    the shortest prompt from which on every measured one was read faster
 kept           answers found, beside those that dense attention finds, over all tasks together
+gaining        the lengths that were asked and read faster: a prompt that leaves room for an answer
+               counts as long as prompt and answer together, 32 640 tokens as 32 768
 """
 
 from collections.abc import Sequence
@@ -15,6 +17,7 @@ from anchor_lab.experiments.lengths.figure import data_heads
 
 MODEL = "smollm2"
 THETA = 12.0
+ROOM = 128  # of positions, that a prompt may leave for the answer
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,16 @@ def answers(rows: Sequence[dict], ways: Sequence[str]) -> dict[int, dict[str, Co
     for (n, way), one in data_totals(cells, list(ways)).items():
         totals.setdefault(n, {})[way] = one
     return totals
+
+
+def gaining(lengths: Sequence[int], faster: int | None) -> list[int]:
+    """Those lengths of prompts that ask from which on prefills gain.
+
+    Args:
+        lengths: tokens.
+        faster: of `faster_from`.
+    """
+    return [n for n in lengths if faster is not None and n + ROOM >= faster]
 
 
 def lost_cells(rows: Sequence[dict], way: str) -> list[tuple[tuple[int, str, str], Counts]]:

@@ -71,7 +71,7 @@ def values(results: dict) -> dict:
             facts.most_gain(results["crossover"]["rows"]),
             facts.pairs_kept(lengths) if lengths else {},
         ),
-        "answers": answers(asked["rows"], facts.faster_from(times)) if asked else None,
+        "answers": answers(asked["rows"], times) if asked else None,
         "losses": [
             losses(name, one)
             for name, one in {"losses": lost, **results.get(BROUGHT, {})}.items()
@@ -121,20 +121,25 @@ def table_of_times(times: dict, gains: dict, kept: dict) -> list[list[str]]:
     ]
 
 
-def answers(rows: list[dict], faster_from: int | None) -> dict:
+def answers(rows: list[dict], times: dict[int, facts.Prefill]) -> dict:
     """What the tail of models finds, the method as published, and what else was tried.
 
     Args:
         rows: of `answers`.
-        faster_from: the length from which on prefills gain.
+        times: of `facts.prefills`, which tell from which length on prefills gain.
     """
     tails = list(dict.fromkeys(row["way"] for row in rows if row["way"].startswith("tail ")))
     ways = [*tails, *(way for way in (SECOND_CALL,) if any(row["way"] == way for row in rows))]
     found = facts.answers(rows, ways)
     default = {n: x[DEFAULT] for n, x in found.items() if DEFAULT in x}
     paper = {n: x[PAPER] for n, x in found.items() if PAPER in x}
+    faster, lost = facts.faster_from(times), facts.lost_cells(rows, DEFAULT)
+    gain = facts.gaining(list(default), faster)
     return {
         "kept": [spaced(n) for n, one in default.items() if one.keeps()],
+        "kept_but": [
+            _cell(*cell, x) for cell, x in lost if cell[0] in default and default[cell[0]].keeps()
+        ],
         "lost": [_line(n, one) for n, one in default.items() if not one.keeps()],
         "mended": [
             [spaced(n), [way for way in ways if way in found[n] and found[n][way].keeps()]]
@@ -142,11 +147,14 @@ def answers(rows: list[dict], faster_from: int | None) -> dict:
             if not one.keeps()
         ],
         "longest": spaced(max(default, default=0)),
-        "open": bool(default) and faster_from is not None and max(default) < faster_from,
+        "open": bool(default) and faster is not None and not gain,
+        "gaining": [[spaced(n), default[n].prompts, default[n].keeps()] for n in gain],
+        "longer": bool(gain) and max(gain) + facts.ROOM < max(times),
+        "why": why(found),
         "paper_lost": [_line(n, one) for n, one in paper.items() if not one.keeps()],
         "cells": [
             [spaced(n), task, placement, shown(x.dense, x.prompts), shown(x.ours, x.prompts)]
-            for (n, task, placement), x in facts.lost_cells(rows, DEFAULT)
+            for (n, task, placement), x in lost
         ],
         "ways": ways,
         "table": [
@@ -154,6 +162,36 @@ def answers(rows: list[dict], faster_from: int | None) -> dict:
             for n, x in found.items()
         ],
     }
+
+
+def why(found: dict[int, dict[str, Counts]]) -> dict | None:
+    """Whether a dense question over the sparse document's cache finds too few as well.
+
+    Args:
+        found: of `facts.answers`.
+
+    Returns:
+        Of the longest prompts that lose answers with the tail of models and with the second call:
+        tokens, prompts, and what dense attention, tail and second call find. None where there are
+        none.
+    """
+    both = [
+        n
+        for n, x in found.items()
+        if all(way in x and not x[way].keeps() for way in (DEFAULT, SECOND_CALL))
+    ]
+    if not both:
+        return None
+    tail, second = (found[max(both)][way] for way in (DEFAULT, SECOND_CALL))
+    counts = {"dense": tail.dense, "tail": tail.ours, "second": second.ours}
+    return {"tokens": spaced(max(both)), "prompts": tail.prompts, **counts}
+
+
+def _cell(n: int, task: str, placement: str, one: Counts) -> str:
+    return (
+        f"{task}, {placement}, {spaced(n)} tokens: {one.ours} of {one.prompts} where dense "
+        f"attention finds {one.dense}"
+    )
 
 
 def _dense(by_way: dict[str, Counts]) -> str:

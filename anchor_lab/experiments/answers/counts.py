@@ -35,6 +35,11 @@ class Counts:
         """Whether no more answers are lost than a share of the prompts."""
         return self.ours >= self.dense - margin * self.prompts - 1e-9
 
+    @property
+    def most_lost(self) -> float:
+        """The largest share of such prompts that may be lost: the upper end of its interval."""
+        return wilson(self.lost / self.prompts, self.prompts)[1]
+
 
 def count(dense: Sequence[bool | int], ours: Sequence[bool | int]) -> Counts:
     """Counts of the same prompts, in the same order; true is answered.
@@ -79,7 +84,12 @@ def in_words(counts: Counts, margin: float = MARGIN) -> str:
     both = f"Dense attention finds {shown(counts.dense, n)}, AnchorAttention {counts.ours}"
     changed = f"{counts.lost} are lost and {counts.won} won"
     if counts.keeps(margin):
-        return f"{both}: answers are kept ({changed})."
+        if counts.most_lost <= margin:
+            return f"{both}: answers are kept ({changed})."
+        return (
+            f"{both}: of these prompts answers are kept ({changed}), but {n} cannot rule out that "
+            f"{100 * counts.most_lost:.0f} % of such prompts are lost."
+        )
     low = wilson(counts.dense / n, n)[0]
     high = wilson(counts.ours / n, n)[1]
     if high >= low:

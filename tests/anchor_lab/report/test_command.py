@@ -205,7 +205,10 @@ def test_every_option_reaches_what_it_is_for(found, tmp_path, capsys, monkeypatc
         "THETA": 8.5,
         "TARGET": 0.98,
         "COSTS": [VALUES],
+        "LOST": seen["page"][-1]["LOST"],
+        "ANSWERS": [],
     }
+    assert seen["page"][-1]["LOST"][0].startswith("Nothing can be lost at 2304 tokens")
     assert Calibration.load(tmp_path / "calibration.json").target_recall == 0.98
     assert f"recommended for a recall of 0.98: θ = {recommended:g}" in capsys.readouterr().out
 

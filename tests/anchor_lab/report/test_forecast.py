@@ -108,16 +108,59 @@ def test_words_follow_the_numbers():
 
 
 def test_the_floor_alone_is_named_where_no_threshold_would_help():
-    """At 4096 tokens the call's 20 ms are more than all that can be left out; later not."""
-    short, longer = (forecast.forecast(of(n, 0.9), 9.0, VALUES) for n in (4096, 65_536))
-    assert not short.floor_pays
+    """A product of ours is twice as dear, and at 4096 tokens more than half are kept."""
+    dear = timed(anchor=2.0)
+    short, longer = (forecast.forecast(of(n, 0.9), 9.0, dear) for n in (4096, 65_536))
+    assert not short.floor.pays
     said = "first group, windows and tail alone, which are kept with any θ, are 0.6"
     assert any(f"No θ would change that: {said}" in line for line in short.reasons())
-    assert longer.floor_pays
-    assert not longer.here.expected.gain or longer.here.expected.speedup > 1
-    costly = forecast.forecast(of(65_536, 1.0), 9.0, VALUES)
+    assert longer.floor.pays
+    costly = forecast.forecast(of(65_536, 1.0), 9.0, dear)
     assert not costly.here.expected.gain
     assert not any("No θ would" in line for line in costly.reasons()), "a smaller θ would"
+
+
+def test_what_a_call_costs_beside_its_pairs_is_named_where_that_decides():
+    """The call's 20 ms are more than all of dense attention at 4096 tokens, which takes 4.3."""
+    told = forecast.forecast(of(4096, 0.9), 9.0, VALUES)
+    assert told.floor.fixed == 20.0
+    dense = f"{told.floor.dense:.3g} ms in all with dense attention"
+    assert f"takes 20 ms beside its pairs, and {dense}" in told.reasons()[-1]
+    assert told.floor.dense == told.here.expected.dense
+
+
+def timed(host_ms=0.0, busy=1.0, anchor=0.5):
+    """Each product of ours takes so many times as long as one of dense attention."""
+    return VALUES | {
+        "layer_host_ms": host_ms / 2,
+        "host_busy": busy,
+        "anchor": {"host_ms": host_ms / 2, "device_ms": {"products": anchor, "tail": anchor}},
+        "dense": {"host_ms": 0.0, "device_ms": {"products": 1.0}},
+    }
+
+
+def test_where_the_host_decides_it_is_named_and_not_the_pairs():
+    dense = cost.dense_work(cost.Shape(1, 8, 2, 8192, 8192, 64))["products"]
+    told = forecast.forecast(of(8192, 0.1), 9.0, timed(1.5 * dense))
+    floor, line = told.floor, told.reasons()[-1]
+    assert not floor.pays
+    assert floor.device == pytest.approx(floor.density * dense / 2)
+    assert f"No θ would change that: the host needs {1.5 * dense:.3g} ms to issue a layer" in line
+    assert f"done in {floor.device:.3g} ms without a stripe. A longer prompt would" in line
+    assert "of the pairs" not in line
+    # A busy host alone decides where one that is not busy would not.
+    busy = forecast.forecast(of(8192, 0.1), 9.0, timed(0.6 * floor.device, busy=20.0))
+    assert (
+        "ms to issue a layer's attention of AnchorAttention, 20 times as long where it is"
+        in (busy.reasons()[-1])
+    )
+    # Without a host the device would still take longer.
+    both = forecast.forecast(of(8192, 0.1), 9.0, timed(99 * dense, anchor=5.0))
+    said = f"A faster host would not either, dense takes the device {dense:.3g} ms and a gain"
+    assert said in both.reasons()[-1]
+    # A host that is not waited for is no cause.
+    pairs = forecast.forecast(of(8192, 0.1), 9.0, timed(0.1, anchor=5.0))
+    assert "No θ would change that: first group, windows" in pairs.reasons()[-1]
 
 
 def test_shares_of_shorter_prompts_are_their_own_groups():

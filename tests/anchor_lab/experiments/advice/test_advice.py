@@ -129,6 +129,58 @@ def test_what_keeps_the_answers_is_named_and_where_nothing_was_asked():
     assert "are of 8\u202f000 tokens." in text
 
 
+def test_a_task_that_loses_too_many_is_named_where_all_together_are_kept():
+    """Nine of ten tasks keep all: 98 of 100, and the tenth loses two of its ten."""
+    rows = []
+    for task in "abcdefghij":
+        kept = [1] * 10 if task != "j" else [1] * 8 + [0] * 2
+        rows += [asked(4000, task, "dense", [1] * 10), asked(4000, task, "tail 512", kept)]
+    results = {"crossover": CROSSOVER, "answers": {"settings": {}, "rows": rows}}
+    found = values(results)["answers"]
+    assert found["kept"] == ["4\u202f000"]
+    line = "j, end, 4\u202f000 tokens: 8 of 10 where dense attention finds 10"
+    assert found["kept_but"] == [line]
+    assert f"together, **but single tasks lose more** ({line}). Where" in EXPERIMENT.page(
+        results, ROOT
+    )
+    # Where all together are lost, every one of them stands in the table below.
+    lost = {"settings": {}, "rows": rows[-2:]}
+    assert values({"crossover": CROSSOVER, "answers": lost})["answers"]["kept_but"] == []
+
+
+def test_a_prompt_that_leaves_room_for_an_answer_counts_as_long_as_both():
+    assert facts.gaining([16_384, 32_639, 32_640, 65_536], 32_768) == [32_640, 65_536]
+    assert facts.gaining([32_640], None) == []
+    times = [row for row in TIMES if row["keys"] not in (4000, 8000)]
+    times += prefill(8128, 90.0, 31.0, 30.0, sparse=30)
+    results = {"crossover": {**CROSSOVER, "rows": times}, "answers": ANSWERS}
+    found = values(results)["answers"]
+    assert (found["open"], found["longer"]) == (False, False)
+    assert found["gaining"] == [["8\u202f000", 10, False]]
+    text = EXPERIMENT.page(results, ROOT)
+    said = "from 8\u202f128 tokens on, answers were asked at 8\u202f000 tokens (10 prompts: lost)"
+    assert f"{said}, room for an answer counted. As" in text
+    assert "nothing was asked" not in text
+    results["crossover"]["rows"] = times + prefill(16_000, 90.0, 31.0, 30.0, sparse=30)
+    text = EXPERIMENT.page(results, ROOT)
+    assert f"{said}, room for an answer counted; of longer prompts nothing. As" in text
+
+
+def test_the_second_dense_call_tells_where_answers_are_lost_with_a_tail():
+    """Only where it finds too few as well, and of the longest prompts where it does."""
+    second = asked(8000, "single", "second dense call", [1] * 6 + [0] * 4)
+    results = {"crossover": CROSSOVER}
+    for row, told in ((second, True), ({**second, "found": [1] * 10}, False), (None, False)):
+        rows = [*ANSWERS["rows"], *([row] if row else [])]
+        answers = {"settings": {}, "rows": rows}
+        found = values({**results, "answers": answers})["answers"]["why"]
+        wanted = {"tokens": "8\u202f000", "prompts": 10, "dense": 10, "tail": 7, "second": 6}
+        assert found == (wanted if told else None)
+        text = EXPERIMENT.page({**results, "answers": answers}, ROOT)
+        said = "the second dense call finds 6, the tail 7, and dense attention throughout 10."
+        assert (said in text) is told
+
+
 def test_tails_are_compared_on_the_same_prompts():
     """A cell that one of them was not asked in would make it look better or worse than it is."""
     rows = [

@@ -36,7 +36,19 @@ def test_a_share_is_shown_with_its_interval():
 @pytest.mark.parametrize(
     ("counts", "words"),
     [
-        (Counts(20, 18, 18, 1, 1), "AnchorAttention 18: answers are kept (1 are lost and 1 won)."),
+        (
+            Counts(20, 18, 18, 1, 1),
+            "AnchorAttention 18: of these prompts answers are kept (1 are lost and 1 won), but 20 "
+            "cannot rule out that 24 % of such prompts are lost.",
+        ),
+        (
+            Counts(8, 8, 8, 0, 0),
+            "but 8 cannot rule out that 32 % of such prompts are lost.",
+        ),
+        (
+            Counts(1000, 900, 900, 5, 5),
+            "AnchorAttention 900: answers are kept (5 are lost and 5 won).",
+        ),
         (Counts(20, 18, 3, 15, 0), "AnchorAttention 3: answers are lost (15 are lost and 0 won)."),
         (Counts(20, 18, 16, 2, 0), "the intervals overlap, so that these prompts do not tell"),
         (Counts(20, 5, 5, 0, 0), "itself finds 5 of 20 (11–47 %): too few for a loss to show."),

@@ -77,6 +77,19 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_read(monkeypatch, gi
 # -- the command
 
 
+def test_a_log_gets_a_line_for_each_cell_that_was_asked(tmp_path, capsys, monkeypatch):
+    """stderr is no terminal here, where tqdm would be silent."""
+    Answers(monkeypatch)
+    asked = ["--prompts", "2", "--tasks", "single", "words", "--placements", "end", "turn"]
+    assert command(tmp_path, *asked) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        "answers: single, end: 4 of 16 done",
+        "answers: single, turn: 8 of 16 done",
+        "answers: words, end: 12 of 16 done",
+        "answers: words, turn: 16 of 16 done",
+    ]
+
+
 def command(tmp_path, *more) -> int:
     return cli.main(["answers", "--length", "2100", "--out", str(tmp_path / "out"), *more])
 
@@ -101,7 +114,7 @@ def test_the_command_asks_a_model_and_says_what_came_of_it(tmp_path, capsys, mon
 @pytest.mark.parametrize(
     ("right", "status", "words"),
     [
-        (lambda at, ours: True, 0, "answers are kept (0 are lost and 0 won)"),
+        (lambda at, ours: True, 0, "but 8 cannot rule out that 32 % of such prompts are lost."),
         (lambda at, ours: not ours, 1, "answers are lost (8 are lost and 0 won)"),
         (lambda at, ours: ours, 2, "too few for a loss to show"),
     ],
