@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 
 from anchor_lab import __main__ as runner
-from anchor_lab.experiments.experiment import QUICK, RESULTS, Experiment
+from anchor_lab.experiments.experiment import QUICK, RESULTS, Experiment, progress_by
 from anchor_lab.experiments.store import Store
 
 ABOUT = "What is counted?\n\nMore about it.\n"
@@ -195,3 +195,13 @@ def test_a_folder_in_place_of_a_file_is_refused(seen, tmp_path, more, capsys):
         runner.main(["counting", "--out", str(tmp_path), *more])
     assert f"--out must be a file, got the folder {tmp_path}" in capsys.readouterr().err
     assert not seen
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_terminal_gets_a_bar_and_a_log_a_line_for_each_part(capsys, monkeypatch, terminal):
+    left = ["a1", "a2", "b1"]
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
+    assert list(progress_by(left, lambda one: one[0], "reading")) == left
+    said = capsys.readouterr().err
+    assert (said == "reading: a: 2 of 3 done\nreading: b: 3 of 3 done\n") is not terminal
+    assert ("100%" in said) is terminal
