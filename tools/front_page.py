@@ -4,9 +4,9 @@
 
 README.md                three_answers, pays, loses (`tools/three_answers.py`; pays ends with the
                          sentence of `tools/calls.py`), beats (`tools/standing.py`)
-docs/measured.md         kernels (`tools/calls.py`), layers, lost, speed, reference, choice
-                         (`tools/measured.py`)
-docs/limits.md           asked, losing, asking, small (`tools/limits.py`)
+docs/measured.md         kernels (`tools/calls.py`), texts (`tools/standing.py`), layers, lost,
+                         speed, reference, choice (`tools/measured.py`)
+docs/limits.md           asked, losing, asking, reach, small (`tools/limits.py`)
 docs/how-to/bring_answers_back.md    by_length (`tools/limits.py`)
 docs/installing.md       tour: the table that notebook 00 holds
 pages on several GPUs    gpus, held: of results/parallel
@@ -156,41 +156,37 @@ def pages() -> dict[Path, str]:
     lost = [store.read(path) for path in sorted((RESULTS / "losses").glob("*.json"))]
     lost = [{**one, "rows": finished_rows(one["rows"])} for one in lost]
     recalls = rivals.EXPERIMENT.read(RESULTS / rivals.EXPERIMENT.file)
-    parallel, lengths = committed("parallel"), committed("lengths")
+    parallel, lengths, answers = map(committed, ("parallel", "lengths", "answers"))
     by_page = {
         ROOT / "README.md": {
             "three_answers": three_answers.three_answers(
-                crossover, smollm2, committed("answers"), lost, recalls
+                crossover, smollm2, answers, lost, recalls, lengths
             ),
             "pays": f"{three_answers.pays(crossover, lengths)}\n{calls.calls(timed)}",
             "loses": three_answers.loses(smollm2),
             "beats": "\n".join(
-                (
-                    standing.beats(lost, recalls, lengths),
-                    standing.beyond(committed("equal_time")),
-                )
+                (standing.beats(lost, recalls), standing.beyond(committed("equal_time")))
             ),
         },
         docs / "measured.md": {
             "kernels": calls.kernels(timed, "../"),
-            "layers": measured.layers(committed("lengths")),
+            "layers": measured.layers(lengths),
             "lost": measured.lost(lost),
+            "texts": standing.texts(lost, recalls, lengths),
             "speed": measured.speed(h200, h100),
             "reference": measured.reference(committed("reference")),
             "choice": measured.choice(compared, asked),
         },
         docs / "limits.md": {
-            "asked": limits.asked(smollm2, committed("answers"), crossover),
-            "losing": limits.losing(lost, recalls),
+            "asked": limits.asked(smollm2, answers, crossover),
+            "losing": limits.losing(lost, recalls, lengths),
             "asking": limits.asking(crossover),
-            "reach": limits.reach(crossover, committed("lengths")),
+            "reach": limits.reach(crossover, lengths),
             "small": limits.small(
                 store.read(RESULTS / "model" / "evaluation.json"), written, asked
             ),
         },
-        docs / "how-to" / "bring_answers_back.md": {
-            "by_length": limits.by_length(committed("answers"))
-        },
+        docs / "how-to" / "bring_answers_back.md": {"by_length": limits.by_length(answers)},
         docs / "installing.md": {"tour": first_run(COURSE / "00_start_here.ipynb")},
         docs / "how-to" / "use_more_than_one_gpu.md": {"gpus": in_short(parallel)},
         docs / "memory_and_communication.md": {"held": beyond_paper(parallel)},

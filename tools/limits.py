@@ -51,24 +51,35 @@ def asked(smollm2: dict, answers: dict, crossover: dict) -> str:
     rows, faster = answers["rows"], facts.faster_from(facts.prefills(crossover["rows"]))
     found = numbers(smollm2["rows"])
     longest, _, _ = found[-1]  # README has no shorter ones of several kinds
-    counts, cells = data_asked(rows), data_telling(data_cells(rows))
+    counts = data_asked(rows)
     return render(
         "asked.md.j2",
         few=" or ".join(str(count) for count in sorted({count for _, count, _ in found})),
         asked=[(page.spaced(n), x.prompts) for n, x in counts.items() if n >= longest],
         faster=None if faster is None else page.spaced(faster),
         gaining=[
-            (page.spaced(n), counts[n].prompts, _kinds(cells, n), counts[n].dense, counts[n].ours)
+            (
+                page.spaced(n),
+                counts[n].prompts,
+                kinds_asked(rows, n),
+                counts[n].dense,
+                counts[n].ours,
+            )
             for n in facts.gaining(list(counts), faster)
         ],
     )
 
 
-def _kinds(cells: dict, n: int) -> list[str]:
-    """Task and place of the cells that were asked at a length with the tail of models."""
+def kinds_asked(rows: Sequence[dict], n: int) -> list[str]:
+    """Task and place of the cells that were asked at a length with the tail of models.
+
+    Args:
+        rows: of `python -m anchor_lab answers`.
+        n: tokens.
+    """
     return [
         f"{task}, {placement}"
-        for (length, task, placement), found in cells.items()
+        for (length, task, placement), found in data_telling(data_cells(rows)).items()
         if length == n and DEFAULT in found
     ]
 
@@ -96,11 +107,12 @@ def by_length(answers: dict) -> str:
     )
 
 
-def losing(files: Sequence[dict], table: dict) -> str:
+def losing(files: Sequence[dict], table: dict, lengths: dict) -> str:
     """What is lost of texts that repeat themselves, and of others: longer, or brought.
 
     Args:
         files, table: as in `data_standing`.
+        lengths: of `python -m anchor_lab lengths`.
     """
     found = data_standing(files, table)
     return render(
@@ -109,7 +121,7 @@ def losing(files: Sequence[dict], table: dict) -> str:
         lost=found.page,
         theta=THETA,
         usual=page.digits(found.lost[THETA][METHOD].mean, 3),
-        others=[one.page for one in data_others(files, found.n)],
+        others=[one.page for one in data_others(files, found.n, lengths["rows"])],
     )
 
 
@@ -122,12 +134,7 @@ def asking(crossover: dict) -> str:
     Raises:
         ValueError: it left none dense.
     """
-    found = [
-        (over_sdpa(ways, "auto") - 1, n)
-        for by_length in data_prefills(crossover["rows"]).values()
-        for n, ways in by_length.items()
-        if {"auto", "sdpa"} <= ways.keys() and ways["auto"]["sparse_layers"] == 0
-    ]
+    found = _asking(crossover["rows"])
     if not found:
         raise ValueError('crossover must hold a prefill that when="auto" left dense, got none')
     return render(
@@ -136,6 +143,16 @@ def asking(crossover: dict) -> str:
         most=page.percent(max(found)[0]),
         lengths=[page.spaced(f(n for _, n in found)) for f in (min, max)],
     )
+
+
+def _asking(rows: Sequence[dict]) -> list[tuple[float, int]]:
+    """What `when="auto"` adds to each prefill that it leaves dense, and its length."""
+    return [
+        (over_sdpa(ways, "auto") - 1, n)
+        for by_length in data_prefills(rows).values()
+        for n, ways in by_length.items()
+        if {"auto", "sdpa"} <= ways.keys() and ways["auto"]["sparse_layers"] == 0
+    ]
 
 
 def reach(crossover: dict, lengths: dict) -> str:
@@ -169,6 +186,7 @@ def reach(crossover: dict, lengths: dict) -> str:
         rows=found,
         theta=THETA,
         most=NEVER_SLOWER,
+        worst=page.digits(1 + max(_asking(crossover["rows"]))[0], 3),
         device=crossover["settings"]["device"],
     )
 

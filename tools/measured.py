@@ -141,6 +141,7 @@ def speed(results: dict, other: dict) -> str:
         run=results["settings"] | one_run(results),
         even=_even(results),
         other_device=other["settings"]["device"],
+        other_kernels=other["settings"]["kernels"],
         other_even=_even(other),
         **_own(results),
     )

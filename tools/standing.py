@@ -5,13 +5,14 @@ methods and lengths they have by now.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from anchor_lab.experiments import page
 from anchor_lab.experiments.compare.figure import OURS
 from anchor_lab.experiments.equal_time import figure as equal_time
+from anchor_lab.experiments.equal_time.measure import ASKED
 from anchor_lab.experiments.equal_time.page import data_found
 from anchor_lab.experiments.equal_time.ways import ROWS_BY_HEAD
 from anchor_lab.experiments.lengths.figure import data_worse
@@ -174,6 +175,7 @@ class OtherTexts:
         pairs: share that it keeps at the published θ.
         lost: by θ of `GOALS` that was read, nats a token above dense attention's.
         place, of: by loss among published methods with as many pairs, 1 for the least.
+        missing: published methods that the usual texts were read with, and these were not.
         unread: of its kinds of text, those that the model reads worse at once than in pieces.
     """
 
@@ -184,7 +186,8 @@ class OtherTexts:
     lost: dict[float, float]
     place: int
     of: int
-    unread: list[str] = field(default_factory=list)
+    missing: list[str]
+    unread: list[str]
 
     @property
     def page(self) -> dict:
@@ -198,11 +201,12 @@ class OtherTexts:
             "nats": _nats(self.lost[CONFIG.theta]),
             "place": self.place,
             "of": self.of,
+            "missing": [NAMES.get(name, name) for name in self.missing],
             "unread": self.unread,
         }
 
 
-def data_others(files: Sequence[dict], n: int, lengths: Sequence[dict] = ()) -> list[OtherTexts]:
+def data_others(files: Sequence[dict], n: int, lengths: Sequence[dict]) -> list[OtherTexts]:
     """Of each text that somebody brought, and of the usual ones where they are longer than n.
 
     AnchorAttention read them at the published θ.
@@ -213,22 +217,27 @@ def data_others(files: Sequence[dict], n: int, lengths: Sequence[dict] = ()) -> 
         lengths: rows of `python -m anchor_lab lengths`, for what is read worse at once.
     """
     found, worse = [], data_worse(lengths)
+    usual = [one for one in files if set(one["settings"]["texts"]) == {*TEXTS}]
+    everyone = published(dict.fromkeys(row["method"] for one in usual for row in one["rows"]))
     for one in files:
         rows, about = one["rows"], one["settings"]
         level = losses.data_level(rows, "density", CONFIG.theta)
-        usual = set(about["texts"]) <= {*TEXTS}
-        if level is None or (usual and about["tokens"] <= n):
+        if level is None or (one in usual and about["tokens"] <= n):
             continue
         order, own = ranked(rows), {}
         for theta in GOALS:
             if losses.data_level(rows, "density", theta) is not None:
                 own[theta] = losses.data_lost(row_of(rows, OURS, theta_label(theta))).mean
         name, what = ", ".join(about["texts"]), losses.in_words(about["texts"])
-        if usual:
+        missing = []
+        if one in usual:
             name, what = "long", "longer texts of these kinds"
+            missing = [method for method in everyone if method not in order]
         place, tokens = order.index(OURS) + 1, about["tokens"]
         unread = [text for text in worse.get(tokens, ()) if text in about["texts"]]
-        found.append(OtherTexts(name, what, tokens, level, own, place, len(order), unread))
+        found.append(
+            OtherTexts(name, what, tokens, level, own, place, len(order), missing, unread)
+        )
     return found
 
 
@@ -238,14 +247,13 @@ def ranked(rows: Sequence[dict]) -> list[str]:
     return published(name for name, lost in at.items() if lost is not None)
 
 
-def beats(files: Sequence[dict], table: dict, lengths: dict) -> str:
+def beats(files: Sequence[dict], table: dict) -> str:
     """Published methods: pairs and work for a recall, and their loss with as many pairs.
 
     Those that need more pairs than ours, and lose more too, are named alone.
 
     Args:
         files, table: as in `data_standing`.
-        lengths: of `python -m anchor_lab lengths`.
     """
     found = data_standing(files, table)
     everyone = dict.fromkeys([*published(found.pairs), *published(found.lost[CONFIG.theta]), ROOM])
@@ -273,12 +281,26 @@ def beats(files: Sequence[dict], table: dict, lengths: dict) -> str:
         n=page.spaced(found.n),
         lost=found.page,
         recall=found.recall,
-        eighths=[page.digits(x, 2) for x in (found.eighths[0], *_ends(found.eighths[1:]))],
-        group=CONFIG.group_size,
         goals=[(f"{theta:g}", page.percent(found.level[theta])) for theta in GOALS],
         texts=TEXTS,
-        others=[one.page for one in data_others(files, found.n, lengths["rows"])],
         settings=table["settings"],
+    )
+
+
+def texts(files: Sequence[dict], table: dict, lengths: dict) -> str:
+    """Which rows lose, and what other texts lose than those of `beats`.
+
+    Args:
+        files, table: as in `data_standing`.
+        lengths: of `python -m anchor_lab lengths`.
+    """
+    found = data_standing(files, table)
+    return render(
+        "texts.md.j2",
+        n=page.spaced(found.n),
+        eighths=[page.digits(x, 2) for x in (found.eighths[0], *_ends(found.eighths[1:]))],
+        group=CONFIG.group_size,
+        others=[one.page for one in data_others(files, found.n, lengths["rows"])],
     )
 
 
@@ -297,8 +319,9 @@ def beyond(results: dict) -> str:
     if {published, ROWS_BY_HEAD} <= answers.keys():
         one, other = answers[ROWS_BY_HEAD], answers[published]
         asked = (
-            f" Answers it gives back in part: without a tail it finds {one.ours} of {one.prompts} "
-            f"where dense attention finds {one.dense} and the paper's test {other.ours}."
+            f" Answers it gives back in part: at {page.spaced(ASKED)} tokens, without a tail, it "
+            f"finds {one.ours} of {one.prompts} where dense attention finds {one.dense} and the "
+            f"paper's test {other.ours}."
         )
     return (
         "*Beyond the paper*: with four single rows of each block asked beside its mean, and a "

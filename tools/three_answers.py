@@ -24,6 +24,7 @@ from anchor_lab.experiments.rivals.page import published
 from anchor_lab.experiments.smollm2.page import answers, shown
 from anchor_models.backend import TAIL
 from anchor_ref import AnchorConfig
+from tools.limits import kinds_asked
 from tools.standing import NAMES, OURS, data_others, data_standing
 
 CONFIG = AnchorConfig()
@@ -156,16 +157,22 @@ def loses(smollm2: dict) -> str:
 
 
 def three_answers(
-    crossover: dict, smollm2: dict, asked: dict, files: Sequence[dict], table: dict
+    crossover: dict,
+    smollm2: dict,
+    asked: dict,
+    files: Sequence[dict],
+    table: dict,
+    lengths: dict,
 ) -> str:
     """When it pays, what it loses, what beats it: what one must know before trying it.
 
     Args:
-        crossover, smollm2, files, table: as in `pays`, `loses` and `beats`.
-        asked: of `python -m anchor_lab answers`.
+        crossover, smollm2, files, table, lengths: as in `pays`, `loses` and `texts`.
+        asked: of `python -m anchor_lab answers`; the length of `smollm2` and the longest are told.
     """
     rows = crossover["rows"]
     found = data_standing(files, table)
+    counts = data_asked(asked["rows"])
     n, count, (dense, bare, tailed) = answers(smollm2["rows"])[-1]
     ours = {theta: found.lost[theta][OURS].mean for theta in GOALS}
     best = published(found.lost[CONFIG.theta])[0]
@@ -178,9 +185,9 @@ def three_answers(
         tail=TAIL,
         answers=(page.spaced(n), count, dense, bare, tailed),
         asked=[
-            (page.spaced(length), x.dense, x.ours, x.prompts)
-            for length, x in data_asked(asked["rows"]).items()
-            if length >= n
+            (page.spaced(at), x.dense, x.ours, x.prompts, len(kinds_asked(asked["rows"], at)))
+            for at, x in counts.items()
+            if at in (n, max(counts))
         ],
         lost=[(f"{theta:g}", page.digits(x, 3)) for theta, x in ours.items()],
         n=page.spaced(found.n),
@@ -196,5 +203,5 @@ def three_answers(
         far=page.digits(found.classes[FAR], 2),
         new=page.digits(found.classes[NEW], 2),
         texts=TEXTS,
-        others=[one.page for one in data_others(files, found.n)],
+        others=[one.page for one in data_others(files, found.n, lengths["rows"])],
     )

@@ -2,7 +2,8 @@
 
 what a method is             method.py, selection.py; what it is judged by: evaluate.py
 what several share           ranking.py, scores.py, stripes.py
-names, pictures, whole model names.py, picture.py, in_a_model.py
+names, pictures              names.py, picture.py
+in a whole model             in_a_model.py
 no choice at all             dense.py, streaming.py
 other sparse prefills        vertical_slash.py, flex_prefill.py, xattention.py, sparge.py,
                              flash_prefill.py, flash_prefill_v2.py, skip_softmax.py, sale.py,

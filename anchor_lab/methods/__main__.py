@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     found, unknown = resolve(names, KINDS)
     if unknown:
-        told = f"{', '.join(KINDS)} (also {also()})"
+        told = f"{', '.join(KINDS)} (also {also(KINDS)})"
         print(f"name must be one of {told}, got {unknown[0]!r}", file=sys.stderr)
         return 2
     print(*(picture.describe(KINDS[name]) for name in found), sep="\n\n")

@@ -30,9 +30,9 @@ def resolve(asked: Iterable[str], there: Mapping[str, object]) -> tuple[list[str
     return list(dict.fromkeys(filter(None, found.values()))), unknown
 
 
-def also() -> str:
-    """The aliases in words."""
-    return ", ".join(f"{alias} for {name}" for alias, name in ALIASES.items())
+def also(there: Mapping[str, object]) -> str:
+    """The aliases of what is there, in words."""
+    return ", ".join(f"{alias} for {name}" for alias, name in ALIASES.items() if name in there)
 
 
 def _plain(name: str) -> str:

@@ -29,7 +29,7 @@ def test_recall_and_loss_put_methods_in_different_places():
 
 def test_the_table_shows_who_is_ahead_by_either_and_names_the_rest():
     found = standing.data_standing([losses(8192)], table(recalls(8192)))
-    said = standing.beats([losses(8192)], table(recalls(8192)), READ)
+    said = standing.beats([losses(8192)], table(recalls(8192)))
     rows = [line for line in said.splitlines() if line.startswith("| ")][2:]
     assert rows == [
         "| SALE | 20 % | 30 % | 0.010 | 0.020 |",
@@ -40,6 +40,7 @@ def test_the_table_shows_who_is_ahead_by_either_and_names_the_rest():
     assert "loss at 60 % of the pairs | loss at 20 % of the pairs |" in said
     assert "8\u202f192 tokens of prose, code, chat" in said
     assert "Behind AnchorAttention by both: MoBA." in said
+    said = standing.texts([losses(8192)], table(recalls(8192)), READ)
     first, *rest = (f"{x:.2f}" for x in found.eighths)
     words = (
         f"loses {first} in the first eighth of its groups of 2048 rows, where the window is short"
@@ -52,8 +53,8 @@ def test_a_longer_length_is_taken_where_it_is_complete():
     both = table(recalls(8192), recalls(32_768))
     files = [losses(8192), losses(32_768)]
     assert standing.data_standing(files, both).n == 32_768
-    assert "tokens: [long.md](results/losses/long.md)" in standing.beats(files, both, READ)
-    assert "tokens: [losses.md](results/losses/losses.md)" in standing.beats(files[:1], both, READ)
+    assert "tokens: [long.md](results/losses/long.md)" in standing.beats(files, both)
+    assert "tokens: [losses.md](results/losses/losses.md)" in standing.beats(files[:1], both)
     assert standing.data_standing(files[:1], both).n == 8192
     assert standing.data_standing(files, table(recalls(8192))).n == 8192
     fewer = [name for name in METHODS if name != "SALE"]
@@ -69,7 +70,7 @@ def test_a_longer_length_is_taken_where_it_is_complete():
 
 
 def test_a_dash_says_where_the_sweep_ends():
-    said = standing.beats([losses(8192)], table(recalls(8192)), READ)
+    said = standing.beats([losses(8192)], table(recalls(8192)))
     words = (
         'can keep. "–": not reached by the configurations that were read: XAttention\'s end at a '
         "recall of 0.600, with 60 % of the pairs. Behind"
@@ -77,7 +78,7 @@ def test_a_dash_says_where_the_sweep_ends():
     assert words in said
     far = [{**row, "recall_mean": 0.96} if row["density"] == 0.6 else row
            for row in recalls(8192)]  # fmt: skip
-    assert "–" not in standing.beats([losses(8192)], table(far), READ).split("Behind")[0]
+    assert "–" not in standing.beats([losses(8192)], table(far)).split("Behind")[0]
 
 
 def test_who_ends_before_is_behind_only_with_more_pairs_than_ours():
@@ -101,7 +102,7 @@ def test_who_has_no_recall_at_all_is_not_said_to_be_behind_by_it():
     ]
     found = standing.data_standing([made], table(recalls(8192)))
     assert "TriangleMix" not in found.behind
-    said = standing.beats([made], table(recalls(8192)), READ)
+    said = standing.beats([made], table(recalls(8192)))
     assert "| TriangleMix | – | – | 0.900 | 0.900 |" in said
     assert "; no recall was measured of TriangleMix. Behind" in said
 
@@ -113,15 +114,15 @@ def test_longer_texts_that_the_model_does_not_read_carry_their_limit():
 
     def said(**changed):
         read = {"rows": [{**row, "length": 32_768, **changed}]}
-        return "worse at once" in standing.beats(files, both, read)
+        return "worse at once" in standing.texts(files, both, read)
 
     assert said()
     assert not said(whole=[1.0])
     assert not said(length=8192)
     assert not said(text="a novel")
-    text = standing.beats(files, both, {"rows": [{**row, "length": 32_768}]})
+    text = standing.texts(files, both, {"rows": [{**row, "length": 32_768}]})
     assert "long.md). Such texts (code) the model reads worse at once than in pieces" in text
-    assert "([lengths.md](results/lengths/lengths.md))" in text
+    assert "([lengths.md](../results/lengths/lengths.md))" in text
 
 
 def test_a_new_method_comes_in_by_itself():
@@ -132,7 +133,7 @@ def test_a_new_method_comes_in_by_itself():
     found = standing.data_standing(files, table(rows))
     assert found.ahead == ["NewMethod", "SALE"]
     assert found.place(12.0) == 4
-    assert "| NewMethod | 10 % |" in standing.beats(files, table(rows), READ)
+    assert "| NewMethod | 10 % |" in standing.beats(files, table(rows))
 
 
 def test_results_that_share_no_length_are_refused():
@@ -146,14 +147,14 @@ def test_a_text_that_somebody_brought_has_a_sentence_and_no_other_say():
         if row["method"] == OURS:
             row["runs"]["emma"] = [0.001, 0.001]
     files = [losses(8192), emma]
-    (brought,) = standing.data_others(files, 8192)
+    (brought,) = standing.data_others(files, 8192, [])
     assert (brought.what, brought.tokens, brought.place, brought.of) == ("emma", 8192, 1, 4)
     assert (brought.pairs, brought.lost) == (0.6, {12.0: 0.001, 9.0: 0.001})
     assert standing.data_standing(files, table(recalls(8192))).place(12.0) == 3
-    said = standing.beats(files, table(recalls(8192)), READ)
+    said = standing.texts(files, table(recalls(8192)), READ)
     words = "On emma (8\u202f192 tokens) it loses 0.001 with 60 % of the pairs, number 1 of 4"
-    assert f"{words}: [emma.md](results/losses/emma.md)." in said
-    assert "On emma" not in standing.beats(files[:1], table(recalls(8192)), READ)
+    assert f"{words}: [emma.md](../results/losses/emma.md)." in said
+    assert "On emma" not in standing.texts(files[:1], table(recalls(8192)), READ)
 
 
 def test_longer_texts_have_a_sentence_until_the_table_is_of_them():
@@ -161,9 +162,11 @@ def test_longer_texts_have_a_sentence_until_the_table_is_of_them():
     files = [losses(8192), losses(32_768, fewer)]
     both = table(recalls(8192), recalls(32_768))
     words = "On longer texts of these kinds (32\u202f768 tokens) it loses 0.200 with 60 % of the"
-    assert f"{words} pairs, number 2 of 3: [long.md]" in standing.beats(files, both, READ)
+    assert f"{words} pairs, number 2 of 3 (SALE not measured): [long.md]" in standing.texts(
+        files, both, READ
+    )
     files[1] = losses(32_768)
-    assert "of these kinds" not in standing.beats(files, both, READ)
+    assert "of these kinds" not in standing.texts(files, both, READ)
 
 
 def test_the_places_are_those_of_the_pages_of_results():

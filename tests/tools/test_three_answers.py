@@ -3,7 +3,7 @@
 import pytest
 
 from anchor_lab.experiments.lengths.measure import THETAS
-from tests.tools.made_up import losses, recalls, table
+from tests.tools.made_up import METHODS, losses, recalls, table
 from tools import three_answers
 
 
@@ -98,6 +98,9 @@ def smollm2():
     return {"settings": {}, "rows": rows}
 
 
+READ = {"rows": []}  # no text is read worse at once
+
+
 def asked():
     found = {"dense": [1, 1, 1, 0], "tail 512": [1, 0, 1, 0], "tail 0": [0, 0, 0, 0]}
     rows = [
@@ -120,7 +123,7 @@ def test_answers_have_their_intervals():
 
 def test_the_three_answers_are_those_of_the_results():
     files, rivals = [losses(8192)], table(recalls(8192))
-    said = three_answers.three_answers(crossover(*TIMES), smollm2(), asked(), files, rivals)
+    said = three_answers.three_answers(crossover(*TIMES), smollm2(), asked(), files, rivals, READ)
     pays, loses, beats = said.strip().splitlines()
     assert "On one GPU a prefill of SmolLM2" in pays
     assert "takes up to 1.40 times as long as with dense attention at 4\u202f096" in pays
@@ -128,8 +131,8 @@ def test_the_three_answers_are_those_of_the_results():
     assert "Of 10 numbers hidden in prompts of 8\u202f064 tokens" in loses
     assert "finds 9, AnchorAttention as the paper writes it 3, and 8 with the *tail*" in loses
     assert (
-        "kinds the tail finds 4 where dense attention finds 6 of 8 at 8\u202f064 tokens, "
-        "4 against 6 of 8 at 16\u202f384 tokens. The rows"
+        "Of facts of 2 kinds 4 are found so at 8\u202f064 tokens where dense attention finds 6 "
+        "of 8. Of facts of 2 kinds 4 are found so at 16\u202f384 tokens where"
     ) in loses
     assert "0.200 nats a token at the published threshold, θ = 12, 0.300 at θ = 9." in loses
     assert "For 95 % of the attention mass it keeps 40 % of the pairs: number 2 of the 3" in beats
@@ -142,17 +145,40 @@ def test_the_three_answers_are_those_of_the_results():
 def test_a_text_that_somebody_brought_is_named_for_what_it_is():
     files = [losses(8192), losses(8192, texts=("lorna_doone",))]
     said = three_answers.three_answers(
-        crossover(*TIMES), smollm2(), asked(), files, table(recalls(8192))
+        crossover(*TIMES), smollm2(), asked(), files, table(recalls(8192)), READ
     )
     _, loses, beats = said.strip().splitlines()
     assert "θ = 12, 0.300 at θ = 9; on a novel 0.200 and 0.300." in loses
     assert "On a novel it is number 3 of 4." in beats
 
 
+def test_longer_texts_say_what_they_lack_and_whether_the_model_reads_them():
+    fewer = [name for name in METHODS if name != "SALE"]
+    files, both = [losses(8192), losses(32_768, fewer)], table(recalls(8192), recalls(32_768))
+    row = {"part": "reads", "length": 32_768, "text": "code", "whole": [2.0], "pieces": [1.5]}
+    times, unread = crossover(*TIMES), {"rows": [row]}
+    said = three_answers.three_answers(times, smollm2(), asked(), files, both, unread)
+    beats = said.strip().splitlines()[2]
+    words = (
+        "On longer texts of these kinds, which this model reads no better than in pieces, it is"
+    )
+    assert f"{words} number 2 of 3 (SALE not measured)." in beats
+    said = three_answers.three_answers(times, smollm2(), asked(), files, both, READ)
+    assert "in pieces" not in said
+
+
+def test_answers_of_one_kind_are_said_to_be_of_one():
+    one = asked()
+    one["rows"] = [x for x in one["rows"] if (x["length"], x["task"]) != (16_384, "words")]
+    files, rivals = [losses(8192)], table(recalls(8192))
+    said = three_answers.three_answers(crossover(*TIMES), smollm2(), one, files, rivals, READ)
+    assert "Of facts of one kind 2 are found so at 16\u202f384 tokens where dense" in said
+
+
 def test_a_recall_that_is_never_reached_is_said():
     rows = [row for row in recalls(8192) if row["configuration"] != "theta=12"]
     said = three_answers.three_answers(
-        crossover(*TIMES), smollm2(), asked(), [losses(8192)], table(rows)
+        crossover(*TIMES), smollm2(), asked(), [losses(8192)], table(rows), READ
     )
     assert "It does not keep 95 % of the attention mass at any θ." in said
     assert "number 3 of 4" in said

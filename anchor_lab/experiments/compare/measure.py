@@ -63,7 +63,7 @@ def sweeps(
     names, unknown = resolve(METHODS if methods is None else methods, there)
     if unknown:
         raise ValueError(
-            f"methods must be of {', '.join(METHODS)} (also {also()}; extensions beyond the "
+            f"methods must be of {', '.join(METHODS)} (also {also(there)}; extensions beyond the "
             f"paper: {', '.join(EXTENSIONS)}), got {', '.join(unknown)}"
         )
     return {
