@@ -64,7 +64,22 @@ def values(results: dict) -> dict:
             for row in rows
             if row["part"] == "answers" and not row["found"] and _is_first(row)
         ],
+        "lost": lost_on_one(rows),
     }
+
+
+def lost_on_one(rows: Iterable[dict]) -> list[str]:
+    """Lengths at which one GPU answers with dense attention, and with AnchorAttention does not.
+
+    What ranks write there is no fault of sharing a prompt.
+    """
+    ones = [row for row in rows if row["part"] == "answers" and row["mode"] == "one"]
+    found = {(row["model"], row["tokens"], row["attention"]): row["found"] for row in ones}
+    return [
+        spaced(n)
+        for (model, n, attention), right in found.items()
+        if attention != "sdpa" and not right and found.get((model, n, "sdpa"))
+    ]
 
 
 def prefills(rows: Iterable[dict]) -> tuple[list[dict], list[dict]]:

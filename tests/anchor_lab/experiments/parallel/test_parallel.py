@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from anchor_lab.experiments.page import spaced
 from anchor_lab.experiments.parallel import measure as parallel
 from anchor_lab.experiments.parallel import page
 from anchor_lab.experiments.parallel.page import EXPERIMENT
@@ -207,6 +208,7 @@ def test_the_answers_table_holds_whatever_a_model_writes_and_says_what_was_not_a
     said = EXPERIMENT.page(results(row), Path())
     assert r"| m | 4 096 | sdpa | 1 GPU | ` 1.\n\|x\|` | 12345 |" in said.splitlines()
     assert "of 4 096 tokens it answers none of them" in said
+    assert "loses the answer on one GPU" not in said
     assert "none of them" not in EXPERIMENT.page(results(row | {"found": True}), Path())
     other = row | {"attention": "anchor_attention"}  # the prompt was not chosen by it
     assert "none of them" not in EXPERIMENT.page(results(other), Path())
@@ -241,3 +243,15 @@ def test_without_a_gpu_the_large_run_does_not_begin(monkeypatch, tmp_path, capsy
     assert EXPERIMENT.run(["--out", str(tmp_path / "a.json")]) == 2
     assert "needs a CUDA device" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_an_answer_that_is_lost_on_one_gpu_is_not_blamed_on_sharing():
+    def row(attention, mode, n, found):
+        return {"part": "answers", "model": "m", "tokens": n, "mode": mode, "found": found,
+                "attention": attention}  # fmt: skip
+
+    lost = row("anchor_attention", "one", 4096, False)
+    assert page.lost_on_one([row("sdpa", "one", 4096, True), lost]) == [spaced(4096)]
+    assert page.lost_on_one([row("sdpa", "one", 4096, False), lost]) == []
+    shared = row("anchor_attention", "sequence", 8192, False)
+    assert page.lost_on_one([row("sdpa", "one", 8192, True), shared]) == []
