@@ -7,6 +7,7 @@ from statistics import fmean, median
 
 from anchor_lab.analysis.intervals import wilson
 from anchor_lab.experiments.benchmark import measure
+from anchor_lab.experiments.benchmark.harness import TASKS
 from anchor_lab.experiments.benchmark.measure import GROUP, WAYS, answerable, rows_of
 from anchor_lab.experiments.experiment import Experiment
 from anchor_lab.experiments.page import render, spaced
@@ -74,6 +75,7 @@ def values(results: dict) -> dict:
                 "telling": _telling(rows, n),
                 "few": _few(rows, n),
                 "seconds": data_seconds(rows, n),
+                "unasked": [task for task in TASKS if task not in _tasks(rows, n)],
             }
             for n in lengths
         ],

@@ -149,6 +149,8 @@ def test_the_page_has_every_task_with_what_is_lost_and_won(results):
     written = page(results, Path("benchmark.md"))
     assert "| niah_single_1 | 3\u202f996 | 1\u202f436 | 100 % of 3" in written
     assert "- niah_multikey_2: 33 % of 3" in written
+    missing = "niah_multikey_3, ruler_vt, ruler_cwe, ruler_fwe"
+    assert f"Not asked at this length: {missing}.\n\n## 8" in written
     assert "with the model's chat template" in written
     assert "lm-evaluation-harness) 0.4 makes" in written
 
