@@ -9,6 +9,7 @@ docs/measured.md         kernels (`tools/calls.py`), layers, lost, speed, refere
 docs/limits.md           losing, asking, small (`tools/limits.py`)
 docs/installing.md       tour: the table that notebook 00 holds
 pages on several GPUs    gpus, held: of results/parallel
+docs/how-to/run_benchmarks.md  benchmark: of results/benchmark
 
 notebooks/README.md is the course, from the notebooks' headers: a first cell is a title, a
 question, and a table with the rows time, needs and paper. Where CITATION.cff names a public
@@ -28,6 +29,7 @@ import pandas
 import yaml
 
 from anchor_lab.experiments import page, store
+from anchor_lab.experiments.benchmark import page as benchmark
 from anchor_lab.experiments.course import RESULTS, committed
 from anchor_lab.experiments.losses.finished import finished_rows
 from anchor_lab.experiments.parallel.page import beyond_paper, in_short
@@ -183,6 +185,9 @@ def pages() -> dict[Path, str]:
             ),
         },
         docs / "installing.md": {"tour": first_run(COURSE / "00_start_here.ipynb")},
+        docs / "how-to" / "run_benchmarks.md": {
+            "benchmark": benchmark.in_short(committed("benchmark"))
+        },
         docs / "how-to" / "use_more_than_one_gpu.md": {"gpus": in_short(parallel)},
         docs / "memory_and_communication.md": {"held": beyond_paper(parallel)},
     }
