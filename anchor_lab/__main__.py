@@ -14,6 +14,7 @@ from anchor_lab.experiments.ablations import page as ablations
 from anchor_lab.experiments.advice import page as advice
 from anchor_lab.experiments.answers import page as answers
 from anchor_lab.experiments.attention import page as attention
+from anchor_lab.experiments.benchmark import page as benchmark
 from anchor_lab.experiments.compare import page as compare
 from anchor_lab.experiments.crossover import page as crossover
 from anchor_lab.experiments.equal_time import page as equal_time
@@ -46,6 +47,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         written,
         smollm2,
         answers,
+        benchmark,
         crossover,
         lengths,
         rivals,

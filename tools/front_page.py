@@ -10,6 +10,7 @@ docs/limits.md           asked, losing, asking, reach, small (`tools/limits.py`)
 docs/how-to/bring_answers_back.md    by_length (`tools/limits.py`)
 docs/installing.md       tour: the table that notebook 00 holds
 pages on several GPUs    gpus, held: of results/parallel
+docs/how-to/run_benchmarks.md  benchmark: of results/benchmark
 
 notebooks/README.md is the course, from the notebooks' headers: a first cell is a title, a
 question, and a table with the rows time, needs and paper. Where CITATION.cff names a public
@@ -29,6 +30,7 @@ import pandas
 import yaml
 
 from anchor_lab.experiments import page, store
+from anchor_lab.experiments.benchmark import page as benchmark
 from anchor_lab.experiments.course import RESULTS, committed
 from anchor_lab.experiments.losses.finished import finished_rows
 from anchor_lab.experiments.parallel.page import beyond_paper, in_short
@@ -188,6 +190,9 @@ def pages() -> dict[Path, str]:
         },
         docs / "how-to" / "bring_answers_back.md": {"by_length": limits.by_length(answers)},
         docs / "installing.md": {"tour": first_run(COURSE / "00_start_here.ipynb")},
+        docs / "how-to" / "run_benchmarks.md": {
+            "benchmark": benchmark.in_short(committed("benchmark"))
+        },
         docs / "how-to" / "use_more_than_one_gpu.md": {"gpus": in_short(parallel)},
         docs / "memory_and_communication.md": {"held": beyond_paper(parallel)},
     }

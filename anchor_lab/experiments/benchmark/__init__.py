@@ -1,0 +1,1 @@
+"""A public benchmark: RULER's tasks as lm-evaluation-harness asks and scores them."""
