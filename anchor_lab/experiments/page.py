@@ -82,5 +82,5 @@ def _environment(folder: Path):
         keep_trailing_newline=True,
     )
     found.globals |= {"table": markdown}
-    found.filters |= {x.__name__: x for x in (digits, line, listed, number, percent)}
+    found.filters |= {x.__name__: x for x in (digits, line, listed, number, percent, spaced)}
     return found

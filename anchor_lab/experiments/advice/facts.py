@@ -10,14 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from anchor_lab.experiments.answers.counts import Counts
-from anchor_lab.experiments.answers.page import data_cells, data_totals
+from anchor_lab.experiments.answers.page import data_cells, data_totals, stands_for
 from anchor_lab.experiments.crossover.figure import data_prefills, over_sdpa
 from anchor_lab.experiments.crossover.share import data_dense
 from anchor_lab.experiments.lengths.figure import data_heads
 
 MODEL = "smollm2"
 THETA = 12.0
-ROOM = 128  # of positions, that a prompt may leave for the answer
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,12 @@ def gaining(lengths: Sequence[int], faster: int | None) -> list[int]:
         lengths: tokens.
         faster: of `faster_from`.
     """
-    return [n for n in lengths if faster is not None and n + ROOM >= faster]
+    return [n for n in lengths if faster is not None and reaches(n, faster)]
+
+
+def reaches(prompt: int, n: int) -> bool:
+    """Whether a prompt is as long as N, or leaves no more than room for an answer."""
+    return prompt >= n or stands_for(prompt, n)
 
 
 def lost_cells(rows: Sequence[dict], way: str) -> list[tuple[tuple[int, str, str], Counts]]:

@@ -149,7 +149,7 @@ def answers(rows: list[dict], times: dict[int, facts.Prefill]) -> dict:
         "longest": spaced(max(default, default=0)),
         "open": bool(default) and faster is not None and not gain,
         "gaining": [[spaced(n), default[n].prompts, default[n].keeps()] for n in gain],
-        "longer": bool(gain) and max(gain) + facts.ROOM < max(times),
+        "longer": bool(gain) and not facts.reaches(max(gain), max(times)),
         "why": why(found),
         "paper_lost": [_line(n, one) for n, one in paper.items() if not one.keeps()],
         "cells": [
@@ -171,9 +171,9 @@ def why(found: dict[int, dict[str, Counts]]) -> dict | None:
         found: of `facts.answers`.
 
     Returns:
-        Of the longest prompts that lose answers with the tail of models and with the second call:
-        tokens, prompts, and what dense attention, tail and second call find. None where there are
-        none.
+        Of the length with most prompts, the longest of several, that loses answers with the tail
+        of models and with the second call: tokens, prompts, and what dense attention, tail and
+        second call find. None where there is none.
     """
     both = [
         n
@@ -182,9 +182,10 @@ def why(found: dict[int, dict[str, Counts]]) -> dict | None:
     ]
     if not both:
         return None
-    tail, second = (found[max(both)][way] for way in (DEFAULT, SECOND_CALL))
+    n = max(both, key=lambda n: (found[n][DEFAULT].prompts, n))
+    tail, second = (found[n][way] for way in (DEFAULT, SECOND_CALL))
     counts = {"dense": tail.dense, "tail": tail.ours, "second": second.ours}
-    return {"tokens": spaced(max(both)), "prompts": tail.prompts, **counts}
+    return {"tokens": spaced(n), "prompts": tail.prompts, **counts}
 
 
 def _cell(n: int, task: str, placement: str, one: Counts) -> str:

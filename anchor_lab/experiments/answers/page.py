@@ -9,6 +9,7 @@ from anchor_lab.experiments.experiment import Experiment
 from anchor_lab.experiments.page import render, spaced
 
 Cell = tuple[int, str, str]  # length, task, placement
+ROOM = 128  # of positions, that a prompt may leave for the answer
 
 
 def page(results: dict, _path: Path) -> str:
@@ -55,6 +56,11 @@ def values(results: dict) -> dict:
 def _line(one: Counts) -> list[str]:
     ways = [shown(found, one.prompts) for found in (one.dense, one.ours)]
     return [*ways, str(one.lost), str(one.won), "yes" if one.keeps() else "**no**"]
+
+
+def stands_for(prompt: int, n: int) -> bool:
+    """Whether prompts of so many tokens, and room for an answer, tell of N: 8064 of 8192."""
+    return n - ROOM <= prompt <= n
 
 
 def data_cells(rows: list[dict]) -> dict[Cell, dict[str, Counts]]:

@@ -1,6 +1,7 @@
 """The page about lengths: what heads keep and lose, what the model reads, how long it takes."""
 
 from pathlib import Path
+from statistics import median
 
 from anchor_lab.experiments.experiment import Experiment
 from anchor_lab.experiments.lengths import figure, measure, prefills
@@ -119,9 +120,9 @@ def layers(times: dict[int, dict[str, dict]]) -> list[list[str]]:
     table = []
     for n, ways in times.items():
         for way, row in ways.items():
-            ranked = sorted(row["layers_ms"])
-            ends = (ranked[0], ranked[len(ranked) // 2], ranked[-1])
-            table.append([spaced(n), way, *(number(x) for x in ends)])
+            of_layers = row["layers_ms"]
+            told = (min(of_layers), median(of_layers), max(of_layers))
+            table.append([spaced(n), way, *(number(x) for x in told)])
     return table
 
 

@@ -46,7 +46,7 @@ def values(results: dict, lengths: dict | None = None) -> dict:
         "dates": list(dict.fromkeys(run["date"] for run in results["runs"])),
         "tokens": spaced(settings["tokens"]),
         "stretched": stretched(settings),
-        "worse": worse(settings, lengths),
+        "worse": unread(settings, lengths),
         "texts": texts,
         "read": figure.in_words(texts),
         "dense": dense(rows, texts),
@@ -76,8 +76,13 @@ def stretched(settings: dict) -> str | None:
     return spaced(trained) if trained is not None and trained < settings["tokens"] else None
 
 
-def worse(settings: dict, lengths: dict | None) -> list[str]:
-    """Of these kinds of text, those that the model reads worse at once than in pieces."""
+def unread(settings: dict, lengths: dict | None) -> list[str]:
+    """Of the texts of losses, those that the model reads worse at once than in pieces.
+
+    Args:
+        settings: of a result of this experiment.
+        lengths: results of `python -m anchor_lab lengths`; None where there are none.
+    """
     found = {} if lengths is None else data_worse(lengths["rows"])
     return [text for text in found.get(settings["tokens"], ()) if text in settings["texts"]]
 

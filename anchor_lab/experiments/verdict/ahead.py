@@ -5,7 +5,7 @@ losses    a line for each configuration read by the whole model, from the result
 recall    a line for each configuration on the layers looked at, from the results of `rivals`
 
 A line has "density", "executed_density" and "total_cost", shares of all causal pairs, and where it
-is known "time", a share of dense attention's, with its "kind".
+is known "time", a share of cuDNN's, with its "kind".
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ LENGTHS = (8192, 32_768)
 LONG = "long losses"
 LOSSES = ("losses", LONG)  # results of whole models, each of one length
 BUDGETS = ("time", "total_cost")
-LEVELS = (0.2, 0.4, 0.6, 0.8)  # of dense attention's time, or of its work
+LEVELS = (0.2, 0.4, 0.6, 0.8)  # of cuDNN's time for dense attention, or of its work
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from anchor_lab.experiments.answers.page import (
     data_compared,
     data_telling,
     in_cells,
+    stands_for,
 )
 from anchor_lab.experiments.compare.figure import OURS
 from anchor_lab.experiments.compare.measure import label_configurations, sweeps
@@ -22,8 +23,6 @@ from anchor_lab.experiments.verdict.ahead import time_of
 from anchor_lab.experiments.verdict.times import Clock, Time, tail_cost
 from anchor_lab.methods import METHODS, TriangleMix
 from anchor_ref.config import AnchorConfig
-
-SHORTER = 0.02  # of N: so much shorter a prompt that leaves room for an answer may be
 
 
 @dataclass(frozen=True)
@@ -84,8 +83,8 @@ class Comparison:
 
 
 def asked_at(rows: Sequence[dict], n: int) -> int | None:
-    """The length of the prompts that stand for N: the longest at most 2 % shorter."""
-    found = [row["length"] for row in rows if (1 - SHORTER) * n <= row["length"] <= n]
+    """The length of the prompts that stand for N: the longest that leave room for an answer."""
+    found = [row["length"] for row in rows if stands_for(row["length"], n)]
     return max(found, default=None)
 
 

@@ -18,6 +18,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isnan
+from typing import TYPE_CHECKING
 
 from anchor_lab.analysis.intervals import bootstrap
 from anchor_lab.experiments.compare.equal import budget_for
@@ -30,6 +31,9 @@ from anchor_lab.experiments.rivals.page import kind_of, published
 from anchor_lab.experiments.verdict import ahead
 from anchor_lab.experiments.verdict.times import BLOCKS_OF_OURS, Clock, clock_of, equal_recall
 from anchor_lab.methods import METHODS
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 HELD, NOT_HELD, NOT_TESTABLE = "held", "not held", "not testable here"
 PAPER = "2505.23520"  # on arXiv: others with a smaller number were there before
@@ -79,6 +83,23 @@ def is_earlier(method: str) -> bool:
 # -- pairs for a recall
 
 
+@dataclass(frozen=True)
+class Sweep:
+    """What a method's configurations keep and find, at one length.
+
+    Attributes:
+        end: the largest mean recall.
+        curve: as `rivals` reads it, of this method alone.
+    """
+
+    end: float
+    curve: "DataFrame"
+
+    def needs(self, recall: float) -> float:
+        """Pairs for a recall; NaN beyond the end."""
+        return float(budget_for(self.curve, "density", recall).iloc[0])
+
+
 def fewer_pairs(
     words: str,
     rows: Sequence[dict],
@@ -102,7 +123,20 @@ def fewer_pairs(
     where = f"{spaced(n)} tokens, pairs for a recall"
     if ours not in curves or not others:
         return Claim(words, where, NOT_TESTABLE, "not measured yet")
-    won, told = [], []
+    found = at_recalls(curves, ours, others) + at_ends(curves, ours, others)
+    mark = decide([won for won, _ in found])
+    told = [said for _, said in found]
+    if mark == HELD:
+        told += lost_in_texts(rows, n, ours, others)
+    told += notes(curves, ours, others, later)
+    return Claim(words, where, mark, "; ".join(told))
+
+
+def at_recalls(
+    curves: dict[str, Sweep], ours: str, others: Sequence[str]
+) -> list[tuple[bool, str]]:
+    """At each recall that both sides reach: whether the best of others needs more, in words."""
+    found = []
     for recall in RECALLS:
         needed = {name: curves[name].needs(recall) for name in others}
         reach = [name for name in others if not isnan(needed[name])]
@@ -110,45 +144,39 @@ def fewer_pairs(
         if isnan(mine) or not reach:
             continue
         best = min(reach, key=needed.__getitem__)
-        won.append(mine < needed[best])
-        told.append(f"{recall:g}: {ours} {digits(mine, 3)}, {best} {digits(needed[best], 3)}")
+        said = f"{recall:g}: {ours} {digits(mine, 3)}, {best} {digits(needed[best], 3)}"
+        found.append((mine < needed[best], said))
+    return found
+
+
+def at_ends(curves: dict[str, Sweep], ours: str, others: Sequence[str]) -> list[tuple[bool, str]]:
+    """The same where the shorter of two sweeps ends, if it ends before every recall."""
+    found = []
     for name in others:
         end = min(curves[ours].end, curves[name].end)
         if end < RECALLS[0]:
             mine, theirs = curves[ours].needs(end), curves[name].needs(end)
-            won.append(mine < theirs)
-            told.append(f"{end:.3f}: {ours} {digits(mine, 3)}, {name} {digits(theirs, 3)}")
-    mark = decide(won)
-    if mark == HELD:
-        told += lost_in_texts(rows, n, ours, others)
+            said = f"{end:.3f}: {ours} {digits(mine, 3)}, {name} {digits(theirs, 3)}"
+            found.append((mine < theirs, said))
+    return found
+
+
+def notes(
+    curves: dict[str, Sweep], ours: str, others: Sequence[str], later: Sequence[str]
+) -> list[str]:
+    """What decides nothing: sweeps that end early, and later methods that need fewer pairs."""
+    told = []
     short = [
         f"{name} ({curves[name].end:.3f})"
         for name in (ours, *others)
         if curves[name].end < RECALLS[-1]
     ]
     if short:
-        told.append(f"not swept so far as {RECALLS[-1]:g}: {listed(short)}")
+        told.append(f"sweep ends before {RECALLS[-1]:g}: {listed(short)}")
     fewer = [name for name in later if name in curves and fewer_at(curves, name, ours)]
     if fewer:
         told.append(f"published after it and with fewer: {listed(fewer)}")
-    return Claim(words, where, mark, "; ".join(told))
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """What a method's configurations keep and find, at one length.
-
-    Attributes:
-        end: the largest mean recall.
-        curve: a pandas frame, as `rivals` reads it, of this method alone.
-    """
-
-    end: float
-    curve: object
-
-    def needs(self, recall: float) -> float:
-        """Pairs for a recall; NaN beyond the end."""
-        return float(budget_for(self.curve, "density", recall).iloc[0])
+    return told
 
 
 def curves_at(rows: Sequence[dict], n: int, text: str | None = None) -> dict[str, Sweep]:

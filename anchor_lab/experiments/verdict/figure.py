@@ -23,7 +23,10 @@ from anchor_lab.experiments.verdict.asked import Comparison, Way, comparisons
 from anchor_lab.experiments.verdict.times import WORDS, Clock, Kind, equal_recall
 
 LOSS, RECALL, ANSWERS = "loss − dense, nats a token", "recall", "answers found, of 100"
-LABELS = {"time": "time, of dense attention's", "total_cost": "total cost, of dense attention's"}
+LABELS = {
+    "time": "time, of cuDNN's dense attention",
+    "total_cost": "total cost, of dense attention's",
+}
 GREY = "#B0B0B0"
 OTHERS = (ACCENT, TAIL, "#7A5195", INIT)  # colours of methods that stand out
 GAP = 0.05  # of a panel's height, between names

@@ -31,13 +31,11 @@ def missing(results: dict, lengths: Sequence[dict], sources: Iterable[str]) -> l
     found = [name for name in sources if name not in there and name != LONG]
     for one in lengths:
         for what, lines in (("losses", "losses"), ("recall", "recalls"), ("answers", "answered")):
+            lacking = one["lacking"].get(lines)
             if what not in found and not one[lines]:
                 found.append(f"{what} at {one['n']} tokens")
-        found += [
-            f"{what} of {listed(one['lacking'][lines])} at {one['n']} tokens"
-            for what, lines in (("losses", "losses"), ("recall", "recalls"))
-            if one[lines] and one["lacking"][lines]
-        ]
+            elif one[lines] and lacking:
+                found.append(f"{what} of {listed(lacking)} at {one['n']} tokens")
         found += one["lacking"]["answers"]
         if one["clock"] is None:
             found.append(f"times at {one['n']} tokens")

@@ -17,8 +17,8 @@ from anchor_lab.experiments import store
 from anchor_lab.experiments.answers.counts import MARGIN, Counts, shown, together
 from anchor_lab.experiments.compare.figure import OURS
 from anchor_lab.experiments.experiment import Experiment
-from anchor_lab.experiments.lengths.figure import data_worse
 from anchor_lab.experiments.losses.finished import comparable
+from anchor_lab.experiments.losses.page import unread
 from anchor_lab.experiments.page import digits, number, percent, render, spaced
 from anchor_lab.experiments.rivals.figure import RECALLS
 from anchor_lab.experiments.rivals.measure import TEXT_COLUMNS
@@ -93,7 +93,7 @@ def values(results: dict) -> dict:
         "devices": sorted({x["settings"].get("device", "?") for x in results.values()}),
         "missing": missing(results, lengths, SOURCES),
         "sentences": [
-            *(f"{one['sentence']}{UNREAD if one['worse'] else ''}" for one in lengths),
+            *(f"{one['sentence']}{UNREAD if one['gains_nothing'] else ''}" for one in lengths),
             " ".join([*([sentence] if asked[0]["compared"] or not few else []), *few]),
         ],
         "claims": [list(astuple(one)) for one in claims.all_claims(results, clocks)],
@@ -116,7 +116,7 @@ def of_length(results: dict, n: int, clock: Clock | None) -> dict:
     loss_lines, recall_lines = ahead.lines_of(results, n)
     losses, recalls = ahead.rankings(loss_lines, recall_lines, clock)
     asked = results.get("answers", {"rows": []})["rows"]
-    worse = data_worse(results.get("lengths", {"rows": []})["rows"])
+    worse, all_worse = unread_at(results, n)
     compared = comparisons(asked, n, [*loss_lines, *recall_lines], clock)
     dense = None if clock is None else min(clock.dense.values())
     dense_found = {cell: x["dense"] for cell, x in cells_at(asked, n).items()}
@@ -159,8 +159,18 @@ def of_length(results: dict, n: int, clock: Clock | None) -> dict:
             }
             for one in compared
         ],
-        "worse": [x for x in worse.get(n, ()) if loss_lines],
+        "worse": worse,
+        "gains_nothing": bool(losses) and all_worse,
     }
+
+
+def unread_at(results: dict, n: int) -> tuple[list[str], bool]:
+    """Texts of the losses of one length that are read worse at once than in pieces; if all are."""
+    for one in ahead.losses_of(results):
+        if one["settings"]["tokens"] == n:
+            texts = unread(one["settings"], results.get("lengths"))
+            return texts, bool(texts) and len(texts) == len(one["settings"]["texts"])
+    return [], False
 
 
 def answers_line(way: Way, clock: Clock | None) -> list[str]:
@@ -193,7 +203,7 @@ def how_known(name: str) -> str:
 
 
 def time_cells(time: Time | None, clock: Clock | None) -> list[str]:
-    """Milliseconds, share of dense attention's, and how it is known."""
+    """Milliseconds, share of cuDNN's, and how it is known."""
     if time is None or clock is None:
         return ["–", "–", "not known"]
     return [number(time.share * clock.dense_ms), percent(time.share), WORDS[time.kind]]

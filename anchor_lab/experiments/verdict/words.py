@@ -9,7 +9,7 @@ from anchor_lab.experiments.verdict.ahead import Ranking
 from anchor_lab.experiments.verdict.asked import Comparison, widest
 from anchor_lab.experiments.verdict.times import WORDS, Kind
 
-OF = {"time": "of dense attention's time", "total_cost": "of dense attention's work"}
+OF = {"time": "of cuDNN's time for dense attention", "total_cost": "of dense attention's work"}
 
 
 def of_length(
@@ -28,7 +28,7 @@ def of_length(
         losses, recalls: where methods stand, empty where not measured.
         equal_recall: milliseconds by recall and method.
         published: names that may be ahead.
-        dense: time of the fastest dense attention, of the one that is the unit; None if not known.
+        dense: time of the fastest dense attention, of cuDNN's; None if not known.
     """
     if losses:
         return _rankings(n, " the whole model loses least", losses, dense)
@@ -74,7 +74,7 @@ def _rankings(n: int, said: str, rankings: Sequence[Ranking], dense: float | Non
     modelled = any(one.found[one.ranked[0]].kind for one in shown)
     end = ""
     if dense is not None and found[0].budget == "time":
-        end = f"; dense attention itself takes {percent(dense)} of that time"
+        end = f"; the fastest dense attention takes {percent(dense)} of cuDNN's time"
     return (
         f"At {spaced(n)} tokens{said}{', by modelled times,' if modelled else ''} {ahead} "
         f"{OF[found[0].budget]}; AnchorAttention {_places(shown)}{end}."
@@ -117,17 +117,17 @@ def of_answers(n: int, found: Sequence[Comparison], published: str, kept: str) -
         return "Which answers are found is not measured yet."
     most, dense = found[0], found[0].dense
     count = f"{len(most.ways)} ways were" if len(most.ways) > 1 else "one way was"
-    asked = f"{dense.prompts} prompts, {most.asked}, that {count} asked"
+    asked = f"{dense.prompts} prompts that {count} asked ({most.asked})"
+    answered = shown(dense.dense, dense.prompts)
     enough = [way for way in most.ways if way.counts.keeps() and way.time is not None]
     if enough:
         best = min(enough, key=lambda way: way.time.share)
         how = "" if best.time.kind == Kind.MEASURED else f", {WORDS[best.time.kind]}"
         told = [
-            f"as many as dense attention answers ({shown(dense.dense, dense.prompts)}) take least "
-            f"time with {best.label} ({percent(best.time.share)} of dense attention's{how})"
+            f"{best.label} answers as many as dense attention ({answered}) in least time "
+            f"({percent(best.time.share)} of cuDNN's{how})"
         ]
     else:
-        answered = shown(dense.dense, dense.prompts)
         told = [f"nobody whose time is known answers as many as dense attention ({answered})"]
     said = {published: "as published", kept: "with the tail of models"}
     own = [f"{x.ours} {said[way]}" for way in said if (x := most.of(way))]

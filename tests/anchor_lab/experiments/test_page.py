@@ -53,4 +53,5 @@ def test_numbers():
         *("0.0123", "1.5", "99.9", "100", "123", "1000", "123456")
     ]
     assert page.percent(0.1234) == "12.3 %"
+    assert [page.spaced(x) for x in (999, 32_640)] == ["999", "32\u202f640"]
     assert [page.listed(x) for x in ([], ["a"], ["a", "b"])] == ["none", "a", "a, b"]

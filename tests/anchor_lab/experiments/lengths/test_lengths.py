@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 import anchor_models.transformers as anchor
 from anchor_lab.experiments.lengths import figure, measure, prefills
-from anchor_lab.experiments.lengths.page import EXPERIMENT, gain, values
+from anchor_lab.experiments.lengths.page import EXPERIMENT, gain, layers, values
 from anchor_lab.experiments.outliers.texts import tokens_of
 from anchor_lab.experiments.store import Store, read
 from anchor_models import Captured, load_bundled
@@ -314,7 +314,14 @@ def test_texts_that_are_read_worse_at_once_are_told_by_length():
         one(16, "code", 3.2, 3.1),
         one(32, "prose", 3.0, 3.1),
     ]
-    assert figure.data_worse(rows) == {16: ["code"]}
+    # Better in the first eighth, and worse over all.
+    rows.append({**one(32, "code", 3.0, 3.1), "whole": [3.0] * 7 + [5.0]})
+    assert figure.data_worse(rows) == {16: ["code"], 32: ["code"]}
+
+
+def test_of_an_even_count_of_layers_the_median_lies_between_the_two_middles():
+    told = layers({8192: {"sdpa": {"layers_ms": [9.0, 1.0, 2.0, 4.0]}}})
+    assert told == [["8\u202f192", "sdpa", "1", "3", "9"]]
 
 
 def test_the_page_says_which_texts_are_read_worse_at_once(out):

@@ -461,7 +461,15 @@ def test_the_page_says_where_the_model_gains_nothing_from_far_tokens(results, tm
     (tmp_path / "lengths").mkdir()
     write_json(tmp_path / "lengths" / "lengths.json", {}, rows)
     text = EXPERIMENT.page(results, page)
-    assert "Texts of this length and these kinds (prose) the model reads worse at once" in text
+    said = "Texts of this length and these kinds (prose) the model reads worse at once"
+    assert f"*from far*.\n\n{said}" in text
+    assert "such as StreamingLLM.\n\n| text | dense loss" in text
+    label = next(iter(measure.ladders((), ["BFLA"])["BFLA"]))
+    begun = {**results, "rows": [*results["rows"], row_with("BFLA", label, 0.1)]}
+    said = "such as StreamingLLM.\n\nBegun, and not compared"
+    assert f"{said} before the configurations next to each level are read: BFLA.\n\n| text |" in (
+        EXPERIMENT.page(begun, page)
+    )
     assert "([lengths](../lengths/lengths.md))" in text
     write_json(tmp_path / "lengths" / "lengths.json", {}, rows[1:2])
     assert "worse at once" not in EXPERIMENT.page(results, page)

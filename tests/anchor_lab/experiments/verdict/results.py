@@ -78,7 +78,11 @@ def lost(method, configuration, density, loss, executed=None, scored=0.0):
 
 
 def losses(*rows, tokens=8192):
-    return {"settings": {"device": "a GPU", "tokens": tokens, "texts": {}}, "rows": list(rows)}
+    texts = {"prose": "hash", "code": "hash"}
+    return {
+        "settings": {"device": "a GPU", "tokens": tokens, "texts": texts},
+        "rows": list(rows),
+    }
 
 
 def found(method, configuration, density, recall, n=8192, text="prose", scored=0.0):

@@ -49,8 +49,10 @@ def test_the_widest_comparison_has_all_the_ways_that_it_is_asked_for(clock):
 
 
 def test_prompts_that_leave_room_for_an_answer_stand_for_their_length():
-    rows = [results.asked(n, "dense", 50) for n in (4096, 8064, 16_384)]
+    rows = [results.asked(n, "dense", 50) for n in (4096, 8063, 8064, 16_384)]
     assert [asked.asked_at(rows, n) for n in (8192, 32_768, 4096)] == [8064, None, 4096]
+    rows.append(results.asked(32_639, "dense", 50))
+    assert asked.asked_at(rows, 32_768) is None
     rows.append(results.asked(32_640, "dense", 50))
     assert asked.asked_at(rows, 32_768) == 32_640
 

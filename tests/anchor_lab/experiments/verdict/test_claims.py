@@ -50,7 +50,7 @@ def test_a_recall_beyond_our_own_sweep_decides_nothing():
     assert found.mark == HELD
     assert found.numbers == (
         f"0.95: {OURS} 0.100, {OTHER} 0.300; 0.98: {OURS} 0.200, {OTHER} 0.400; "
-        f"not swept so far as 0.99: {OURS} (0.980)"
+        f"sweep ends before 0.99: {OURS} (0.980)"
     )
 
 
@@ -60,7 +60,7 @@ def test_a_recall_beyond_another_s_sweep_is_not_won():
     found = fewer_pairs("", rows, N, OURS, (OTHER,))
     assert found.mark == NOT_HELD
     assert found.numbers == (
-        f"0.95: {OURS} 0.200, {OTHER} 0.100; not swept so far as 0.99: {OTHER} (0.950)"
+        f"0.95: {OURS} 0.200, {OTHER} 0.100; sweep ends before 0.99: {OTHER} (0.950)"
     )
 
 

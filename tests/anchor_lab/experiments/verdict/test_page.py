@@ -50,16 +50,17 @@ def test_three_sentences_are_made_from_the_data():
     first, second, third = values(whole())["sentences"]
     assert first == (
         "At 8\u202f192 tokens the whole model loses least, by modelled times, with XAttention for "
-        "40 % and 80 % of dense attention's time; AnchorAttention spends more than 40 % and is "
-        "number 2 of 3 published methods at 80 %; dense attention itself takes 90 % of that time."
+        "40 % and 80 % of cuDNN's time for dense attention; AnchorAttention spends more than 40 % "
+        "and is number 2 of 3 published methods at 80 %; the fastest dense attention takes 90 % "
+        "of cuDNN's time."
     )
     assert second.startswith("At 32\u202f768 tokens, where neither losses nor recall")
     assert "that of AnchorAttention for 0.95 (3 ms)" in second
     assert third.startswith(
-        "At 8\u202f064 tokens, of the 50 prompts, single (end), that 4 ways were asked, as many "
-        "as dense attention answers (50 of 50 ("
+        "At 8\u202f064 tokens, of the 50 prompts that 4 ways were asked (single (end)), "
+        "AnchorAttention, tail 512 answers as many as dense attention (50 of 50 ("
     )
-    assert "take least time with AnchorAttention, tail 512 (" in third
+    assert ") in least time (" in third
     assert third.endswith(
         "; AnchorAttention answers 10 as published and 50 with the tail of models."
     )
@@ -71,12 +72,12 @@ def test_the_sentence_follows_the_numbers_when_they_turn():
         if row["method"] == "XAttention":
             row["runs"] = {text: [3.0 + x for x in runs] for text, runs in row["runs"].items()}
     (first, *_) = values(made)["sentences"]
-    assert "with BFLA for 40 % and with AnchorAttention for 80 % of dense attention's" in first
+    assert "with BFLA for 40 % and with AnchorAttention for 80 % of cuDNN's time" in first
     assert "AnchorAttention spends more than 40 % and is number 1 of 3" in first
     made["answers"]["rows"] = made["answers"]["rows"][:2]
     third = values(made)["sentences"][2]
     assert "nobody whose time is known answers as many as dense attention (50 of 50" in third
-    assert "that one way was asked" in third
+    assert "of the 50 prompts that one way was asked (single (end)), nobody" in third
 
 
 def test_no_sentence_names_more_than_two_methods_at_a_level():
@@ -103,7 +104,7 @@ def test_answers_are_compared_on_the_prompts_that_all_were_asked():
         results.asked(8064, way, count, task="words") for way, count in more.items()
     ]
     third = values(made)["sentences"][2]
-    assert "of the 50 prompts, single (end), that 4 ways were asked" in third
+    assert "of the 50 prompts that 4 ways were asked (single (end)), " in third
     assert "AnchorAttention answers 10 as published and 50 with the tail of models" in third
     assert (
         "; of 100 that it was asked in all, 10 and 80, where dense attention answers 90" in third
@@ -125,6 +126,7 @@ def test_answers_are_compared_on_the_prompts_that_all_were_asked():
         "AnchorAttention": "10 of 100",
     }
     text = EXPERIMENT.page(made, RESULTS / "verdict" / "verdict.md")
+    assert "\n\nAnswers to prompts of 8\u202f064 tokens, of the kinds" in text
     assert "\n\n4 ways, asked: single (end). Dense attention finds 50 of 50 (" in text
     assert "\n\n2 ways, asked: single (end); words (end). Dense attention finds 90" in text
     (row,) = [x for x in figure.of(made, N, ahead.clocks_of(made)[N]) if x.what == figure.ANSWERS]
@@ -155,6 +157,11 @@ def test_losses_of_texts_that_the_model_does_not_read_carry_their_limit():
         made["lengths"] = other
         assert "worse at once" not in EXPERIMENT.page(made, path)
         assert "see below" not in values(made)["sentences"][1]
+    made["lengths"] = lengths_read("prose")  # one of two: what is read worse is named, no more
+    assert "kinds (prose) the model reads worse at once" in EXPERIMENT.page(made, path)
+    assert "see below" not in values(made)["sentences"][1]
+    made["lengths"] = lengths_read("lyrics")  # whose losses nobody measured
+    assert "worse at once" not in EXPERIMENT.page(made, path)
     without = {**whole(), "lengths": lengths_read("prose")}  # nothing is lost there yet
     assert "worse at once" not in EXPERIMENT.page(without, path)
     assert "see below" not in " ".join(values(without)["sentences"])
@@ -175,7 +182,7 @@ def test_recall_has_a_sentence_of_its_own_beside_losses():
         in (one["by_recall"])
     )
     assert "dense attention's work" in one["by_recall"]  # no time of ours is known there
-    assert "of that time" not in one["by_recall"]
+    assert "cuDNN" not in one["by_recall"]
     assert other["by_recall"] is None
 
 
@@ -235,7 +242,8 @@ def test_of_ways_that_find_enough_the_one_with_the_least_time_is_named():
     for row in made["answers"]["rows"]:
         row["found"] = [1] * 50
     third = values(made)["sentences"][2]
-    assert "take least time with AnchorAttention (65 % of dense attention's)" in third
+    assert "AnchorAttention answers as many as dense attention (50 of 50 (" in third
+    assert " in least time (65 % of cuDNN's);" in third
 
 
 def long_losses():
@@ -318,7 +326,10 @@ def test_where_dense_attention_finds_too_few_its_own_counts_are_shown():
     assert said in found["sentences"][2]
     text = EXPERIMENT.page(made, RESULTS / "verdict" / "verdict.md")
     assert "| words | end | 24 of 50 (" in text
-    assert "Answers to prompts of 32640 tokens: tasks that dense attention itself answers" in text
+    assert (
+        "Answers to prompts of 32\u202f640 tokens: tasks that dense attention itself answers"
+        in text
+    )
     plt.close(EXPERIMENT.draw(made))
 
 
