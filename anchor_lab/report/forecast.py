@@ -69,12 +69,13 @@ class Floor:
     dense: float
     margin: float
 
-    def why(self, what: str, density: float) -> str:
+    def why(self, what: str, density: float, longer: bool) -> str:
         """Which of host, calls and pairs decides where it does not pay.
 
         Args:
             what: what is timed, "a layer".
             density: with stripes.
+            longer: whether a gain is expected of a longer prompt that the model reads.
         """
         least = 1 + self.margin
         if self.busy * self.host > self.device:
@@ -84,7 +85,9 @@ class Floor:
             told += ", at any length and any θ, and the device would be done in "
             told += f"{self.device:.3g} ms without a stripe"
             if self.device * least < self.dense:
-                return f"{told}. A longer prompt would, or a faster host"
+                if longer:
+                    return f"{told}. A longer prompt would, or a faster host"
+                return f"{told}. A faster host would"
             return (
                 f"{told}. A faster host would not either, dense takes the device "
                 f"{self.dense:.3g} ms and a gain must be larger than {self.margin:.0%}"
@@ -166,7 +169,7 @@ class Forecast:
         if not here.gain:
             told.append("At this length do not use it here.")
             if not self.floor.pays:
-                why = self.floor.why(what, self.here.density)
+                why = self.floor.why(what, self.here.density, longer=self.within_reach)
                 told.append(f"No θ would change that: {why}.")
         return told
 
