@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from math import exp, log
 from statistics import linear_regression
 
+from anchor_lab.experiments.page import percent
 from anchor_lab.report.inspected import InspectedHeads
 from anchor_models.backend import TAIL
 from anchor_models.integration import cost
@@ -90,7 +91,7 @@ class Floor:
                 return f"{told}. A faster host would"
             return (
                 f"{told}. A faster host would not either, dense takes the device "
-                f"{self.dense:.3g} ms and a gain must be larger than {self.margin:.0%}"
+                f"{self.dense:.3g} ms and a gain must be larger than {rounded(self.margin)}"
             )
         if self.fixed * least >= self.dense:
             return (
@@ -164,7 +165,7 @@ class Forecast:
             f"At {self.here.tokens} tokens and θ = {self.theta:g} {what} is expected "
             f"to take {here.anchor:.3g} ms, dense {here.dense:.3g} ms, {here.speedup:.2f}× as "
             f"fast, on {self.device}"
-            + (f"; either may be off by {self.error:.0%}." if self.error is not None else ".")
+            + (f"; either may be off by {rounded(self.error)}." if self.error is not None else ".")
         ]
         if not here.gain:
             told.append("At this length do not use it here.")
@@ -225,6 +226,11 @@ def forecast(found: InspectedHeads, theta: float, values: dict) -> Forecast:
         positions=found.model["positions"],
         whole_layer=any(values["layer_device_ms"].values()),
     )
+
+
+def rounded(share: float) -> str:
+    """A share in whole percent."""
+    return percent(round(share, 2))
 
 
 def attention_alone(values: dict) -> dict:

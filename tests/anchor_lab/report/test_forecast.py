@@ -90,7 +90,7 @@ def test_words_follow_the_numbers():
     assert not any("do not use it here" in line for line in faster.reasons())
     slower = forecast.forecast(of(4096, 0.1), 9.0, VALUES)
     assert "At this length do not use it here." in slower.reasons()
-    assert "a made-up GPU; either may be off by 7%." in slower.reasons()[0]
+    assert "a made-up GPU; either may be off by 7 %." in slower.reasons()[0]
     short = forecast.forecast(of(4096, 0.1, positions=8192), 9.0, VALUES)
     assert str(short) == (
         "do not use it here, it is slower: use sdpa at 4096 tokens; faster from about "
