@@ -13,6 +13,7 @@ examples:
 
 import argparse
 import math
+from dataclasses import astuple
 from functools import partial
 from pathlib import Path
 
@@ -52,6 +53,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"prompts of each of the tasks {', '.join(lost.TASKS)} of `anchor-ref answers` to "
         f"ask as well; 0 asks none (default: {lost.PROMPTS})",
+    )
+    add(
+        "--no-losses",
+        action="store_true",
+        help="do not read the text with the whole model, once dense and once for each θ, for what "
+        "its predictions lose",
     )
     add("--out", type=Path, default=Path("report"), help="folder (default: ./report)")
 
@@ -102,7 +109,7 @@ def run(options: argparse.Namespace) -> int:
         THETA=theta,
         TARGET=options.target_recall,
         COSTS=costs,
-        LOST=told.said,
+        LOST=list(map(astuple, told.said)),
         ANSWERS=told.answers,
     )
     at = found.thetas.index(theta)
@@ -113,7 +120,7 @@ def run(options: argparse.Namespace) -> int:
         f"density {found.density[at].mean():.3f} with a floor of {found.floor:.3f}; "
         f"recommended for a recall of {options.target_recall:g}: θ = {recommended:g}"
     )
-    print("\n" + "\n".join(told.said) + "\n")
+    print("\n" + "\n".join(one.words for one in told.said) + "\n")
     print(f"peak memory {_mib(peak_memory())}\n{page}: open it in any browser")
     return 0
 

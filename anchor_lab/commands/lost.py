@@ -10,13 +10,24 @@ from anchor_lab.commands import answers
 from anchor_lab.experiments.answers.counts import MARGIN
 from anchor_lab.experiments.answers.prompts import SHORT
 from anchor_lab.experiments.experiment import progress_by
+from anchor_lab.experiments.page import percent
 from anchor_lab.experiments.store import OtherResults
 from anchor_models.backend import TAIL
 from anchor_ref.config import AnchorConfig
 
 THETA = AnchorConfig().theta
+ALL_OF_IT = f"first group, windows and a tail of {TAIL} rows"
 TASKS = SHORT[:2]  # a short test: one fact, and one of two
 PROMPTS = 4  # of each
+MORE = 25  # of each, where so few do not tell
+
+
+@dataclass(frozen=True)
+class Said:
+    """A sentence or more, and whether it advises against the method here."""
+
+    words: str
+    against: bool = False
 
 
 @dataclass
@@ -24,11 +35,11 @@ class Lost:
     """What is said.
 
     Attributes:
-        said: sentences, one after the other.
+        said: one after the other.
         answers: of the tasks that were asked, see `answers.rows`.
     """
 
-    said: list[str] = field(default_factory=list)
+    said: list[Said] = field(default_factory=list)
     answers: list[list[str]] = field(default_factory=list)
 
 
@@ -46,32 +57,35 @@ def what_is_lost(model, tokenizer, text, theta: float, options, about: dict) -> 
 
     n = text.tokens.shape[1]
     if nothing_to_lose(n):
-        return Lost([f"Nothing can be lost at {n} tokens: {_all_of_it()}."])
+        return Lost(
+            [Said(f"Nothing can be lost at {n} tokens: {ALL_OF_IT} are all of its pairs.")]
+        )
     folder = options.out / "results"
     thetas = list(dict.fromkeys((THETA, theta)))  # as models run it, and as the report has it
-    lost = Lost(predictions(model, text.tokens, thetas, folder, about))
+    if options.no_losses:
+        lost = Lost([Said("What the predictions of the text lose was not asked (--no-losses).")])
+    else:
+        lost = Lost(predictions(model, text.tokens, thetas, folder, about))
     length = needle_length(model, n)
     if not options.answers:
-        lost.said.append("No facts were hidden and asked for (--answers 0).")
+        lost.said.append(Said("No facts were hidden and asked for (--answers 0)."))
     elif nothing_to_lose(length):
-        lost.said.append(
-            f"No facts were hidden and asked for: of the {length} tokens that leave room for an "
-            f"answer {_all_of_it()}."
-        )
+        why = f"with room for an answer a prompt has {length} tokens, and {ALL_OF_IT} are all"
+        lost.said.append(Said(f"No facts were hidden and asked for: {why} of its pairs."))
     else:
         try:
             found = ask(model, tokenizer, theta, length, options)
         except OtherResults:
             raise
         except ValueError as reason:
-            lost.said.append(f"No facts were hidden and asked for: {reason}.")
+            lost.said.append(Said(f"No facts were hidden and asked for: {reason}."))
         else:
             lost.said.append(in_words(found, theta, length))
             lost.answers = answers.rows(found)
     return lost
 
 
-def predictions(model, tokens, thetas: Sequence[float], folder: Path, about: dict) -> list[str]:
+def predictions(model, tokens, thetas: Sequence[float], folder: Path, about: dict) -> list[Said]:
     """What the predictions of the text lose at each θ, or why that is not known."""
     from anchor_lab.report.text_losses import text_losses
 
@@ -83,15 +97,15 @@ def predictions(model, tokens, thetas: Sequence[float], folder: Path, about: dic
     except OtherResults:
         raise
     except ValueError as reason:
-        return [f"What the predictions of the text lose is not known: {reason}."]
+        return [Said(f"What the predictions of the text lose is not known: {reason}.")]
     one = found[0]
     shown = "".join(f", and at θ = {theta:g} as shown here" for theta in thetas[1:])
-    return [
+    told = (
         f"Dense attention predicts the next token of this text with {one.dense:.3f} nats, mean "
         f"over {one.tokens} in rows beyond the first group; with AnchorAttention in every layer, "
-        f"at θ = {thetas[0]:g} as models run it unless told otherwise{shown}:",
-        *map(str, found),
-    ]
+        f"at θ = {thetas[0]:g} as models run it unless told otherwise{shown}:"
+    )
+    return [Said(told), *(Said(str(one), one.against) for one in found)]
 
 
 def ask(model, tokenizer, theta: float, length: int, options) -> dict:
@@ -128,24 +142,28 @@ def needle_length(model, tokens: int) -> int:
     return min(most if model.device.type != "cpu" else [*most, run.LENGTH])
 
 
-def in_words(found: dict, theta: float, length: int) -> str:
-    """What `answers.conclusion` says, of which prompts, and what to do where answers are lost."""
+def in_words(found: dict, theta: float, length: int) -> Said:
+    """What `answers.conclusion` says, of which prompts, and what to do where answers are lost.
+
+    Use is advised against only where the intervals are apart: one answer of eight may be chance.
+    """
     counts = answers.telling(found)
     said = (
         f"Facts hidden in made-up prose of {length} tokens and asked for at its end, θ = "
         f"{theta:g}, a tail of {TAIL}: {answers.conclusion(found)}"
     )
-    if counts.says_something and not counts.keeps():
-        said += (
-            f" More than {MARGIN:.0%} of these prompts are lost. Do not use it here where "
-            "answers are looked up in the text."
-        )
-    return said
+    if not counts.says_something or counts.keeps():
+        return Said(said)
+    if not counts.apart:
+        more = max(MORE, *(2 * one.prompts for one in found.values()))
+        said += f" Ask more before you use it where answers are looked up: --answers {more}."
+        return Said(said)
+    said += (
+        f" More than {percent(MARGIN)} of these prompts are lost. Do not use it here where "
+        "answers are looked up in the text."
+    )
+    return Said(said, against=True)
 
 
 def _way(theta: float | None) -> str:
     return "dense" if theta is None else f"θ = {theta:g}"
-
-
-def _all_of_it() -> str:
-    return f"first group, windows and a tail of {TAIL} rows are all of its pairs"

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from math import exp, log
 from statistics import linear_regression
 
+from anchor_lab.experiments.page import percent
 from anchor_lab.report.inspected import InspectedHeads
 from anchor_models.backend import TAIL
 from anchor_models.integration import cost
@@ -69,12 +70,13 @@ class Floor:
     dense: float
     margin: float
 
-    def why(self, what: str, density: float) -> str:
+    def why(self, what: str, density: float, longer: bool) -> str:
         """Which of host, calls and pairs decides where it does not pay.
 
         Args:
             what: what is timed, "a layer".
             density: with stripes.
+            longer: whether a gain is expected of a longer prompt that the model reads.
         """
         least = 1 + self.margin
         if self.busy * self.host > self.device:
@@ -84,10 +86,12 @@ class Floor:
             told += ", at any length and any θ, and the device would be done in "
             told += f"{self.device:.3g} ms without a stripe"
             if self.device * least < self.dense:
-                return f"{told}. A longer prompt would, or a faster host"
+                if longer:
+                    return f"{told}. A longer prompt would, or a faster host"
+                return f"{told}. A faster host would"
             return (
                 f"{told}. A faster host would not either, dense takes the device "
-                f"{self.dense:.3g} ms and a gain must be larger than {self.margin:.0%}"
+                f"{self.dense:.3g} ms and a gain must be larger than {rounded(self.margin)}"
             )
         if self.fixed * least >= self.dense:
             return (
@@ -161,12 +165,12 @@ class Forecast:
             f"At {self.here.tokens} tokens and θ = {self.theta:g} {what} is expected "
             f"to take {here.anchor:.3g} ms, dense {here.dense:.3g} ms, {here.speedup:.2f}× as "
             f"fast, on {self.device}"
-            + (f"; either may be off by {self.error:.0%}." if self.error is not None else ".")
+            + (f"; either may be off by {rounded(self.error)}." if self.error is not None else ".")
         ]
         if not here.gain:
             told.append("At this length do not use it here.")
             if not self.floor.pays:
-                why = self.floor.why(what, self.here.density)
+                why = self.floor.why(what, self.here.density, longer=self.within_reach)
                 told.append(f"No θ would change that: {why}.")
         return told
 
@@ -222,6 +226,11 @@ def forecast(found: InspectedHeads, theta: float, values: dict) -> Forecast:
         positions=found.model["positions"],
         whole_layer=any(values["layer_device_ms"].values()),
     )
+
+
+def rounded(share: float) -> str:
+    """A share in whole percent."""
+    return percent(round(share, 2))
 
 
 def attention_alone(values: dict) -> dict:

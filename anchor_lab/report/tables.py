@@ -5,7 +5,13 @@ from functools import cache
 from pathlib import Path
 
 from anchor_lab.report.far_keys import FarKey
-from anchor_lab.report.forecast import ASSUMED, attention_alone, forecast, prefill_speedup
+from anchor_lab.report.forecast import (
+    ASSUMED,
+    attention_alone,
+    forecast,
+    prefill_speedup,
+    rounded,
+)
 from anchor_lab.report.inspected import InspectedHeads, calibration
 from anchor_models.backend import TAIL
 from anchor_ref.config import AnchorConfig
@@ -72,8 +78,8 @@ def cards(found: InspectedHeads, theta: float, target: float, values: dict) -> s
     shown = [
         (f"{theta:g}", "θ shown here" if reached >= target else f"θ, short of {target:g}"),
         (f"{reached:.3f}", "recall beyond the first group, mean over heads"),
-        (f"{float(found.density[at].mean()):.0%}", "density: pairs computed"),
-        (f"{found.floor:.0%}", "its floor: first group and windows, with any θ"),
+        (rounded(float(found.density[at].mean())), "density: pairs computed"),
+        (rounded(found.floor), "its floor: first group and windows, with any θ"),
         (f"{expected.speedup:.2f}×", f"attention on {values['device']}, expected"),
     ]
     if (whole := prefill_speedup(found, expected, values)) is not None:
@@ -119,11 +125,11 @@ def calibration_table(found: InspectedHeads, target: float, theta: float) -> str
     return html_table(("threshold", "recall beyond", "worst head", "density"), rows, words=(0,))
 
 
-def lost(said: Sequence[str], answers: Sequence[Sequence[str]]) -> str:
+def lost(said: Sequence[tuple[str, bool]], answers: Sequence[Sequence[str]]) -> str:
     """What predictions and answers lose, in words, and the answers by task.
 
     Args:
-        said: sentences.
+        said: sentences, each with whether it advises against use, which makes it bold.
         answers: found with dense attention and with AnchorAttention, by task; may be none.
     """
     from markupsafe import Markup
@@ -165,7 +171,7 @@ def far_keys_table(
                 span(x.key, x.key + 1),
                 span(x.key + 1, x.key + reach + 1),
             ),
-            f"{x.mass:.4%}",
+            f"{100 * x.mass:.4f} %",
             "stripe" if x.key in kept else "–",
             span(x.query - reach, x.query + 1),
             x.weight,
@@ -202,8 +208,8 @@ def _how_sure(values: dict) -> str:
     made = values.get("kernels")
     told = "measured before by crossover" if made else "measured for this page, in float32 or bf16"
     error = values.get("error")
-    told += "" if error is None else f"; a side's time may be off by {error:.0%}"
+    told += "" if error is None else f"; a side's time may be off by {rounded(error)}"
     return (
-        f"{told}; a gain must be larger than {values['margin']:.0%}; with a tail of {TAIL} rows, "
-        "which nothing else here has"
+        f"{told}; a gain must be larger than {rounded(values['margin'])}; with a tail of {TAIL} "
+        "rows, which nothing else here has"
     )

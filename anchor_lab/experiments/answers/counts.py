@@ -36,6 +36,12 @@ class Counts:
         return self.ours >= self.dense - margin * self.prompts - 1e-9
 
     @property
+    def apart(self) -> bool:
+        """Whether ours are fewer, by more than chance explains: the intervals do not overlap."""
+        high = wilson(self.ours / self.prompts, self.prompts)[1]
+        return high < wilson(self.dense / self.prompts, self.prompts)[0]
+
+    @property
     def most_lost(self) -> float:
         """The largest share of such prompts that may be lost: the upper end of its interval."""
         return wilson(self.lost / self.prompts, self.prompts)[1]
@@ -90,9 +96,7 @@ def in_words(counts: Counts, margin: float = MARGIN) -> str:
             f"{both}: of these prompts answers are kept ({changed}), but {n} cannot rule out that "
             f"{100 * counts.most_lost:.0f} % of such prompts are lost."
         )
-    low = wilson(counts.dense / n, n)[0]
-    high = wilson(counts.ours / n, n)[1]
-    if high >= low:
+    if not counts.apart:
         return (
             f"{both}: fewer ({changed}), but the intervals overlap, so that these prompts do not "
             "tell the two apart: ask more of them."

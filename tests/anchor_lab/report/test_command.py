@@ -69,7 +69,7 @@ def test_the_page_says_what_was_measured(html, found):
     assert f"<b>{recall:.3f}</b>" in html
     assert "bundled (LlamaForCausalLM, 8 M)" in html
     assert "1 of 8 layers, 2 of 8 heads" in html
-    assert f"<b>{found.floor:.0%}</b>" in html
+    assert f"<b>{100 * found.floor:.0f} %</b>" in html
     assert "An expectation, not a measurement" in html
 
 
@@ -274,7 +274,9 @@ def test_text_of_the_model_cannot_become_markup():
     far = [FarKey(1, 0.5, 4, 0.25)]
     shown = tables.far_keys_table(far, words, kept={1}, reach=2)
     cells = re.findall(r"<td[^>]*>(.*?)</td>", shown)
-    assert cells == [*("1", "&lt;b&gt;<mark>&amp;</mark>a⏎", "50.0000%", "stripe", "a⏎x", "0.250")]
+    assert cells == [
+        *("1", "&lt;b&gt;<mark>&amp;</mark>a⏎", "50.0000 %", "stripe", "a⏎x", "0.250")
+    ]
     assert ">stripe<" not in tables.far_keys_table(far, words, kept=set())
 
 
@@ -318,7 +320,7 @@ def test_layers_not_measured_are_on_no_side_of_a_prefill_and_the_page_says_so(fo
     shown = tables.settings_table(some, [VALUES])
     assert "layer 3</td>" in shown
     assert shown.count("not measured, on neither side of a prefill: sees") == 2
-    assert "a side&#39;s time may be off by 7%" in shown
+    assert "a side&#39;s time may be off by 7 %" in shown
 
 
 def test_overview_holds_each_head_and_curves_their_means(found):

@@ -90,7 +90,7 @@ def test_words_follow_the_numbers():
     assert not any("do not use it here" in line for line in faster.reasons())
     slower = forecast.forecast(of(4096, 0.1), 9.0, VALUES)
     assert "At this length do not use it here." in slower.reasons()
-    assert "a made-up GPU; either may be off by 7%." in slower.reasons()[0]
+    assert "a made-up GPU; either may be off by 7 %." in slower.reasons()[0]
     short = forecast.forecast(of(4096, 0.1, positions=8192), 9.0, VALUES)
     assert str(short) == (
         "do not use it here, it is slower: use sdpa at 4096 tokens; faster from about "
@@ -161,6 +161,53 @@ def test_where_the_host_decides_it_is_named_and_not_the_pairs():
     # A host that is not waited for is no cause.
     pairs = forecast.forecast(of(8192, 0.1), 9.0, timed(0.1, anchor=5.0))
     assert "No θ would change that: first group, windows" in pairs.reasons()[-1]
+
+
+def test_a_longer_prompt_is_promised_a_gain_only_where_one_is_expected_and_read():
+    """Where nearly all pairs are kept and are dearer than dense ones no length pays."""
+    slow_host = 1.5 * cost.dense_work(cost.Shape(1, 8, 2, 8192, 8192, 64))["products"]
+    never = forecast.forecast(of(8192, 0.99), 9.0, timed(slow_host, anchor=1.2))
+    unread = forecast.forecast(of(8192, 0.1, positions=8192), 9.0, timed(slow_host))
+    assert never.faster_from is None
+    assert unread.faster_from > unread.positions
+    for told in (never, unread):
+        assert told.reasons()[-1].endswith("without a stripe. A faster host would.")
+    read = forecast.forecast(of(8192, 0.1), 9.0, timed(slow_host))
+    assert read.reasons()[-1].endswith(". A longer prompt would, or a faster host.")
+
+
+def of_a_layer(rows: float, host_ms: float = 0.0):
+    """Both sides have work by rows, beside their pairs; a gain must be larger than a tenth."""
+    ours = {"call": 0.5, "rows": rows, "products": 0.5, "tail": 0.5}
+    return VALUES | {
+        "layer_device_ms": {"rows": 500.0},
+        "margin": 0.1,
+        "anchor": {"host_ms": host_ms, "device_ms": ours},
+        "dense": {"host_ms": 0.0, "device_ms": {"rows": 100.0, "products": 1.0}},
+    }
+
+
+def test_a_floor_is_a_whole_layer_without_a_stripe():
+    values, shape = of_a_layer(rows=1000.0), cost.Shape(1, 8, 2, 8192, 8192, 64)
+    floor = forecast.forecast(of(8192, 0.1), 9.0, values).floor
+    rest = 500.0 * 8192 * 8 * 64 / 1e9
+    work = cost.anchor_work(shape, AnchorConfig(tail=TAIL), 0.0)
+    without_pairs = work | dict.fromkeys(("products", "scores", "pooled", "tail"), 0.0)
+    assert floor.device == pytest.approx(cost.layer_ms(values, "anchor", work, rest))
+    assert floor.fixed == pytest.approx(cost.layer_ms(values, "anchor", without_pairs, rest))
+    dense = cost.layer_ms(values, "dense", cost.dense_work(shape), rest)
+    assert floor.dense == pytest.approx(dense)
+    assert rest + 0.5 < floor.fixed < floor.device
+
+
+def test_a_gain_within_the_margin_is_none():
+    """What the layer takes lies just below dense attention's time, by less than the margin."""
+    told = forecast.forecast(of(8192, 0.1), 9.0, of_a_layer(rows=4000.0))
+    assert told.floor.fixed < told.floor.dense < 1.1 * told.floor.fixed
+    assert "ms beside its pairs, and" in told.reasons()[-1]
+    told = forecast.forecast(of(8192, 0.1), 9.0, of_a_layer(rows=3000.0, host_ms=99.0))
+    assert told.floor.device < told.floor.dense < 1.1 * told.floor.device
+    assert "A faster host would not either" in told.reasons()[-1]
 
 
 def test_shares_of_shorter_prompts_are_their_own_groups():

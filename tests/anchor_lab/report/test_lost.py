@@ -1,6 +1,7 @@
 """What a report says is lost: by its text's predictions, and by answers asked with its θ."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -71,16 +72,19 @@ def test_a_report_reads_and_asks_with_its_threshold_and_shows_what_was_found(
     assert set(asked) == {(N, None, 0), (N, 9.0, 512)}
     assert len(asked) == 2 * 2 * lost.PROMPTS
     loss = (
-        "θ = 9, a tail of 512, 50% of the pairs: +0.100 nats a token (95 %: +0.100 to +0.100), "
+        "θ = 9, a tail of 512, 50 % of the pairs: +0.100 nats a token (95 %: +0.100 to +0.100), "
         "perplexity +10.5 % (+10.5 to +10.5 %): more than 0.02 nats are lost. Do not use it here."
     )
     answers = "Dense attention finds 8 of 8 (68–100 %), AnchorAttention 0: answers are lost"
-    advice = "More than 2% of these prompts are lost. Do not use it here where answers are looked"
+    advice = "More than 2 % of these prompts are lost. Do not use it here where answers are looked"
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     for words in (loss, answers, advice, f"mean over {N - 2049} in rows beyond the first group"):
         assert words in said
         assert words in page
-    assert f"<b>{loss}</b>" in page
+    bold = re.findall(r"<p><b>([^<]*)</b></p>", page[page.index("What is lost here?") :])
+    assert len(bold) == 3, "two losses, and the answers; what was read is plain"
+    assert bold[1] == loss
+    assert answers in bold[2]
     assert "4 of 4 (51–100 %)" in page
     assert "0 of 4 (0–49 %)" in page
     assert page.index("What is lost here?") < page.index("All heads")
@@ -96,15 +100,39 @@ def test_no_answers_are_asked_for_where_none_are_wanted(capsys, asked, read, sma
     assert cli.main([*small, "--answers", "0"]) == 0
     assert not asked
     assert page["ANSWERS"] == []
-    assert page["LOST"][-1] == "No facts were hidden and asked for (--answers 0)."
-    assert "nats a token" in page["LOST"][1]
+    assert page["LOST"][-1] == ("No facts were hidden and asked for (--answers 0).", False)
+    assert "nats a token" in page["LOST"][1][0]
     assert "Dense attention finds" not in capsys.readouterr().out
+
+
+def test_the_text_is_not_read_where_that_is_not_wanted(tmp_path, capsys, asked, read, small, page):
+    assert cli.main([*small, "--no-losses"]) == 0
+    assert not read
+    assert not (tmp_path / "results" / text_losses.FILE).exists()
+    said = "What the predictions of the text lose was not asked (--no-losses)."
+    assert page["LOST"][0] == (said, False)
+    assert said in capsys.readouterr().out
+    assert len(asked) == 2 * 2 * lost.PROMPTS, "facts are asked for all the same"
+
+
+def test_facts_that_leave_no_sparse_rows_are_not_asked_for(asked, read, small, page, monkeypatch):
+    monkeypatch.setattr(lost, "needle_length", lambda model, tokens: 2560)
+    assert cli.main(small) == 0
+    assert page["LOST"][-1][0] == (
+        "No facts were hidden and asked for: with room for an answer a prompt has 2560 tokens, "
+        "and first group, windows and a tail of 512 rows are all of its pairs."
+    )
+    assert not asked
 
 
 def test_where_nothing_is_left_out_nothing_is_read(tmp_path, capsys, asked, read, small, page):
     assert cli.main([*small, "--length", "2304"]) == 0
-    (said,) = page["LOST"]
-    assert said.startswith("Nothing can be lost at 2304 tokens: first group, windows and a tail")
+    ((said, against),) = page["LOST"]
+    assert not against
+    assert said == (
+        "Nothing can be lost at 2304 tokens: first group, windows and a tail of 512 rows are all "
+        "of its pairs."
+    )
     assert said in capsys.readouterr().out
     assert not asked
     assert not read
@@ -120,8 +148,8 @@ def test_a_model_that_cannot_be_read_or_asked_gets_a_report_with_the_reason(
     monkeypatch.setattr(run, "make_prompt", refuse)
     assert cli.main(small) == 0
     assert page["LOST"] == [
-        "What the predictions of the text lose is not known: no such attention.",
-        "No facts were hidden and asked for: no such attention.",
+        ("What the predictions of the text lose is not known: no such attention.", False),
+        ("No facts were hidden and asked for: no such attention.", False),
     ]
 
 
@@ -161,17 +189,36 @@ def test_prompts_are_as_long_as_the_text_where_time_and_positions_allow(
 
 
 @pytest.mark.parametrize(
-    ("dense", "ours", "advised"), [(8, 8, False), (8, 7, True), (3, 0, False), (7, 8, False)]
+    ("dense", "ours", "against", "more"),
+    [
+        (8, 8, False, False),
+        (8, 7, False, True),
+        (8, 3, False, True),
+        (8, 2, True, False),
+        (3, 0, False, False),
+        (7, 8, False, False),
+    ],
 )
-def test_use_is_advised_against_where_answers_are_lost(dense, ours, advised):
+def test_use_is_advised_against_where_more_are_lost_than_chance_explains(
+    dense, ours, against, more
+):
     counts = Counts(8, dense, ours, max(0, dense - ours), max(0, ours - dense))
     said = lost.in_words({("single", "end"): counts}, 9.0, 4096)
-    assert said.startswith("Facts hidden in made-up prose of 4096 tokens")
-    assert ("Do not use it here" in said) is advised
+    assert said.words.startswith("Facts hidden in made-up prose of 4096 tokens")
+    assert said.against is ("Do not use it here" in said.words) is against
+    asks = "Ask more before you use it where answers are looked up: --answers 25."
+    assert said.words.endswith(asks) is more
+
+
+def test_more_is_twice_what_was_asked_where_that_was_many():
+    said = lost.in_words({("single", "end"): Counts(40, 40, 39, 1, 0)}, 9.0, 4096)
+    assert said.words.endswith("--answers 80.")
 
 
 def test_the_table_names_its_columns():
-    found = tables.lost(["Said."], [["single", "end", "2 of 2", "1 of 2", "1", "0", ""]])
+    found = tables.lost([("Said.", False)], [["single", "end", "2 of 2", "1 of 2", "1", "0", ""]])
     for words in ("<p>Said.</p>", "task", "AnchorAttention", "single", "1 of 2", "lost"):
         assert words in found
-    assert "<table" not in tables.lost(["Said."], [])
+    found = tables.lost([("Said.", False), ("Not here.", True)], [])
+    assert "<table" not in found
+    assert "<p>Said.</p><p><b>Not here.</b></p>" in found.replace("\n", "")

@@ -1,6 +1,7 @@
 """What a text's predictions lose: the numbers, what is said of them, what is refused."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,15 +9,18 @@ import transformers
 from torch.nn.functional import cross_entropy
 
 import anchor_models.transformers as anchor
+from anchor_lab.experiments.answers.counts import MARGIN
 from anchor_lab.experiments.losses.measure import RUNS
+from anchor_lab.experiments.page import percent
 from anchor_lab.report import text_losses
-from anchor_lab.report.text_losses import TextLoss, nothing_to_lose
+from anchor_lab.report.text_losses import ALLOWED, TextLoss, nothing_to_lose
 from anchor_models import load_bundled
 from anchor_models.texts import read_text
 from tests.tiny_llama import LLAMA, SPECIAL_TOKENS
 
 N = 2700
 SETTINGS = {"model": "bundled"}
+HOW_TO = Path(__file__).parents[3] / "docs/how-to/read_the_report.md"
 
 
 @pytest.fixture(scope="module")
@@ -109,16 +113,22 @@ ONE = TextLoss(12.0, 6143, 2.0, 2.1, 0.05, 0.15, 0.4)
 def test_the_interval_decides_what_is_said(low, high, words):
     said = str(replace(ONE, low=low, high=high))
     assert said.endswith(f" %): {words}")
-    assert ("o not use it" in said) == (low > 0.02)
+    assert replace(ONE, low=low, high=high).against == ("o not use it" in said) == (low > 0.02)
 
 
 def test_the_numbers_are_nats_and_percent_of_perplexity():
     assert str(ONE).startswith(
-        "θ = 12, a tail of 512, 40% of the pairs: +0.100 nats a token (95 %: +0.050 to +0.150), "
+        "θ = 12, a tail of 512, 40 % of the pairs: +0.100 nats a token (95 %: +0.050 to +0.150), "
         "perplexity +10.5 % (+5.1 to +16.2 %)"
     )
     gained = str(replace(ONE, ours=1.9, low=-0.15, high=-1e-6))
     assert "−0.100 nats a token (95 %: −0.150 to +0.000), perplexity −9.5 %" in gained
+
+
+def test_the_how_to_names_what_the_report_goes_by():
+    text = " ".join(HOW_TO.read_text(encoding="utf-8").split())
+    assert f"Where the whole interval lies above {ALLOWED:g} nats the advice" in text
+    assert f"Where more than {percent(MARGIN)} of the prompts are lost" in text
 
 
 def test_a_model_that_changes_its_logits_is_refused(tokens, tmp_path):

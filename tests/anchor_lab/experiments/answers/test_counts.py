@@ -29,6 +29,14 @@ def test_a_task_says_something_where_dense_attention_answers_half(dense, says):
     assert Counts(10, dense, 0, 0, 0).says_something is says
 
 
+@pytest.mark.parametrize(
+    ("dense", "ours", "apart"), [(8, 7, False), (8, 3, False), (8, 2, True), (2, 8, False)]
+)
+def test_counts_are_apart_where_the_intervals_of_their_shares_are(dense, ours, apart):
+    """Of 8 the interval is 68 to 100 % for 8, 14 to 69 % for 3, and 7 to 59 % for 2."""
+    assert Counts(8, dense, ours, 0, 0).apart is apart
+
+
 def test_a_share_is_shown_with_its_interval():
     assert shown(18, 20) == "18 of 20 (70–97 %)"
 
