@@ -18,7 +18,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isnan
-from typing import TYPE_CHECKING
 
 from anchor_lab.analysis.intervals import bootstrap
 from anchor_lab.experiments.compare.equal import budget_for
@@ -31,9 +30,6 @@ from anchor_lab.experiments.rivals.page import kind_of, published
 from anchor_lab.experiments.verdict import ahead
 from anchor_lab.experiments.verdict.times import BLOCKS_OF_OURS, Clock, clock_of, equal_recall
 from anchor_lab.methods import METHODS
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 HELD, NOT_HELD, NOT_TESTABLE = "held", "not held", "not testable here"
 PAPER = "2505.23520"  # on arXiv: others with a smaller number were there before
@@ -93,7 +89,7 @@ class Sweep:
     """
 
     end: float
-    curve: "DataFrame"
+    curve: object  # a pandas frame; the room imports pandas where it is used
 
     def needs(self, recall: float) -> float:
         """Pairs for a recall; NaN beyond the end."""

@@ -208,7 +208,9 @@ def test_every_option_reaches_what_it_is_for(found, tmp_path, capsys, monkeypatc
         "LOST": seen["page"][-1]["LOST"],
         "ANSWERS": [],
     }
-    assert seen["page"][-1]["LOST"][0].startswith("Nothing can be lost at 2304 tokens")
+    words, against = seen["page"][-1]["LOST"][0]
+    assert words.startswith("Nothing can be lost at 2304 tokens")
+    assert not against
     assert Calibration.load(tmp_path / "calibration.json").target_recall == 0.98
     assert f"recommended for a recall of 0.98: θ = {recommended:g}" in capsys.readouterr().out
 
