@@ -38,6 +38,22 @@ def prepare(patch):
     patch.setattr("anchor_lab.experiments.outliers.measure.GRID", (1.0, 12.0))
 
 
+@pytest.fixture
+def timed(monkeypatch):
+    """What is to be timed, which takes long and is done once, in `out`: way, with thresholds?"""
+    calls = []
+
+    def times(_bench, _tokens, way, thetas):
+        calls.append((way.name, thetas is not None))
+        return {"ms": [1.0] * 8}
+
+    monkeypatch.setattr(measure._Bench, "_times", times)
+    return calls
+
+
+ASKED = [("dense", False), ("paper, θ = 15", False), ("R = 4, by head", True)]
+
+
 def run(path, *more) -> int:
     fixed = ["--quick", "--model", "bundled", "--device", "cpu", "--out", str(path)]
     return EXPERIMENT.run([*fixed, *more])
@@ -63,7 +79,7 @@ def test_every_way_has_its_row_in_every_part(out):
     assert "R = 4, by head" in page
 
 
-def test_a_run_that_stopped_goes_on_with_what_is_missing_alone(out, tmp_path, monkeypatch):
+def test_a_run_that_stopped_goes_on_with_what_is_missing_alone(out, tmp_path, monkeypatch, timed):
     prepare(monkeypatch)
     whole = read(out)
     left = [row for row in whole["rows"] if row["part"] != "times"]
@@ -74,9 +90,12 @@ def test_a_run_that_stopped_goes_on_with_what_is_missing_alone(out, tmp_path, mo
     monkeypatch.setattr(measure, "calibrate", None)
     assert run(tmp_path / "a.json") == 0
     assert len(read(tmp_path / "a.json")["rows"]) == len(whole["rows"])
+    assert timed == ASKED
 
 
-def test_times_of_other_kernels_are_measured_again_and_nothing_else_is(out, tmp_path, monkeypatch):
+def test_times_of_other_kernels_are_measured_again_and_nothing_else_is(
+    out, tmp_path, monkeypatch, timed
+):
     prepare(monkeypatch)
     whole = read(out)
     runs = [{**run, "kernels": "of yesterday"} for run in whole["runs"]]
@@ -93,6 +112,7 @@ def test_times_of_other_kernels_are_measured_again_and_nothing_else_is(out, tmp_
     assert values(found)["kernels"] == [now] != ["of yesterday"]
     assert run(tmp_path / "a.json") == 0
     assert read(tmp_path / "a.json") == found, "nothing is left"
+    assert timed == ASKED
 
 
 def test_a_prompt_of_one_group_is_refused(tmp_path, capsys):
