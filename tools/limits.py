@@ -121,7 +121,7 @@ def losing(files: Sequence[dict], table: dict, lengths: dict) -> str:
         lost=found.page,
         theta=THETA,
         usual=page.digits(found.lost[THETA][METHOD].mean, 3),
-        others=[one.page for one in data_others(files, found.n, lengths["rows"])],
+        others=[one.page for one in data_others(files, found.n, lengths)],
     )
 
 

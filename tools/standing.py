@@ -15,9 +15,9 @@ from anchor_lab.experiments.equal_time import figure as equal_time
 from anchor_lab.experiments.equal_time.measure import ASKED
 from anchor_lab.experiments.equal_time.page import data_found
 from anchor_lab.experiments.equal_time.ways import ROWS_BY_HEAD
-from anchor_lab.experiments.lengths.figure import data_worse
 from anchor_lab.experiments.losses import figure as losses
 from anchor_lab.experiments.losses.measure import FULL, GOALS, TEXTS, row_of, theta_label
+from anchor_lab.experiments.losses.page import unread
 from anchor_lab.experiments.rivals import figure as rivals
 from anchor_lab.experiments.rivals.page import published
 from anchor_ref import AnchorConfig
@@ -206,7 +206,7 @@ class OtherTexts:
         }
 
 
-def data_others(files: Sequence[dict], n: int, lengths: Sequence[dict]) -> list[OtherTexts]:
+def data_others(files: Sequence[dict], n: int, lengths: dict) -> list[OtherTexts]:
     """Of each text that somebody brought, and of the usual ones where they are longer than n.
 
     AnchorAttention read them at the published θ.
@@ -214,9 +214,9 @@ def data_others(files: Sequence[dict], n: int, lengths: Sequence[dict]) -> list[
     Args:
         files: as in `data_standing`.
         n: tokens of a `Standing`.
-        lengths: rows of `python -m anchor_lab lengths`, for what is read worse at once.
+        lengths: of `python -m anchor_lab lengths`, for what is read worse at once.
     """
-    found, worse = [], data_worse(lengths)
+    found = []
     usual = [one for one in files if set(one["settings"]["texts"]) == {*TEXTS}]
     everyone = published(dict.fromkeys(row["method"] for one in usual for row in one["rows"]))
     for one in files:
@@ -234,10 +234,8 @@ def data_others(files: Sequence[dict], n: int, lengths: Sequence[dict]) -> list[
             name, what = "long", "longer texts of these kinds"
             missing = [method for method in everyone if method not in order]
         place, tokens = order.index(OURS) + 1, about["tokens"]
-        unread = [text for text in worse.get(tokens, ()) if text in about["texts"]]
-        found.append(
-            OtherTexts(name, what, tokens, level, own, place, len(order), missing, unread)
-        )
+        worse = unread(about, lengths)
+        found.append(OtherTexts(name, what, tokens, level, own, place, len(order), missing, worse))
     return found
 
 
@@ -300,7 +298,7 @@ def texts(files: Sequence[dict], table: dict, lengths: dict) -> str:
         n=page.spaced(found.n),
         eighths=[page.digits(x, 2) for x in (found.eighths[0], *_ends(found.eighths[1:]))],
         group=CONFIG.group_size,
-        others=[one.page for one in data_others(files, found.n, lengths["rows"])],
+        others=[one.page for one in data_others(files, found.n, lengths)],
     )
 
 

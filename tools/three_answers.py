@@ -203,5 +203,5 @@ def three_answers(
         far=page.digits(found.classes[FAR], 2),
         new=page.digits(found.classes[NEW], 2),
         texts=TEXTS,
-        others=[one.page for one in data_others(files, found.n, lengths["rows"])],
+        others=[one.page for one in data_others(files, found.n, lengths)],
     )

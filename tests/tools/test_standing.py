@@ -147,7 +147,7 @@ def test_a_text_that_somebody_brought_has_a_sentence_and_no_other_say():
         if row["method"] == OURS:
             row["runs"]["emma"] = [0.001, 0.001]
     files = [losses(8192), emma]
-    (brought,) = standing.data_others(files, 8192, [])
+    (brought,) = standing.data_others(files, 8192, READ)
     assert (brought.what, brought.tokens, brought.place, brought.of) == ("emma", 8192, 1, 4)
     assert (brought.pairs, brought.lost) == (0.6, {12.0: 0.001, 9.0: 0.001})
     assert standing.data_standing(files, table(recalls(8192))).place(12.0) == 3
